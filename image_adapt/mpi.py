@@ -1,0 +1,112 @@
+"""Ranks of an `mpiexec` launch. They share the file system, one list of work and a progress counter, nothing else.
+
+Without mpi4py, or without `mpiexec`, a single process does the same work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+_PROGRESS_TAG = 7
+
+
+class World:
+    """Rank, size and the few things that ranks tell each other."""
+
+    def __init__(self, communicator: Any = None) -> None:
+        self.communicator = communicator
+        self.rank = 0 if communicator is None else communicator.Get_rank()
+        self.size = 1 if communicator is None else communicator.Get_size()
+        self.local_rank = 0
+        if communicator is not None and self.size > 1:
+            from mpi4py import MPI
+
+            self.local_rank = communicator.Split_type(MPI.COMM_TYPE_SHARED).Get_rank()
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of rank 0, on every rank."""
+        return value if self.size == 1 else self.communicator.bcast(value, root=0)
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """The values of all ranks on rank 0, None elsewhere."""
+        return [value] if self.size == 1 else self.communicator.gather(value, root=0)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """An exception on one rank ends them all: the others would wait for it for ever."""
+        try:
+            yield
+        except BaseException as error:
+            if self.size == 1:
+                raise
+            if self.rank:
+                time.sleep(1)  # mistakes in the command hit every rank: rank 0 says so, once
+            if isinstance(error, ValueError | FileNotFoundError) and not os.environ.get("UNDEGRADE_TRACEBACK"):
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            else:
+                traceback.print_exc()
+            self.communicator.Abort(2)
+
+
+def connect() -> World:
+    """The world that this process was launched in.
+
+    Raises:
+        ValueError: launched by mpiexec with several ranks, but mpi4py or its MPI library cannot be loaded.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        launched = next((int(os.environ[v]) for v in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS") if v in os.environ), 1)
+        if launched > 1:
+            raise ValueError(
+                f"launched as {launched} MPI ranks, but mpi4py cannot be loaded ({error}); install it against this MPI "
+                '(pip install "undegrade[mpi]", or "undegrade[mpich]" for an MPI from PyPI), or run without mpiexec'
+            ) from error
+        return World()
+    return World(MPI.COMM_WORLD)
+
+
+class Progress:
+    """One bar over the images of all ranks, drawn by rank 0.
+
+    The other ranks send how many images they finished; rank 0 takes these in whenever it finishes some itself, and at the end
+    waits for the rest.
+    """
+
+    def __init__(self, world: World, total: int, done: int, description: str) -> None:
+        self.world, self.total, self.seen = world, total, done
+        self.bar = tqdm(
+            total=total, initial=done, desc=description, unit="img", disable=world.rank != 0, dynamic_ncols=True, mininterval=1.0
+        )
+        self._pending: list[Any] = []
+
+    def add(self, images: int) -> None:
+        """This rank finished `images` more."""
+        if self.world.rank:
+            self._pending.append(self.world.communicator.isend(images, dest=0, tag=_PROGRESS_TAG))
+            return
+        self._count(images)
+        while self.world.size > 1 and self.world.communicator.iprobe(tag=_PROGRESS_TAG):
+            self._count(self.world.communicator.recv(tag=_PROGRESS_TAG))
+
+    def finish(self) -> None:
+        """Wait until every rank has reported all its images."""
+        if self.world.rank == 0:
+            while self.seen < self.total:
+                self._count(self.world.communicator.recv(tag=_PROGRESS_TAG))
+        for request in self._pending:
+            request.wait()
+        self.bar.close()
+
+    def _count(self, images: int) -> None:
+        self.seen += images
+        self.bar.update(images)

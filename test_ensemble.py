@@ -1,0 +1,68 @@
+"""Evaluate systems of several members: `(checkpoint, view)` pairs and a rule each, all rules from one forward pass a member.
+
+    python test_ensemble.py -c configs/ensemble/Digits/diffaud.yaml
+    python test_ensemble.py <config> <checkpoint 1> --second_model_prefix <checkpoint 2> --data_prefix2 <adapted images> \
+        --ensemble sum --corruption gaussian_noise --severity 5
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from models.rules import INPUT_RULES, RULES
+from trainers.evaluation import EvaluationConfig, evaluate, print_outcome
+from trainers.evaluation_entry import data_overrides, evaluation_parser
+from trainers.evaluation_report import write_evaluation_report
+from utils.config import Tree, build, merge, read_overrides, read_yaml
+from utils.device import choose_device
+from utils.errors import user_errors
+from utils.run_log import setup_logging
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = evaluation_parser(__doc__ or "")
+    parser.add_argument("positional", nargs="*", metavar="config [checkpoint]", help="YAML and, for two members, the first checkpoint")
+    parser.add_argument("-c", "--config", help="YAML with members, systems and data")
+    parser.add_argument("--second_model_prefix", help="checkpoint of the second member (default: the first)")
+    parser.add_argument("--data_prefix1", default="raw", help="view of the first member")
+    parser.add_argument("--data_prefix2", help="view of the second member")
+    parser.add_argument("--ensemble", help="rule; several joined by commas, or all")
+    parser.add_argument("--report", help="also write one self-contained HTML file: table, plots, pictures, configs")
+    parser.add_argument("--metrics", default="accuracy", choices=["accuracy"], help="what is reported")
+    args, rest = parser.parse_known_args(argv)
+    path = args.config or (args.positional.pop(0) if args.positional else None)
+    if path is None:
+        parser.error("give a config: -c configs/ensemble/<DATASET>/<name>.yaml")
+    tree = read_yaml(path)
+    if args.positional:
+        tree = merge(tree, two_members(args.positional[0], args))
+        tree["systems"] = two_member_systems(args.ensemble or "sum")
+    tree = merge(merge(tree, data_overrides(args)), read_overrides(rest, []))
+    tree["runs"] = args.runs
+    if args.out:
+        tree["out"] = args.out
+    config = build(EvaluationConfig, tree)
+    evaluation = evaluate(config, choose_device(args.device))
+    print_outcome(evaluation, config.out)
+    if args.report:
+        write_evaluation_report(args.report, evaluation, config)
+        print(f"report: {args.report}")
+
+
+def two_members(first: str, args: argparse.Namespace) -> Tree:
+    """Members of the published command line: model 1 on tree 1, model 2 on tree 2."""
+    second, view1, view2 = args.second_model_prefix or first, args.data_prefix1, args.data_prefix2
+    return {"members": {"first": {"checkpoint": first, "view": view1}, "second": {"checkpoint": second, "view": view2 or view1}}}
+
+
+def two_member_systems(ensemble: str) -> Tree:
+    """A system a rule."""
+    rules = [*RULES, *INPUT_RULES] if ensemble == "all" else ensemble.split(",")
+    return {rule: {"members": ["first", "second"], "rule": rule} for rule in rules}
+
+
+if __name__ == "__main__":
+    setup_logging()
+    with user_errors():
+        main()

@@ -1,0 +1,128 @@
+"""The sections of a training YAML. Every key is documented here; an unknown key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+from utils.data.batches import AugmentConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is trained on.
+
+    Attributes:
+        dataset: `Digits`, `CIFAR10`, `CIFAR100`, or the path of an image folder.
+        root: where downloaded data sets lie.
+        image_size: side in pixels, for image folders (null: of the first image).
+        degradations: names; each image of a step appears once for every one. Empty: clean training.
+        adapted: folder of adapted images (`<adapted>/<degradation>/random/<class>/*`) to train on in place of degrading on the fly.
+        batch_size: images a step and process, before they are multiplied by the degradations.
+        workers: processes that make batches (0: the training process itself).
+        limit: train on a class-balanced subset of so many images.
+        augment: see AugmentConfig.
+    """
+
+    dataset: str = "Digits"
+    root: str = "data"
+    image_size: int | None = None
+    degradations: list[str] = field(default_factory=list)
+    adapted: str | None = None
+    batch_size: int = 128
+    workers: int = 0
+    limit: int | None = None
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimiser and learning-rate schedule.
+
+    Attributes:
+        name: class of torch.optim.
+        lr: peak learning rate.
+        weight_decay: as the optimiser defines it.
+        momentum: SGD only.
+        schedule: constant | multistep (times gamma at each milestone) | cosine (to 0, step by step).
+        milestones: epochs, for multistep.
+        gamma: factor, for multistep.
+        warmup_epochs: linear rise from 0 over so many epochs (may be a fraction).
+    """
+
+    name: Literal["SGD", "Adam", "AdamW", "RAdam"] = "SGD"
+    lr: float = 0.1
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    schedule: Literal["constant", "multistep", "cosine"] = "multistep"
+    milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.2
+    warmup_epochs: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """The training loop.
+
+    Attributes:
+        epochs: passes over the training data.
+        validate_every: epochs between validations (the last epoch is always validated).
+        monitor: validation metric that chooses the best checkpoint; accuracy is maximised, loss minimised, ties go to the later epoch.
+        patience: stop after so many validations without a better value (null: never).
+        mixed_precision: no | bf16 | fp16 autocast.
+        accumulate: steps over which gradients are added up before the optimiser steps.
+        clip_norm: largest gradient norm (null: no clipping).
+        ema_decay: keep an exponential moving average of the weights, validate and save it (null: none).
+        channels_last: memory layout of the convolutions (faster on CPU and on tensor cores).
+        compile: torch.compile the loss; falls back with a message where it does not work.
+    """
+
+    epochs: int = 10
+    validate_every: int = 1
+    monitor: Literal["accuracy", "loss"] = "accuracy"
+    patience: int | None = None
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    accumulate: int = 1
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    channels_last: bool = True
+    compile: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training YAML.
+
+    Attributes:
+        name: the run goes to `<save_dir>/<name>/<run id>`; `{dataset}`, `{arch}` and `{deg}` (the degradations
+            joined by `+`) are replaced, here and in the names of parent runs.
+        save_dir: root of all runs.
+        seed: of weights, order, degradation and augmentation.
+        data, optimizer, loop: see there.
+        method: `name` and the keys of that method (trainers/methods.py).
+        model: keys of the network that the method trains (trainers/methods.py).
+    """
+
+    name: str
+    save_dir: str = "runs"
+    seed: int = 123
+    data: DataConfig = field(default_factory=DataConfig)
+    model: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+def fill(text: str, config: TrainConfig, **more: str) -> str:
+    """`{dataset}`, `{arch}`, `{deg}` and what `more` names, replaced in names and paths of a config."""
+    values = {
+        "dataset": Path(config.data.dataset).name,
+        "arch": str(config.model.get("arch", "")),
+        "deg": "+".join(config.data.degradations) or "clean",
+        **more,
+    }
+    for key, value in values.items():
+        text = text.replace("{" + key + "}", value)
+    return text

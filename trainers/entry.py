@@ -1,0 +1,160 @@
+"""What `train.py` and `train_all_deg.py` share: command line and YAML in, a finished run out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from trainers.config import TrainConfig, fill
+from trainers.methods import METHODS, Context
+from trainers.trainer import Trainer
+from utils.choices import check_choice
+from utils.config import Tree, build, dump_yaml, merge, read_overrides, read_yaml, to_tree
+from utils.data.batches import BatchLoader, BatchSet
+from utils.data.cells import Cell, FolderTree
+from utils.data.degradations import check_degradation
+from utils.data.sources import ImageSource, open_source
+from utils.device import choose_device
+from utils.files import write_atomic
+from utils.runs import create_run
+from utils.seeding import seed_everything
+
+log = logging.getLogger(__name__)
+
+COMBINED = "combined_deg"  # --dt of the all-degradation runs: keep the config's list
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The command line of the training scripts; further `--section.key value` pairs override the YAML."""
+    p = argparse.ArgumentParser(description=description, allow_abbrev=False, epilog="Any config key: --section.key value")
+    p.add_argument("-c", "--config", help="YAML file")
+    p.add_argument("-r", "--resume", help="run folder (or a checkpoint in it) to go on with")
+    p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers such as 0,1")
+    p.add_argument("--lr", "--learning_rate", dest="lr", type=float, help="optimizer.lr")
+    p.add_argument("--bs", "--batch_size", dest="bs", type=int, help="data.batch_size")
+    p.add_argument("--dt", "--deg_type", dest="dt", help="data.degradations: one, several joined by commas, or combined_deg to keep the list")
+    p.add_argument("--rs", "--random_seed", dest="rs", type=int, help="seed")
+    p.add_argument("--run_id", help="name of the run folder instead of the time; an existing run of that name is gone on with")
+    return p
+
+
+def main(argv: Sequence[str] | None, description: str) -> Path:
+    """Train as the command line says; returns the run folder."""
+    p = parser(description)
+    args, rest = p.parse_known_args(argv)
+    resume = _resumed_run(args.resume) if args.resume else None
+    if args.config is None and resume is None:
+        p.error("give a config with -c, or a run to go on with by -r")
+    tree = read_yaml(resume / "config.yaml") if resume else {}
+    tree = merge(tree, read_yaml(args.config)) if args.config else tree
+    tree = merge(tree, read_overrides(rest, [f.name for f in dataclasses.fields(TrainConfig)]))
+    config = build(TrainConfig, merge(tree, _short_flags(args)))
+    return run(dataclasses.replace(config, name=fill(config.name, config)), args.device, resume, args.run_id)
+
+
+def _short_flags(args: argparse.Namespace) -> Tree:
+    tree: Tree = {}
+    for value, place in ((args.lr, ("optimizer", "lr")), (args.bs, ("data", "batch_size"))):
+        if value is not None:
+            tree = merge(tree, {place[0]: {place[1]: value}})
+    if args.rs is not None:
+        tree["seed"] = args.rs
+    if args.dt is not None and args.dt != COMBINED:
+        tree = merge(tree, {"data": {"degradations": args.dt.split(",")}})
+    return tree
+
+
+def _resumed_run(text: str) -> Path:
+    path = Path(text)
+    folder = path if path.is_dir() else path.parent
+    folder = folder.parent if folder.name == "last" else folder
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"-r {text}: no config.yaml in {folder}; give the run folder <save_dir>/<name>/<run id>")
+    return folder
+
+
+def run(config: TrainConfig, device: str | None = None, resume: Path | None = None, run_id: str | None = None) -> Path:
+    """Train one run from its configuration; returns its folder."""
+    kind = METHODS[check_choice(config.method.get("name"), METHODS, "value", "config key 'method.name'")]
+    model, method_config = build(kind.model, config.model, "model"), build(kind.method, config.method, "method")
+    for name in config.data.degradations:
+        check_degradation(name)
+    accelerator = Accelerator(
+        cpu=choose_device(device).type == "cpu",
+        mixed_precision=config.loop.mixed_precision,
+        gradient_accumulation_steps=config.loop.accumulate,
+    )
+    seed_everything(config.seed)
+    data = config.data
+    sources = {s: open_source(data.dataset, s, data.root, data.image_size, _limit(data.limit, s)) for s in ("train", "validation")}
+    method = kind.build(model, method_config, Context(sources["train"], data.degradations, config))
+    loaders = {s: _loader(config, sources[s], s == "train", accelerator) for s in sources}
+    folder = _run_folder(config, resume, run_id, accelerator)
+    if accelerator.is_main_process:
+        log.info(
+            "%s: %d training and %d validation images, %s, %d parameters, run %s", config.data.dataset, len(sources["train"]),
+            len(sources["validation"]), "+".join(data.degradations) or "clean", sum(p.numel() for p in method.student.parameters()), folder,
+        )  # fmt: skip
+    trainer = Trainer(
+        method, loaders["train"], loaders["validation"], config.optimizer, config.loop, accelerator, folder, config.seed
+    )
+    best = trainer.fit()
+    if accelerator.is_main_process:
+        log.info("finished %s: best epoch %d, %s", folder, trainer.progress.best_epoch,
+                 ", ".join(f"{k} {v:.4f}" for k, v in best.items() if k.startswith("validation")))  # fmt: skip
+    return folder
+
+
+def _limit(limit: int | None, split: str) -> int | None:
+    """A limit on the training images limits validation in proportion (never below 100 images)."""
+    return limit if limit is None or split == "train" else max(100, limit // 5)
+
+
+def _loader(config: TrainConfig, source: ImageSource, train: bool, accelerator: Accelerator) -> BatchLoader:
+    data = config.data
+    adapted = {}
+    if data.adapted:
+        split = source.name.rsplit("/", 1)[-1]
+        tree = FolderTree(Path(fill(data.adapted, config, split=split)), source)
+        adapted = {name: tree.source(Cell(name)) for name in data.degradations}
+    batches = BatchSet(
+        source, data.degradations, data.batch_size, config.seed, data.augment if train else None, adapted,
+        accelerator.process_index, accelerator.num_processes,
+    )  # fmt: skip
+    return BatchLoader(batches, data.workers if train else 0)
+
+
+def _run_folder(config: TrainConfig, resume: Path | None, run_id: str | None, accelerator: Accelerator) -> Path:
+    """Made by the first process, told to the others."""
+    chosen: list[Any] = [resume]
+    if resume is None and accelerator.is_main_process:
+        existing = Path(config.save_dir) / config.name / (run_id or "")
+        if run_id and (existing / "config.yaml").is_file():
+            _check_same(existing, config)
+            chosen = [existing]
+        else:
+            chosen = [create_run(config.save_dir, config.name, run_id)]
+    if accelerator.num_processes > 1:
+        torch.distributed.broadcast_object_list(chosen, src=0)
+    folder = Path(chosen[0])
+    if accelerator.is_main_process:
+        write_atomic(folder / "config.yaml", dump_yaml(to_tree(config)))
+    return folder
+
+
+def _check_same(folder: Path, config: TrainConfig) -> None:
+    """A run is only gone on with by the same configuration."""
+    stored, now = read_yaml(folder / "config.yaml"), to_tree(config)
+    differing = [key for key in now if stored.get(key) != now[key]]
+    if differing:
+        raise ValueError(
+            f"run {folder} exists with another configuration (differs in {', '.join(differing)}): delete it, choose another --run_id, "
+            f"or change the run on purpose with -r {folder}"
+        )

@@ -1,0 +1,49 @@
+"""Command-line parts that test.py and test_ensemble.py share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from utils.config import Tree, read_yaml
+from utils.data.cells import parse_severities
+
+
+def evaluation_parser(description: str) -> argparse.ArgumentParser:
+    """Flags that say what to evaluate on and where results go."""
+    p = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        epilog="Any config key: --section.key value",
+    )  # fmt: skip
+    p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers such as 0,1")
+    p.add_argument("--dt", "--deg_type", dest="dt", help="sweep all levels of a degradation; several joined by commas, or all")
+    p.add_argument("--corruption", help="corruptions joined by commas; all: the 15 of ImageNet-C; clean; degradations (random level)")
+    p.add_argument("--severity", help="of the corruptions: 5, or 1,3,5, or 1-5")
+    p.add_argument("--dataset", help="data set name or image folder")
+    p.add_argument("--limit", type=int, help="class-balanced subset of so many images")
+    p.add_argument("--out", help="folder for the results")
+    p.add_argument("--runs", default="runs", help="root of the runs, for checkpoints by name")
+    return p
+
+
+def data_overrides(args: argparse.Namespace) -> Tree:
+    """The given flags as keys of the `data:` section."""
+    data: Tree = {}
+    if args.dt is not None:
+        data["sweep"] = args.dt.split(",")
+    if args.corruption is not None:
+        data["corruptions"] = args.corruption.split(",")
+    if args.severity is not None:
+        data["severities"] = parse_severities(args.severity)
+    if args.dataset is not None:
+        data["dataset"] = args.dataset
+    if args.limit is not None:
+        data["limit"] = args.limit
+    return {"data": data}
+
+
+def training_data(checkpoint: Path) -> Tree:
+    """Data set keys of the run that made a checkpoint, from the config.yaml beside it (empty for a lone file)."""
+    path = checkpoint.parent / "config.yaml"
+    data = read_yaml(path).get("data", {}) if path.is_file() else {}
+    return {k: data[k] for k in ("dataset", "root", "image_size") if k in data}

@@ -1,0 +1,89 @@
+"""Weights on disk: safetensors with a JSON description inside, so that a checkpoint says what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_META = "undegrade"
+
+
+def save_checkpoint(path: str | Path, state_dict: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write `state_dict` and its description in one file, atomically.
+
+    Args:
+        path: file to write (`*.safetensors`).
+        state_dict: tensors by name, on any device.
+        description: JSON-able facts needed to build the network again (`kind`, `arch`, `num_classes`, ...).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(tensors, temporary, metadata={_META: json.dumps(description, sort_keys=True)})
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read `(state_dict, description)`; a foreign file without description gives `{}` for it.
+
+    Args:
+        path: `.safetensors`, or a PyTorch file of tensors (read with `weights_only=True`).
+        kind: expected `description["kind"]` ("classifier", "diffusion").
+
+    Raises:
+        FileNotFoundError: names the path.
+        ValueError: truncated or not a checkpoint; holds Python objects; another kind than expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    state, description = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
+    found = description.get("kind")
+    if kind is not None and found is not None and found != kind:
+        raise ValueError(f"checkpoint {path} holds a {found} model, a {kind} model is needed here")
+    return state, description
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+            return state, json.loads((file.metadata() or {}).get(_META, "{}"))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors (truncated, or another format?): {error}") from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a file of tensors ({str(error).splitlines()[0]}). Files that hold Python objects are not "
+            "loaded, since they can run any code: save the state dict alone with the program that wrote it."
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, a state dict (tensors by name) is needed")
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
+def file_digest(path: str | Path) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a file, to name a model in manifests and caches."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            sha.update(block)
+    return sha.hexdigest()[:16]

@@ -1,0 +1,247 @@
+"""Test cells: (corruption, severity) -> a source of images, whichever way the images come to be.
+
+A *view* gives one `ImageSource` a cell. `OnTheFly` corrupts or degrades a clean source as it is read, `ReleasedArrays` reads the
+published CIFAR-10-C layout (`<corruption>.npy`, `labels.npy`), `FolderTree` reads `<root>/<corruption>/<severity>/<class>/*` as the
+adapter writes it. Images of two views are paired by key, never by position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.choices import check_choice
+from utils.data.corruptions import ALL_CORRUPTIONS, corrupt, default_constants
+from utils.data.degradations import DEGRADATIONS, NAMED_SEQUENCES, degrade, sample_levels, sweep_levels
+from utils.data.images import list_images
+from utils.data.sources import ImageSource, array_source, folder_source
+
+CLEAN = "clean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One column of a result table.
+
+    Attributes:
+        corruption: `clean`, one of the ImageNet-C corruptions, a degradation, or a sequence such as `blur+noise+jpeg`.
+        severity: 1..5 for corruptions; the level in the degradation's own unit; None draws a level for each image.
+    """
+
+    corruption: str
+    severity: float | None = None
+
+    @property
+    def folder(self) -> str:
+        """`<corruption>/<severity>`, with `random` for levels drawn image by image."""
+        return f"{self.corruption}/{'random' if self.severity is None else f'{self.severity:g}'}"
+
+    @property
+    def is_corruption(self) -> bool:
+        """Whether it belongs to the ImageNet-C family (severities 1..5)."""
+        return self.corruption in ALL_CORRUPTIONS
+
+
+def parse_severities(text: str) -> list[int]:
+    """`5`, `1,3,5` or `1-5` as a list.
+
+    Raises:
+        ValueError: not of these forms.
+    """
+    first, dash, last = text.partition("-")
+    try:
+        return list(range(int(first), int(last) + 1)) if dash else [int(s) for s in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--severity {text!r}: write one of 1..5, several joined by commas, or a range such as 1-5") from None
+
+
+def sweep_cells(degradation: str) -> list[Cell]:
+    """A cell for every level of a degradation (101 for jpeg, 51 for noise and blur, 26 for saltpepper)."""
+    return [Cell(degradation, level) for level in sweep_levels(degradation)]
+
+
+def parse_cells(corruptions: Sequence[str], severities: Sequence[int]) -> list[Cell]:
+    """Cells for every corruption (each severity) and every degradation (level drawn for each image) named.
+
+    Raises:
+        ValueError: an unknown name (with the closest), or a severity outside 1..5.
+    """
+    cells: list[Cell] = []
+    for name in corruptions:
+        if name in ALL_CORRUPTIONS:
+            wrong = [s for s in severities if s not in (1, 2, 3, 4, 5)]
+            if wrong or not severities:
+                raise ValueError(f"severities {list(severities)} for {name}: choose from 1, 2, 3, 4, 5")
+            cells += [Cell(name, int(s)) for s in severities]
+        elif name == CLEAN:
+            cells.append(Cell(CLEAN, 0))
+        else:
+            for part in name.split("+"):
+                check_choice(
+                    part, [*ALL_CORRUPTIONS, *DEGRADATIONS, *NAMED_SEQUENCES, CLEAN], "corruption or degradation"
+                )
+            cells.append(Cell(name, 0 if name in NAMED_SEQUENCES else None))
+    return cells
+
+
+class View(Protocol):
+    """What an ensemble member looks at."""
+
+    @property
+    def name(self) -> str:
+        """Short name for caches and tables."""
+
+    def source(self, cell: Cell) -> ImageSource:
+        """The images of a cell; the same keys for every cell."""
+
+    def identity(self, cell: Cell) -> str:
+        """Digest of all that the images of a cell depend on, to name them in caches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OnTheFly:
+    """Corrupts a clean source as it is read; an image depends on (pixels, cell, key, seed) only.
+
+    Attributes:
+        clean: the clean images.
+        seed: of all random streams.
+        constants: set of the ImageNet-C constants: cifar | tiny | imagenet (None: by the image size).
+    """
+
+    clean: ImageSource
+    seed: int = 0
+    constants: str | None = None
+
+    @property
+    def name(self) -> str:
+        return "raw"
+
+    def source(self, cell: Cell) -> ImageSource:
+        if cell.corruption == CLEAN:
+            return self.clean
+        constants = self.constants or default_constants(self.clean.image_size)
+
+        def read(rows: np.ndarray) -> Tensor:
+            images, keys = self.clean.images(rows), [self.clean.keys[i] for i in rows]
+            if cell.is_corruption:
+                return corrupt(
+                    images, cell.corruption, int(cell.severity or 0), keys=keys, seed=self.seed, constants=constants
+                )
+            level = self.levels(cell, keys)
+            return degrade(images, cell.corruption, level, keys=keys, seed=self.seed)
+
+        return dataclasses.replace(self.clean, name=f"{self.clean.name}/{cell.folder}", read=read)
+
+    def identity(self, cell: Cell) -> str:
+        constants = self.constants or default_constants(self.clean.image_size)
+        return _digest(self.clean.name, self.clean.keys, cell, self.seed, constants if cell.is_corruption else "")
+
+    def levels(self, cell: Cell, keys: list[str]) -> Tensor:
+        """Level of each image in the degradation's own unit, [B] (or [B, stages] for a sequence)."""
+        if cell.severity is None:
+            return sample_levels(cell.corruption, keys, self.seed)
+        return torch.full((len(keys),), float(cell.severity))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleasedArrays:
+    """CIFAR-10-C / CIFAR-100-C as published: `<corruption>.npy` uint8 [50000, 32, 32, 3], severity s at rows (s-1) * 10000.
+
+    Attributes:
+        root: folder with the `.npy` files.
+        clean: the clean test set in its published order (gives classes, keys and the check of the labels).
+    """
+
+    root: Path
+    clean: ImageSource
+
+    @property
+    def name(self) -> str:
+        return "released"
+
+    def source(self, cell: Cell) -> ImageSource:
+        if cell.corruption == CLEAN:
+            return self.clean
+        check_choice(cell.corruption, ALL_CORRUPTIONS, "corruption", "the released arrays")
+        path, labels_path = self.root / f"{cell.corruption}.npy", self.root / "labels.npy"
+        for needed in (path, labels_path):
+            if not needed.is_file():
+                raise FileNotFoundError(
+                    f"{needed} does not exist; CIFAR-10-C is record 2535967 and CIFAR-100-C record 3555552 on zenodo.org: unpack "
+                    f"the archive so that {self.root}/<corruption>.npy and labels.npy lie there"
+                )
+        stored = np.load(path, mmap_mode="r")
+        n = len(stored) // 5
+        if stored.shape[1:] != (32, 32, 3) or stored.dtype != np.uint8 or len(stored) % 5:
+            raise ValueError(f"{path}: expected uint8 [5 x N, 32, 32, 3], found {stored.dtype} {stored.shape}")
+        first = (int(cell.severity or 1) - 1) * n
+        labels = np.load(labels_path)[first : first + n]
+        names = [f"test_{i:05d}" for i in range(n)]
+        images = stored[first : first + n].transpose(0, 3, 1, 2)
+        every = array_source(f"{self.root.name}/{cell.folder}", images, labels, self.clean.classes, names)
+        return dataclasses.replace(
+            every.aligned(self.clean.keys, str(path)), rgb_mean=self.clean.rgb_mean, rgb_std=self.clean.rgb_std
+        )
+
+
+    def identity(self, cell: Cell) -> str:
+        return _digest(self.root, self.clean.keys, cell, (self.root / f"{cell.corruption}.npy").stat().st_mtime_ns)
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderTree:
+    """`<root>/<corruption>/<severity>/<class>/*`: adapted images, or a corrupted set on disk.
+
+    Attributes:
+        root: the folder.
+        clean: source whose keys, labels and classes the images must match; images without partner are an error that names them.
+    """
+
+    root: Path
+    clean: ImageSource
+
+    @property
+    def name(self) -> str:
+        return f"{self.root.parent.name}/{self.root.name}"
+
+    def source(self, cell: Cell) -> ImageSource:
+        folder = self.root / cell.folder
+        if not folder.is_dir():
+            have = sorted(str(p.relative_to(self.root)) for p in self.root.glob("*/*") if p.is_dir())
+            raise FileNotFoundError(
+                f"no images for {cell.folder} under {self.root}"
+                + (f" (there: {', '.join(have[:20])})" if have else "")
+                + "; make them with: mpiexec -n 2 python image_adapt/scripts/image_sample.py -c <config> "
+                f"--corruption {cell.corruption} --save_dir {self.root}"
+            )
+        found = folder_source(folder, self.clean.image_size, f"{self.root.name}/{cell.folder}", self.clean.classes)
+        return found.aligned(self.clean.keys, str(folder))
+
+    def identity(self, cell: Cell) -> str:
+        files = [(str(p.relative_to(self.root)), p.stat().st_size, p.stat().st_mtime_ns) for p in list_images(self.root / cell.folder)]
+        return _digest(self.clean.keys, cell, files)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).hexdigest()[:16]
+
+
+def open_view(text: str, clean: ImageSource, seed: int, constants: str | None = None) -> View:
+    """The view named by `text`: `raw` (corrupted on the fly), a folder of `.npy` files, or a folder tree of images.
+
+    Raises:
+        FileNotFoundError: neither `raw` nor an existing folder.
+    """
+    if text == "raw":
+        return OnTheFly(clean, seed, constants)
+    root = Path(text)
+    if not root.is_dir():
+        raise FileNotFoundError(f"view {text!r} is neither `raw` nor an existing folder of images or .npy files")
+    return ReleasedArrays(root, clean) if (root / "labels.npy").is_file() else FolderTree(root, clean)

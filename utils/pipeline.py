@@ -1,0 +1,183 @@
+"""Run the stages of a pipeline YAML in order: `python utils/pipeline.py -c configs/pipelines/diffaud.yaml --dataset Digits`.
+
+A stage is a command line that a user could type. Finished stages are skipped, so the same command goes on where it was stopped. A
+stage's identity covers its command, its YAML files and all stages before it: whatever has changed is run again, and all that follows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from pathlib import Path
+
+from utils.choices import check_choice
+from utils.config import build, dump_yaml, read_yaml
+from utils.data.sources import DATASETS
+from utils.errors import Stopped, user_errors
+from utils.files import write_atomic
+from utils.run_log import setup_logging
+
+log = logging.getLogger("pipeline")
+
+_STAGE_ID = "@STAGE_ID@"
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """A stage.
+
+    Attributes:
+        run: command line; `{name}` is replaced by a variable. `{stage_id}` is the stage's identity, `{mpiexec}` is empty where there is
+            no mpiexec.
+        each: run it once for each of these values, as `{each}`.
+    """
+
+    run: str
+    each: list[str] = field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """A pipeline YAML.
+
+    Attributes:
+        variables: texts for the commands; any of them is an option of the command line (`--ranks 4`).
+        stages: by name, in the order in which they run.
+    """
+
+    stages: dict[str, StageConfig]
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A stage's command with all variables filled in, and the identity of the pipeline up to it."""
+
+    name: str
+    words: list[str]
+    identity: str
+
+
+def find_mpiexec() -> str | None:
+    """The mpiexec on the PATH, or the one of the `mpich` wheel beside this Python."""
+    beside = Path(sys.executable).parent / "mpiexec"
+    return shutil.which("mpiexec") or (str(beside) if beside.is_file() else None)
+
+
+def commands(config: PipelineConfig, given: Mapping[str, str]) -> list[Command]:
+    """Every command of a pipeline.
+
+    Args:
+        config: the pipeline.
+        given: variables that replace those of the config.
+
+    Raises:
+        ValueError: a stage uses a variable that nobody sets.
+    """
+    variables = {**config.variables, **given, "python": shlex.quote(sys.executable)}
+    dataset = variables.get("dataset", "Digits")
+    variables["family"] = dataset if dataset in DATASETS else "ImageFolder"
+    mpiexec = find_mpiexec()
+    if mpiexec is None:
+        log.warning("no mpiexec found: adaptation runs as a single process (pip install mpich brings one)")
+    variables["mpiexec"] = f"{shlex.quote(mpiexec)} -n {variables.get('ranks', '2')}" if mpiexec else ""
+    out: list[Command] = []
+    for name, stage in config.stages.items():
+        for value in stage.each or [""]:
+            text = _fill(stage.run, {**variables, "each": value, "stage_id": _STAGE_ID}, name)
+            identity = _identity(text, out[-1].identity if out else "")
+            out.append(Command(f"{name}-{value}" if value else name, shlex.split(text.replace(_STAGE_ID, identity)), identity))
+    return out
+
+
+def _identity(text: str, before: str) -> str:
+    """Digest of a command, the YAML files that it names (bases included) and the identity of the stage before."""
+    files = [word for word in shlex.split(text) if word.endswith(".yaml") and Path(word).is_file()]
+    parts = [before, text, *(dump_yaml(read_yaml(file)) for file in files)]
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:12]
+
+
+def _fill(text: str, variables: Mapping[str, str], stage: str) -> str:
+    """`{name}` replaced by variables, whose texts may name variables themselves; `{{` stands for a brace."""
+    try:
+        for _ in range(3):
+            variables = {key: value.format_map(variables) for key, value in variables.items()}
+        return text.format_map(variables)
+    except KeyError as error:
+        raise ValueError(f"stage {stage!r} uses the variable {error}, which is not set; set are: {', '.join(variables)}") from None
+
+
+def run_stages(stages: Sequence[Command], out: Path) -> dict[str, float]:
+    """Run what is not finished; seconds by stage, those of earlier calls included.
+
+    Raises:
+        Stopped: a stage failed; names it and its command.
+    """
+    seconds: dict[str, float] = {}
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    for number, stage in enumerate(stages, 1):
+        marker = out / "stages" / f"{stage.name}.json"
+        done = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
+        if done.get("identity") == stage.identity:
+            seconds[stage.name] = done["seconds"]
+            log.info("[%d/%d] %s: done before (%.0f s)", number, len(stages), stage.name, done["seconds"])
+            continue
+        log.info("[%d/%d] %s: %s", number, len(stages), stage.name, shlex.join(stage.words))
+        start = time.perf_counter()
+        status = subprocess.run(stage.words, env=environment, check=False).returncode
+        if status:
+            raise Stopped(f"stage {stage.name!r} failed with status {status}; the same command goes on from there. It ran: {shlex.join(stage.words)}")
+        seconds[stage.name] = round(time.perf_counter() - start, 1)
+        write_atomic(marker, json.dumps({"identity": stage.identity, "seconds": seconds[stage.name]}) + "\n")
+    return seconds
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p.add_argument("-c", "--config", required=True, help="pipeline YAML")
+    p.add_argument("--out", help="folder for everything that the pipeline writes")
+    p.add_argument("--dry_run", action="store_true", help="print the commands and stop")
+    args, rest = p.parse_known_args(argv)
+    config = build(PipelineConfig, read_yaml(args.config))
+    given = _variables(rest, config)
+    if args.out:
+        given["out"] = args.out
+    stages = commands(config, given)
+    if args.dry_run:
+        print("\n".join(f"{stage.name}: {shlex.join(stage.words)}" for stage in stages))
+        return
+    out = Path(given.get("out", config.variables.get("out", "runs/pipeline")))
+    seconds = run_stages(stages, out)
+    slowest = sorted(seconds.items(), key=lambda item: -item[1])[:3]
+    log.info("all %d stages done in %.0f s (longest: %s) -> %s", len(stages), sum(seconds.values()),
+             ", ".join(f"{name} {s:.0f} s" for name, s in slowest), out)  # fmt: skip
+
+
+def _variables(rest: Sequence[str], config: PipelineConfig) -> dict[str, str]:
+    given: dict[str, str] = {}
+    words = list(rest)
+    while words:
+        name, sign, text = words.pop(0).removeprefix("--").partition("=")
+        check_choice(name, config.variables, "variable", "the pipeline (--name value)")
+        if not sign and not words:
+            raise ValueError(f"option --{name} has no value")
+        given[name] = text if sign else words.pop(0)
+    return given
+
+
+if __name__ == "__main__":
+    setup_logging()
+    with user_errors():
+        main()

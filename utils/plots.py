@@ -1,0 +1,288 @@
+"""Figures of an evaluation. Every function returns a matplotlib Figure of its own; nothing global is touched."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from utils.files import write_atomic
+from utils.results import CLEAN, MEAN, Result, average_rows
+from utils.tables import caption, column_names, levels_by_corruption, pivot
+
+# Okabe and Ito (2008), "Color universal design": told apart by colour-blind readers. Its yellow is too pale on white.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#333333")
+MARKERS = "osD^vP"  # one fewer than the colours: curves stay distinct when the colours begin again
+INK, QUIET, RIGHT, WRONG = "#222222", "#777777", "#00734F", "#C03A00"
+DPI = 160
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One cell of `image_grid`: uint8 [H,W,3], the text below it, whether the prediction is right (None: neither)."""
+
+    image: np.ndarray
+    text: str = ""
+    right: bool | None = None
+
+
+def system_colours(rows: Sequence[Result]) -> dict[str, str]:
+    """Column name -> colour, by order of first appearance: the same rows give the same colours in every figure."""
+    return {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(column_names(rows).values())}
+
+
+def heat_map(rows: Sequence[Result]) -> Figure:
+    """Accuracy in percent of every system (down) on every corruption (across), severities averaged.
+
+    Raises:
+        ValueError: see `utils.tables.pivot`.
+    """
+    arranged = pivot(rows)
+    values = np.full((len(arranged.systems), len(arranged.lines)), np.nan)
+    for (line, system), row in arranged.cells.items():
+        values[arranged.systems.index(system), arranged.lines.index(line)] = 100 * row.accuracy
+    height, width = values.shape
+    figure = _figure(1.9 + 0.56 * width, 1.5 + 0.42 * height)
+    axes = figure.add_subplot()
+    lowest = min(float(np.nanmin(values)), 50.0)
+    dark = lowest + 0.6 * (100 - lowest)
+    axes.imshow(values, cmap="YlGnBu", vmin=lowest, vmax=100, aspect="auto")
+    axes.set_xticks(
+        range(width), [_label(line) for line in arranged.lines], rotation=40, ha="right", rotation_mode="anchor"
+    )
+    axes.set_yticks(range(height), arranged.systems)
+    for (y, x), value in np.ndenumerate(values):
+        best = arranged.systems[y] in arranged.best[arranged.lines[x]]
+        text = "-" if math.isnan(value) else f"{value:.1f}"
+        colour = "white" if value > dark else INK
+        axes.text(x, y, text, ha="center", va="center", fontsize=9, color=colour, weight="bold" if best else "normal")
+    axes.set_xticks(np.arange(width + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(height + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    for x in (index for index, line in enumerate(arranged.lines) if arranged.is_mean(line)):
+        axes.axvline(x - 0.5, color="white", linewidth=6)
+    axes.set_title(f"{caption(rows)}; best of each column in bold", fontsize=10, loc="left", color=QUIET)
+    return figure
+
+
+def severity_plot(rows: Sequence[Result]) -> Figure:
+    """Accuracy with its 95 % interval against severity, one panel a corruption and one for their mean.
+
+    When no corruption has more than one severity, a bar chart with error bars is drawn instead. The mean panel is
+    drawn when all corruptions have the same severities; it uses the mean rows of single severities where given, else
+    averages the corruptions.
+
+    Raises:
+        ValueError: no rows, or several data sets (draw one figure for each).
+    """
+    datasets = sorted({row.dataset for row in rows})
+    if len(datasets) != 1:
+        raise ValueError(f"severity plot of {len(datasets)} data sets {datasets}: draw one figure for each")
+    levels = levels_by_corruption(rows)
+    if all(len(values) == 1 for values in levels.values()):
+        return _bar_chart(rows)
+    panels = {name: [row for row in rows if row.corruption == name] for name in levels}
+    if len(levels) > 1 and len({tuple(values) for values in levels.values()}) == 1:
+        panels[MEAN] = _means_by_severity(rows, next(iter(levels.values())))
+    across = min(4, len(panels))
+    down = math.ceil(len(panels) / across)
+    figure = _figure(2.9 * across + 0.3, 2.15 * down + 0.7)
+    grid = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
+    columns, colours = column_names(rows), system_colours(rows)
+    for axes, (name, panel) in zip(grid, panels.items(), strict=False):
+        for index, (key, column) in enumerate(columns.items()):
+            points = sorted((row for row in panel if (row.system, row.rule) == key), key=lambda row: row.severity)
+            _curve(axes, points, column, colours[column], MARKERS[index % len(MARKERS)])
+        axes.set_title(_label(name), fontsize=10, weight="bold" if name == MEAN else "normal")
+        ticks = sorted({row.severity for row in panel})
+        if len(ticks) <= 6:
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        _tidy(axes)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    grid[0].set_ylim(top=102)
+    figure.supxlabel("severity", fontsize=10)
+    figure.supylabel("accuracy in %", fontsize=10)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(columns)), frameon=False, fontsize=10)
+    return figure
+
+
+def image_grid(columns: Mapping[str, Sequence[Picture]], labels: Sequence[str], side: int = 128) -> Figure:
+    """Pictures in a grid: one row an example, one column a view (such as clean, corrupted, adapted).
+
+    Pixels are enlarged by a whole factor without smoothing; the text under a picture is green with a tick when the
+    prediction is right, red with a cross when wrong.
+
+    Args:
+        columns: heading -> one picture a row.
+        labels: the text left of each row, such as the corruption.
+        side: pixels of the longer side of a picture at least wanted in the figure.
+
+    Raises:
+        ValueError: no pictures, a column whose length differs from `labels`, or an image that is not uint8 [H,W,3].
+    """
+    counts = {heading: len(pictures) for heading, pictures in columns.items()}
+    if not labels or not columns or set(counts.values()) != {len(labels)}:
+        raise ValueError(
+            f"image grid of {len(labels)} labels and columns of {counts}: needs one picture for each label"
+        )
+    longest = max(max(_checked_image(p.image).shape[:2]) for pictures in columns.values() for p in pictures)
+    cell = longest * math.ceil(side / longest)
+    # Pixels throughout, so that every image pixel covers whole figure pixels. 11 pixels hold a letter.
+    texts = [*columns, *(picture.text + "✓ " for pictures in columns.values() for picture in pictures)]
+    left, top, under = 24 + 11 * max(map(len, labels)), 36, 30
+    pitch = max(cell, 11 * max(map(len, texts))) + 14
+    width, height = left + len(columns) * pitch, top + len(labels) * (cell + under)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+
+    def write(x: float, y: float, text: str, size: float = 8, colour: str = INK, **style: Any) -> None:
+        place = {"ha": "center", "va": "center"} | style
+        figure.text(x / width, y / height, text, fontsize=size, color=colour, **place)
+
+    for row, label in enumerate(labels):
+        write(left - 12, height - top - row * (cell + under) - cell / 2, _label(label), ha="right")
+    for column, (heading, pictures) in enumerate(columns.items()):
+        middle = left + column * pitch + pitch // 2
+        write(middle, height - top / 2, heading, weight="bold")
+        for row, picture in enumerate(pictures):
+            y = height - top - row * (cell + under) - cell
+            axes = figure.add_axes(((middle - cell // 2) / width, y / height, cell / width, cell / height))
+            axes.imshow(picture.image, interpolation="nearest")
+            axes.set_axis_off()
+            mark, colour = {None: ("", INK), True: ("✓ ", RIGHT), False: ("✗ ", WRONG)}[picture.right]
+            write(middle, y - under / 2 + 3, mark + picture.text, 7.5, colour)
+    return figure
+
+
+def sample_grid(images: np.ndarray, columns: int | None = None, scale: int = 1) -> np.ndarray:
+    """Tile images row by row on white with a gap of two pixels.
+
+    Args:
+        images: uint8 [N,H,W,3], N >= 1.
+        columns: pictures in a row; by default the grid is as square as possible.
+        scale: whole factor by which every pixel is enlarged.
+
+    Returns:
+        uint8 [rows, columns, 3] pixels.
+
+    Raises:
+        ValueError: `images` has another shape or type.
+    """
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"images of shape {images.shape}: needs [N,H,W,3] with N >= 1")
+    enlarged = [_checked_image(image).repeat(scale, axis=0).repeat(scale, axis=1) for image in images]
+    across = columns or math.ceil(math.sqrt(len(images)))
+    height, width = enlarged[0].shape[0] + 2, enlarged[0].shape[1] + 2
+    canvas = np.full((math.ceil(len(images) / across) * height + 2, across * width + 2, 3), 255, np.uint8)
+    for index, image in enumerate(enlarged):
+        y, x = index // across * height + 2, index % across * width + 2
+        canvas[y : y + height - 2, x : x + width - 2] = image
+    return canvas
+
+
+def png_bytes(picture: Figure | np.ndarray) -> bytes:
+    """PNG of a figure, or of an image uint8 [H,W,3]."""
+    buffer = io.BytesIO()
+    if isinstance(picture, Figure):
+        picture.savefig(buffer, format="png", dpi=picture.dpi)
+    else:
+        Image.fromarray(_checked_image(picture)).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def save(picture: Figure | np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Write a figure, or an image uint8 [H,W,3], as PNG, atomically."""
+    write_atomic(path, png_bytes(picture))
+
+
+def _bar_chart(rows: Sequence[Result]) -> Figure:
+    """Accuracy of every system as grouped bars, at most nine groups a panel so that labels stay readable."""
+    arranged, colours = pivot(rows), system_colours(rows)
+    down = math.ceil(len(arranged.lines) / 9)
+    across = math.ceil(len(arranged.lines) / down)
+    figure = _figure(11.5, 2.9 * down + 0.6)
+    width = 0.84 / len(arranged.systems)
+    for index, axes in enumerate(figure.subplots(down, 1, sharey=True, squeeze=False).ravel()):
+        lines = arranged.lines[index * across : (index + 1) * across]
+        for rank, system in enumerate(arranged.systems):
+            shown = [
+                (x, arranged.cells[line, system]) for x, line in enumerate(lines) if (line, system) in arranged.cells
+            ]
+            places = [x + (rank - (len(arranged.systems) - 1) / 2) * width for x, _ in shown]
+            heights = [100 * row.accuracy for _, row in shown]
+            errors = [
+                [100 * (r.accuracy - r.ci95_low) for _, r in shown],
+                [100 * (r.ci95_high - r.accuracy) for _, r in shown],
+            ]
+            style = {"elinewidth": 1, "ecolor": INK}
+            axes.bar(places, heights, width * 0.92, yerr=errors, color=colours[system], label=system, error_kw=style)
+        axes.set_xticks(range(len(lines)), [_label(line) for line in lines])
+        for tick, line in zip(axes.get_xticklabels(), lines, strict=True):
+            tick.set_weight("bold" if arranged.is_mean(line) else "normal")
+        axes.set_xlim(-0.6, across - 0.4)
+        axes.set_ylim(0, 100)
+        axes.tick_params(axis="x", length=0)
+        _tidy(axes)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False, fontsize=10)
+    figure.supylabel("accuracy in %, error bars: 95 % interval", fontsize=10)
+    return figure
+
+
+def _means_by_severity(rows: Sequence[Result], severities: Sequence[float]) -> list[Result]:
+    means = []
+    for system, rule in column_names(rows):
+        own = [row for row in rows if (row.system, row.rule) == (system, rule)]
+        for severity in severities:
+            # A mean row at severity 0 may span all severities, so it is never taken for level 0 of a sweep.
+            given = [row for row in own if row.corruption == MEAN and row.severity == severity != 0]
+            cells = [row for row in own if row.corruption not in (MEAN, CLEAN) and row.severity == severity]
+            if given or cells:
+                means.append(average_rows(given or cells, MEAN, severity))
+    return means
+
+
+def _curve(axes: Axes, points: Sequence[Result], label: str, colour: str, marker: str) -> None:
+    x = [row.severity for row in points]
+    axes.plot(
+        x, [100 * row.accuracy for row in points], color=colour, marker=marker, markersize=4, linewidth=1.6, label=label
+    )
+    low, high = [100 * row.ci95_low for row in points], [100 * row.ci95_high for row in points]
+    axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, colors=INK)
+
+
+def _label(name: str) -> str:
+    """Corruption names are long words joined by underscores: shown with spaces."""
+    return name.replace("_", " ")
+
+
+def _checked_image(image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image of type {image.dtype} and shape {image.shape}: needs uint8 [H,W,3]")
+    return image

@@ -1,0 +1,73 @@
+"""Where a result came from: code version, library versions, hardware. Nothing that identifies a person or a machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+
+def provenance() -> dict[str, str | int | bool | None]:
+    """Facts that a reader needs to repeat a run.
+
+    Returns:
+        `commit`: git commit of this code, None when the code is not in a git repository (or git is missing);
+        `dirty`: whether tracked files differ from that commit, None with `commit`;
+        `python`, `torch`: versions; `system`: operating system and architecture;
+        `cpu`: model; `cores`: logical cores that this process may use;
+        `gpu`: "count x model" of each visible GPU model, None without a GPU.
+        No user name, host name or path is among them.
+    """
+    commit, dirty = git_state(Path(__file__).resolve())
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpu": _gpu_models(),
+    }
+
+
+def git_state(file: Path) -> tuple[str | None, bool | None]:
+    """(commit, dirty) of the repository that tracks `file`; (None, None) when none does.
+
+    A file that a repository merely surrounds (an environment inside somebody's project) is not described by its commit.
+    """
+    if _git(file, "ls-files", "--error-unmatch", file.name) is None:
+        return None, None
+    commit = _git(file, "rev-parse", "--verify", "HEAD")
+    changes = _git(file, "status", "--porcelain", "--untracked-files=no")
+    if commit is None or changes is None:
+        return None, None
+    return commit, bool(changes)
+
+
+def _git(file: Path, *arguments: str) -> str | None:
+    """Output of a git command in the folder of `file`, None when it fails."""
+    try:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpu_models() -> str | None:
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or None
