@@ -22,6 +22,7 @@ from models.loading import initialise_classifier, load_classifier
 from trainers.config import TrainConfig, fill
 from trainers.trainer import Method
 from utils.data.batches import Batch
+from utils.data.pixels import unit_to_signed
 from utils.data.sources import ImageSource
 from utils.seeding import torch_generator
 
@@ -198,7 +199,7 @@ class Denoising(Method):
         self.student = student
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        x0 = batch["clean"] * 2 - 1
+        x0 = unit_to_signed(batch["clean"])
         if self.student.training:
             t = torch.randint(0, self.student.diffusion_steps, (len(x0),), device=x0.device)
             noise = torch.randn_like(x0)

@@ -190,7 +190,7 @@ class Trainer:
         self.wrapped.eval()
         own, sums = self.method.student, _Sums(self.accelerator)
         if self.ema is not None:
-            self.method.student = self.ema.module
+            self.method.student = self.ema.module.eval()
         try:
             for batch in self.validation_loader.epoch(0):
                 if batch["key"]:  # a process can be left without images in the last step
