@@ -1,8 +1,8 @@
 """Evaluate one checkpoint: degradation levels, corruptions x severities, clean images.
 
-    python test.py -r sl/Digits/ResNet20-20/jpeg --dt jpeg                      every level of a degradation (--dt all: of all four)
-    python test.py -r ind/Digits/ResNet20_clean --corruption all --severity 1-5    the 15 corruptions of ImageNet-C
-    python test.py -r runs/<name>/<run id>/best.safetensors --corruption clean,gaussian_noise --severity 5
+python test.py -r sl/Digits/ResNet20-20/jpeg --dt jpeg                      every level of a degradation (--dt all: of all four)
+python test.py -r ind/Digits/ResNet20_clean --corruption all --severity 1-5    the 15 corruptions of ImageNet-C
+python test.py -r runs/<name>/<run id>/best.safetensors --corruption clean,gaussian_noise --severity 5
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from utils.runs import resolve_checkpoint
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = evaluation_parser(__doc__ or "")
-    parser.add_argument("-r", "--resume", "--checkpoint", dest="resume", required=True, help="checkpoint file, run folder or run name")
+    parser.add_argument(
+        "-r", "--resume", "--checkpoint", dest="resume", required=True, help="checkpoint file, run folder or run name"
+    )
     parser.add_argument("-c", "--config", help="YAML whose `data:` section says what to evaluate on (default: the run's own data)")
     parser.add_argument("-m", "--mode", default="eval", help="folder below the run for the results")
     args, rest = parser.parse_known_args(argv)

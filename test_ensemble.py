@@ -22,7 +22,9 @@ from utils.run_log import setup_logging
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = evaluation_parser(__doc__ or "")
-    parser.add_argument("positional", nargs="*", metavar="config [checkpoint]", help="YAML and, for two members, the first checkpoint")
+    parser.add_argument(
+        "positional", nargs="*", metavar="config [checkpoint]", help="YAML and, for two members, the first checkpoint"
+    )
     parser.add_argument("-c", "--config", help="YAML with members, systems and data")
     parser.add_argument("--second_model_prefix", help="checkpoint of the second member (default: the first)")
     parser.add_argument("--data_prefix1", default="raw", help="view of the first member")
@@ -53,7 +55,12 @@ def main(argv: list[str] | None = None) -> None:
 def two_members(first: str, args: argparse.Namespace) -> Tree:
     """Members of the published command line: model 1 on tree 1, model 2 on tree 2."""
     second, view1, view2 = args.second_model_prefix or first, args.data_prefix1, args.data_prefix2
-    return {"members": {"first": {"checkpoint": first, "view": view1}, "second": {"checkpoint": second, "view": view2 or view1}}}
+    return {
+        "members": {
+            "first": {"checkpoint": first, "view": view1},
+            "second": {"checkpoint": second, "view": view2 or view1},
+        }
+    }
 
 
 def two_member_systems(ensemble: str) -> Tree:

@@ -55,9 +55,7 @@ class DDA:
     ) -> None:
         check_choice(guidance_norm, GUIDANCE_NORMS, "guidance_norm")
         if not guidance_weight >= 0:
-            raise ValueError(
-                f"guidance_weight {guidance_weight} is not >= 0: 0 leaves it out, 3 is the published strength"
-            )
+            raise ValueError(f"guidance_weight {guidance_weight} is not >= 0: 0 leaves it out, 3 is the published strength")
         self.schedule = denoiser.schedule(respacing)
         last = len(self.schedule) - start_mismatch
         if not 1 <= start_step <= last:

@@ -34,9 +34,7 @@ class LowPass:
         check_choice(border, BORDERS, "border")
         if downscale_factor < 1 or size % downscale_factor:
             divisors = ", ".join(str(d) for d in range(1, size + 1) if size % d == 0)
-            raise ValueError(
-                f"downscale_factor {downscale_factor} does not divide the image size {size}: use one of {divisors}"
-            )
+            raise ValueError(f"downscale_factor {downscale_factor} does not divide the image size {size}: use one of {divisors}")
         small = size // downscale_factor
         matrix = _resize_matrix(size, small, border) @ _resize_matrix(small, size, border)
         self.matrix = torch.from_numpy(matrix)  # float64, on the CPU

@@ -85,7 +85,13 @@ class Progress:
     def __init__(self, world: World, total: int, done: int, description: str) -> None:
         self.world, self.total, self.seen = world, total, done
         self.bar = tqdm(
-            total=total, initial=done, desc=description, unit="img", disable=world.rank != 0, dynamic_ncols=True, mininterval=1.0
+            total=total,
+            initial=done,
+            desc=description,
+            unit="img",
+            disable=world.rank != 0,
+            dynamic_ncols=True,
+            mininterval=1.0,
         )
         self._pending: list[Any] = []
 

@@ -75,7 +75,9 @@ def plan_jobs(config: AdaptConfig, image_size: int) -> list[Job]:
         given = config.input
         clean = open_source(given.dataset, given.split, given.root, image_size, given.limit)
         if clean.image_size != image_size:
-            raise ValueError(f"{given.dataset} has {clean.image_size} px images, the diffusion model was trained on {image_size} px")
+            raise ValueError(
+                f"{given.dataset} has {clean.image_size} px images, the diffusion model was trained on {image_size} px"
+            )
         view = OnTheFly(clean, given.seed, given.constants)
         for cell in given.cells():
             drawn = cell.severity is None

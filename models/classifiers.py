@@ -48,9 +48,7 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, network: nn.Module, arch: str, num_classes: int, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, network: nn.Module, arch: str, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != 3 or not all(math.isfinite(value) for value in values):
@@ -187,9 +185,7 @@ def _build_timm(arch: str, num_classes: int, pretrained: bool) -> nn.Module:
     if not timm.is_model(arch):
         close = difflib.get_close_matches(arch, [*BLOCKS_PER_STAGE, *timm.list_models()], n=4)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise ValueError(
-            f"unknown arch {arch!r}: {hint}allowed: {', '.join(BLOCKS_PER_STAGE)} or a name in timm.list_models()"
-        )
+        raise ValueError(f"unknown arch {arch!r}: {hint}allowed: {', '.join(BLOCKS_PER_STAGE)} or a name in timm.list_models()")
     try:
         return timm.create_model(arch, pretrained=pretrained, num_classes=num_classes)
     except RuntimeError as error:  # timm's answer to a weights tag it does not know

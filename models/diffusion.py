@@ -171,9 +171,7 @@ class ReverseStep(NamedTuple):
     std: Tensor | float  # 0 at i = 0: the last step adds no noise
 
 
-def p_mean_variance(
-    denoiser: Denoiser, schedule: NoiseSchedule, x: Tensor, i: int, clip_denoised: bool = True
-) -> ReverseStep:
+def p_mean_variance(denoiser: Denoiser, schedule: NoiseSchedule, x: Tensor, i: int, clip_denoised: bool = True) -> ReverseStep:
     """One reverse step from level `i` of `schedule` (Ho et al. 2020, equations 7 and 15; differentiable in x).
 
     The variance is the learned one (Nichol & Dhariwal 2021, equation 15) or, without `learn_sigma`, beta_i.
@@ -207,9 +205,7 @@ def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator], like
     """
     foreign = {str(g.device) for g in generators if g.device.type != "cpu"}
     if foreign:
-        raise ValueError(
-            f"generators on {', '.join(sorted(foreign))}: give CPU generators, the noise is moved to {like.device}"
-        )
+        raise ValueError(f"generators on {', '.join(sorted(foreign))}: give CPU generators, the noise is moved to {like.device}")
     return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators]).to(like)
 
 

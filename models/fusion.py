@@ -137,9 +137,7 @@ def _mean(name: str, tensors: list[Tensor], shares: list[float]) -> Tensor:
     first = tensors[0].detach()
     if not first.is_floating_point() and not _is_batchnorm_buffer(name):
         if any(not torch.equal(first, other.to(first.device)) for other in tensors[1:]):
-            raise ValueError(
-                f"entry {name!r} is of type {first.dtype} and differs between the state dicts: it has no mean"
-            )
+            raise ValueError(f"entry {name!r} is of type {first.dtype} and differs between the state dicts: it has no mean")
         return first.clone()
     total = torch.zeros_like(first, dtype=torch.float64)
     for tensor, share in zip(tensors, shares, strict=True):

@@ -49,9 +49,7 @@ def load_classifier(reference: str | Path, save_dir: str | Path = "runs", classe
     return from_description(description, state).eval()
 
 
-def initialise_classifier(
-    classifier: Classifier, reference: str | Path, save_dir: str | Path, classes: Sequence[str]
-) -> None:
+def initialise_classifier(classifier: Classifier, reference: str | Path, save_dir: str | Path, classes: Sequence[str]) -> None:
     """Load the weights that `reference` names into `classifier`; a file without description is matched by its tensor names.
 
     Raises:
@@ -78,6 +76,8 @@ def load_denoiser(reference: str | Path, save_dir: str | Path = "runs") -> Denoi
     path = resolve_checkpoint(reference, save_dir)
     state, description = load_checkpoint(path, kind="diffusion")
     if not description:
-        raise ValueError(f"checkpoint {path} does not say what diffusion model it holds: train one with train.py -c configs/diffusion/...")
+        raise ValueError(
+            f"checkpoint {path} does not say what diffusion model it holds: train one with train.py -c configs/diffusion/..."
+        )
     log.info("diffusion model from %s", path)
     return denoiser_from_description(description, state).eval().requires_grad_(False)

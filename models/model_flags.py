@@ -49,7 +49,9 @@ def check_model_flags(denoiser: Denoiser, flags: Mapping[str, str]) -> None:
         if not _says(text, held):
             wrong.append(f"--{flag} {text} (the checkpoint: {held})")
     if wrong:
-        raise ValueError(f"flags contradict the checkpoint: {'; '.join(wrong)}. Leave them out, or give the checkpoint they belong to")
+        raise ValueError(
+            f"flags contradict the checkpoint: {'; '.join(wrong)}. Leave them out, or give the checkpoint they belong to"
+        )
 
 
 def _says(text: str, held: object) -> bool:

@@ -25,9 +25,7 @@ class BasicBlock(nn.Module):
         # The checkpoints list the shortcut between conv1 and bn1, hence its place here.
         self.ds: nn.Module = nn.Identity()
         if in_channels != out_channels:
-            self.ds = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-            )
+            self.ds = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)

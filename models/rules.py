@@ -83,9 +83,7 @@ def _apply(table: Mapping[str, Rule], name: str, logits: Tensor, double_softmax:
     if rule.needs_two and logits.shape[0] != 2:
         allowed = ", ".join(n for n, r in table.items() if not r.needs_two)
         alternative = f" or choose one of: {allowed}" if allowed else ""
-        raise ValueError(
-            f"ensemble rule {name!r} needs exactly 2 members, not {logits.shape[0]}: give two{alternative}"
-        )
+        raise ValueError(f"ensemble rule {name!r} needs exactly 2 members, not {logits.shape[0]}: give two{alternative}")
     return rule.function(logits.double(), double_softmax)
 
 
@@ -165,12 +163,8 @@ RULES: dict[str, Rule] = {
     "first": Rule(_member(0), "member 1 alone"),
     "second": Rule(_member(1), "member 2 alone", needs_two=True),
     "sum": Rule(_sum, "sum of the members' probabilities (DDA, DiffAUD's published runs)"),
-    "entropy": Rule(
-        _select(lambda *given: -_entropy(*given)), "per image the member of lowest entropy, of equals the later"
-    ),
-    "confidence": Rule(
-        _select(_confidence), "per image the member of highest maximal probability, of equals the later"
-    ),
+    "entropy": Rule(_select(lambda *given: -_entropy(*given)), "per image the member of lowest entropy, of equals the later"),
+    "confidence": Rule(_select(_confidence), "per image the member of highest maximal probability, of equals the later"),
     "var": Rule(_select(_variance), "per image the member of highest variance over classes, of equals the later"),
     "entropy_sum": Rule(_entropy_sum, "H2 p1 + H1 p2: probabilities weighted by the other's entropy", needs_two=True),
     "confidence_sum": Rule(_confidence_sum, "probabilities weighted by the member's own confidence"),
@@ -179,8 +173,6 @@ RULES: dict[str, Rule] = {
 
 INPUT_RULES: dict[str, Rule] = {
     "entropy_fuse": Rule(_entropy_fuse, "inputs mixed by softmax(H2, H1), classified by member 1", needs_two=True),
-    "confidence_fuse": Rule(
-        _confidence_fuse, "inputs mixed by softmax(C1, C2), classified by member 1", needs_two=True
-    ),
+    "confidence_fuse": Rule(_confidence_fuse, "inputs mixed by softmax(C1, C2), classified by member 1", needs_two=True),
     "var_fuse": Rule(_var_fuse, "inputs mixed by softmax(V1, V2), classified by member 1", needs_two=True),
 }

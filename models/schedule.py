@@ -133,8 +133,7 @@ def respaced_timesteps(diffusion_steps: int, respacing: str) -> list[int]:
         size = length + (section < longer)
         if count > size:
             raise ValueError(
-                f"respacing {respacing!r} asks for {count} of the {size} steps in section {section + 1}: "
-                f"ask for at most {size}"
+                f"respacing {respacing!r} asks for {count} of the {size} steps in section {section + 1}: ask for at most {size}"
             )
         kept += [start + offset for offset in _spread(size, count)]
         start += size
@@ -158,7 +157,6 @@ def _equal_stride(diffusion_steps: int, count: int) -> list[int]:
     if count not in lengths:
         close = min(lengths, key=lambda length: abs(length - count))
         raise ValueError(
-            f"no equal stride over {diffusion_steps} steps gives exactly {count}: the closest that works is "
-            f"'ddim{close}'"
+            f"no equal stride over {diffusion_steps} steps gives exactly {count}: the closest that works is 'ddim{close}'"
         )
     return list(range(0, diffusion_steps, lengths[count]))

@@ -44,9 +44,7 @@ def test_mean_and_std_follow_the_device_but_stay_out_of_the_state_dict(small: Cl
     assert {name for name, _ in small.named_buffers()} > {"mean", "std"}
 
 
-def test_features_of_our_resnets_are_the_post_relu_stages_and_the_pooled_vector(
-    small: Classifier, images: Tensor
-) -> None:
+def test_features_of_our_resnets_are_the_post_relu_stages_and_the_pooled_vector(small: Classifier, images: Tensor) -> None:
     assert small.feature_names == ["stage1", "stage2", "stage3", "pooled"]
     logits, found = small.forward_features(images)
     assert {name: tuple(t.shape) for name, t in found.items()} == {
@@ -61,9 +59,7 @@ def test_features_of_our_resnets_are_the_post_relu_stages_and_the_pooled_vector(
     torch.testing.assert_close(found["pooled"], nn.functional.adaptive_avg_pool2d(found["stage3"], 2).flatten(1))
 
 
-def test_features_returns_what_is_asked_for_in_that_order_and_carries_gradients(
-    small: Classifier, images: Tensor
-) -> None:
+def test_features_returns_what_is_asked_for_in_that_order_and_carries_gradients(small: Classifier, images: Tensor) -> None:
     found = small.features(images, ["pooled", "stage2"])
     assert list(found) == ["pooled", "stage2"]
     gradient = torch.autograd.grad(found["stage2"].sum(), small.network.conv1.weight)[0]  # type: ignore[arg-type, union-attr]
@@ -84,9 +80,7 @@ def test_no_hook_outlives_a_call_or_an_error(small: Classifier, images: Tensor) 
 
 
 def test_unknown_feature_is_refused_with_the_valid_names(small: Classifier, images: Tensor) -> None:
-    with pytest.raises(
-        ValueError, match="unknown feature 'stage4' in ResNet20.*allowed: stage1, stage2, stage3, pooled"
-    ):
+    with pytest.raises(ValueError, match="unknown feature 'stage4' in ResNet20.*allowed: stage1, stage2, stage3, pooled"):
         small.features(images, ["stage4"])
 
 
@@ -120,9 +114,7 @@ def test_channels_last_images_stay_so_and_give_the_same(small: Classifier, image
         torch.testing.assert_close(found[name], tensor)
 
 
-@pytest.mark.parametrize(
-    "bad", [torch.zeros(3, 32, 32), torch.zeros(1, 1, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.uint8)]
-)
+@pytest.mark.parametrize("bad", [torch.zeros(3, 32, 32), torch.zeros(1, 1, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.uint8)])
 def test_other_inputs_than_float_images_are_refused(small: Classifier, bad: Tensor) -> None:
     with pytest.raises(ValueError, match=r"float images in \[0,1\] of shape \[B,3,H,W\]"):
         small(bad)
@@ -135,9 +127,7 @@ def process_group(tmp_path: Path) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def test_features_under_ddp_come_through_the_wrapper_and_gradients_are_exchanged(
-    process_group: None, images: Tensor
-) -> None:
+def test_features_under_ddp_come_through_the_wrapper_and_gradients_are_exchanged(process_group: None, images: Tensor) -> None:
     wrapped = nn.parallel.DistributedDataParallel(build_classifier("ResNet20", 5, MEAN, STD))
     exchanged: list[int] = []
 
@@ -278,9 +268,7 @@ def test_timm_weights_for_another_number_of_classes_are_refused() -> None:
 
 
 def test_unknown_arch_names_the_closest_of_timm_and_of_ours() -> None:
-    with pytest.raises(
-        ValueError, match="unknown arch 'resnet5O'.*did you mean .*resnet50.*ResNet20, ResNet56, ResNet110"
-    ):
+    with pytest.raises(ValueError, match="unknown arch 'resnet5O'.*did you mean .*resnet50.*ResNet20, ResNet56, ResNet110"):
         build_classifier("resnet5O", 10, MEAN, STD)
     with pytest.raises(ValueError, match="unknown arch 'ResNet65'.*did you mean .*ResNet56"):
         build_classifier("ResNet65", 10, MEAN, STD)

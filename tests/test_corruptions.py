@@ -29,9 +29,7 @@ STOCHASTIC += ("elastic_transform", "speckle_noise", "spatter")
 
 @pytest.mark.parametrize(("constants", "size"), CONSTANT_SETS.items())
 @pytest.mark.parametrize("name", ALL_CORRUPTIONS)
-def test_every_corruption_changes_images_of_its_size_and_keeps_type_and_shape(
-    name: str, constants: str, size: int
-) -> None:
+def test_every_corruption_changes_images_of_its_size_and_keeps_type_and_shape(name: str, constants: str, size: int) -> None:
     image = photo_like(1, size)
     for severity in range(1, 6):
         out = corrupt(image, name, severity, keys=["a"], seed=0, constants=constants)
@@ -53,9 +51,7 @@ def test_result_does_not_depend_on_batch_or_order(name: str) -> None:
     severities = torch.tensor([1, 2, 3, 4, 5])
     whole = corrupt(images, name, severities, keys=keys, seed=1)
     order = [3, 0, 4, 2, 1]
-    assert torch.equal(
-        corrupt(images[order], name, severities[order], keys=[keys[i] for i in order], seed=1), whole[order]
-    )
+    assert torch.equal(corrupt(images[order], name, severities[order], keys=[keys[i] for i in order], seed=1), whole[order])
     for i in range(5):
         assert torch.equal(corrupt(images[i : i + 1], name, i + 1, keys=[keys[i]], seed=1)[0], whole[i])
 

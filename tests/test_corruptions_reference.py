@@ -58,16 +58,12 @@ def test_stochastic_corruptions_equal_imagecorruptions_given_the_same_stream(nam
         assert (difference > 0).mean() < (0.6 if name == "motion_blur" else 0.005), severity
 
 
-@pytest.mark.parametrize(
-    ("name", "bound"), [("impulse_noise", 0.03), ("glass_blur", 0.03), ("snow", 0.05), ("frost", 0.1)]
-)
+@pytest.mark.parametrize(("name", "bound"), [("impulse_noise", 0.03), ("glass_blur", 0.03), ("snow", 0.05), ("frost", 0.1)])
 def test_mean_change_equals_that_of_imagecorruptions(name: str, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
     images, draws = photo_like(3, 96), 12
     randint = np.random.randint  # noqa: NPY002
     # imagecorruptions draws one of six frost photographs, the published generators one of the first five.
-    monkeypatch.setattr(
-        np.random, "randint", lambda low, high=None: randint(min(low, 5) if high is None else low, high)
-    )
+    monkeypatch.setattr(np.random, "randint", lambda low, high=None: randint(min(low, 5) if high is None else low, high))
     for severity in (1, 3, 5):
         np.random.seed(0)  # noqa: NPY002
         mine, theirs = 0.0, 0.0
@@ -104,9 +100,7 @@ def test_zoom_is_the_centre_of_scipys_zoom(size: int) -> None:
         ("imagenet", [(1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)]),
     ],
 )
-def test_zoom_factors_are_those_of_the_half_open_float_ranges(
-    constants: str, ranges: list[tuple[float, float]]
-) -> None:
+def test_zoom_factors_are_those_of_the_half_open_float_ranges(constants: str, ranges: list[tuple[float, float]]) -> None:
     for (count, step), (stop, range_step) in zip(CONSTANTS["zoom_blur"][constants], ranges, strict=True):
         assert 1 + step * np.arange(count) == pytest.approx(np.arange(1, stop, range_step))
 

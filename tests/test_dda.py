@@ -30,9 +30,7 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def published_loop(
-    denoiser: Denoiser, ref: Tensor, noise: list[Tensor], steps: int, factor: int, scale: float
-) -> Tensor:
+def published_loop(denoiser: Denoiser, ref: Tensor, noise: list[Tensor], steps: int, factor: int, scale: float) -> Tensor:
     """DDA as published, written from its formulas: joint norm, zero border, start one level above the first step."""
     chain = make_schedule(denoiser.noise_schedule, 1000, "100")
     tau, a = chain.timesteps.tolist(), chain.alpha_bar.tolist()
@@ -204,9 +202,7 @@ def test_option_outside_its_range_is_refused(options, message):
 
 def test_images_and_generators_that_do_not_fit_are_refused():
     dda = DDA(tiny(), start_step=1)
-    with pytest.raises(
-        ValueError, match=r"images have shape \[1, 3, 8, 8\]: this diffusion model needs \[B, 3, 16, 16\]"
-    ):
+    with pytest.raises(ValueError, match=r"images have shape \[1, 3, 8, 8\]: this diffusion model needs \[B, 3, 16, 16\]"):
         dda.adapt(torch.zeros(1, 3, 8, 8), generators(0))
     with pytest.raises(ValueError, match="1 generators for 2 images: give one for each image"):
         dda.adapt(images(2), generators(0))

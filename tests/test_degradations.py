@@ -28,9 +28,7 @@ KEYS = ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(("compat", "bias"), [(None, 0.0), (DegradationCompat(rounding="truncate"), -0.5)])
-def test_noise_bias_is_zero_when_rounded_and_half_a_level_when_truncated(
-    compat: DegradationCompat | None, bias: float
-) -> None:
+def test_noise_bias_is_zero_when_rounded_and_half_a_level_when_truncated(compat: DegradationCompat | None, bias: float) -> None:
     grey = torch.full((24, 3, 128, 128), 128, dtype=torch.uint8)
     out = degrade(grey, "noise", 10.0, keys=[str(i) for i in range(24)], seed=0, compat=compat).double()
     assert abs(out.mean().item() - 128 - bias) < 0.05  # 5 standard errors: 10 / sqrt(1179648) = 0.009

@@ -23,9 +23,7 @@ from models.diffusion import (
 
 def tiny(noise_schedule: str = "linear", learn_sigma: bool = False, **options) -> Denoiser:
     torch.manual_seed(0)
-    denoiser = build_denoiser(
-        8, [8, 16], norm_groups=4, noise_schedule=noise_schedule, learn_sigma=learn_sigma, **options
-    )
+    denoiser = build_denoiser(8, [8, 16], norm_groups=4, noise_schedule=noise_schedule, learn_sigma=learn_sigma, **options)
     return denoiser.eval().requires_grad_(False)
 
 
@@ -53,9 +51,7 @@ def test_reverse_step_equals_guided_diffusion(noise_schedule, learn_sigma):
     for i in (0, 1, 7, 18, 19):
         for clip in (True, False):
             step = p_mean_variance(denoiser, schedule, x, i, clip)
-            expected = theirs.p_mean_variance(
-                lambda x, t: denoiser.unet(x, t).sample, x, torch.full((2,), i), clip_denoised=clip
-            )
+            expected = theirs.p_mean_variance(lambda x, t: denoiser.unet(x, t).sample, x, torch.full((2,), i), clip_denoised=clip)
             torch.testing.assert_close(step.x0, expected["pred_xstart"], rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(step.mean, expected["mean"], rtol=1e-4, atol=1e-4)
             if i:

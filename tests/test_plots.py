@@ -29,9 +29,7 @@ from utils.results import Result
 
 def row(system: str, corruption: str, severity: float, accuracy: float) -> Result:
     correct = round(accuracy * 100)
-    return Result(
-        system, "Digits", corruption, severity, "single", 100, correct, accuracy, accuracy - 0.02, accuracy + 0.03
-    )
+    return Result(system, "Digits", corruption, severity, "single", 100, correct, accuracy, accuracy - 0.02, accuracy + 0.03)
 
 
 def sweep(severities: tuple[int, ...]) -> list[Result]:
@@ -154,9 +152,7 @@ def test_image_grid_colours_predictions_by_whether_they_are_right() -> None:
 def test_image_grid_leaves_room_for_long_texts() -> None:
     name = "Chesapeake Bay retriever (93 %)"
     blank = np.zeros((8, 8, 3), np.uint8)
-    figure = image_grid(
-        {view: [Picture(blank, name, True)] for view in ("raw", "adapted")}, ["a_very_long_corruption_name"]
-    )
+    figure = image_grid({view: [Picture(blank, name, True)] for view in ("raw", "adapted")}, ["a_very_long_corruption_name"])
     boxes = [text.get_window_extent() for text in figure.texts]
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in boxes)
     first, second = (box for box, text in zip(boxes, texts(figure), strict=True) if name in text)
@@ -177,9 +173,7 @@ def test_sample_grid_tiles_row_by_row_on_white() -> None:
     assert sample_grid(images, columns=3).shape == (8, 26, 3)
 
 
-@pytest.mark.parametrize(
-    "images", [np.zeros((2, 4, 4, 3)), np.zeros((2, 4, 4, 1), np.uint8), np.zeros((4, 4, 3), np.uint8)]
-)
+@pytest.mark.parametrize("images", [np.zeros((2, 4, 4, 3)), np.zeros((2, 4, 4, 1), np.uint8), np.zeros((4, 4, 3), np.uint8)])
 def test_sample_grid_refuses_other_arrays(images: np.ndarray) -> None:
     with pytest.raises(ValueError, match="needs"):
         sample_grid(images)

@@ -130,9 +130,7 @@ def test_report_folds_configs_and_writes_provenance_as_words(tmp_path: Path) -> 
 
 def test_sections_without_content_are_left_out(tmp_path: Path) -> None:
     assert report(tmp_path).inside("h2") == ["Accuracy"]
-    full = report(
-        tmp_path, notes=["n"], configs={"c": "d"}, provenance={"e": 1}, figures={"f": np.zeros((2, 2, 3), np.uint8)}
-    )
+    full = report(tmp_path, notes=["n"], configs={"c": "d"}, provenance={"e": 1}, figures={"f": np.zeros((2, 2, 3), np.uint8)})
     assert full.inside("h2") == ["Accuracy", "Figures", "Notes", "Configuration", "Provenance"]
 
 

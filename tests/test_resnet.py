@@ -37,9 +37,7 @@ def test_parameter_counts_are_the_published_ones(arch: str, num_classes: int, pa
     ("arch", "blocks", "keys", "tensors"),
     [("ResNet20", 3, 128, 65), ("ResNet56", 9, 344, 173), ("ResNet110", 18, 668, 335)],
 )
-def test_state_dict_has_the_reference_names_in_the_reference_order(
-    arch: str, blocks: int, keys: int, tensors: int
-) -> None:
+def test_state_dict_has_the_reference_names_in_the_reference_order(arch: str, blocks: int, keys: int, tensors: int) -> None:
     with torch.device("meta"):
         network = build_resnet(arch, 10)
     expected = ["conv1.weight", *(f"bn1.{n}" for n in BN)]

@@ -33,13 +33,9 @@ def hits(text: str) -> np.ndarray:
     return np.array([letter == "1" for letter in text])
 
 
-def row(
-    system: str, corruption: str, severity: float, accuracy: float, rule: str = "single", half: float = 0.01
-) -> Result:
+def row(system: str, corruption: str, severity: float, accuracy: float, rule: str = "single", half: float = 0.01) -> Result:
     correct = round(accuracy * 1000)
-    return Result(
-        system, "Digits", corruption, severity, rule, 1000, correct, accuracy, accuracy - half, accuracy + half
-    )
+    return Result(system, "Digits", corruption, severity, rule, 1000, correct, accuracy, accuracy - half, accuracy + half)
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (7, 10), (1, 1), (431, 1797), (9990, 10000)])
@@ -158,9 +154,7 @@ def test_csv_has_the_fields_in_order_and_quotes_commas(tmp_path: Path) -> None:
     )
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_atomic(tmp_path / "f", "old\n")
 
     def no_replace(*_: object) -> None:

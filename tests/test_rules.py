@@ -41,9 +41,7 @@ def variance(p: list[float]) -> float:
 def weighted(first: list[float], second: list[float]) -> Tensor:
     """Rows first[b] * P1[b] + second[b] * P2[b]."""
     p1, p2 = probabilities(P1, P2)
-    return (
-        torch.tensor(first, dtype=torch.float64)[:, None] * p1 + torch.tensor(second, dtype=torch.float64)[:, None] * p2
-    )
+    return torch.tensor(first, dtype=torch.float64)[:, None] * p1 + torch.tensor(second, dtype=torch.float64)[:, None] * p2
 
 
 HAND = {
@@ -213,9 +211,7 @@ def test_the_single_softmax_lets_a_sure_member_outweigh_an_unsure_one() -> None:
 def test_permuting_images_or_classes_permutes_the_scores(rule: str) -> None:
     logits = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(1))
     images, classes = torch.tensor([3, 0, 6, 1, 5, 2, 4]), torch.tensor([4, 2, 0, 1, 3])
-    torch.testing.assert_close(
-        combine(rule, logits[:, images][:, :, classes]), combine(rule, logits)[images][:, classes]
-    )
+    torch.testing.assert_close(combine(rule, logits[:, images][:, :, classes]), combine(rule, logits)[images][:, classes])
 
 
 @pytest.mark.parametrize("rule", [name for name in RULES if name not in ("first", "second")])

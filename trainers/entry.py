@@ -39,7 +39,12 @@ def parser(description: str) -> argparse.ArgumentParser:
     p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers such as 0,1")
     p.add_argument("--lr", "--learning_rate", dest="lr", type=float, help="optimizer.lr")
     p.add_argument("--bs", "--batch_size", dest="bs", type=int, help="data.batch_size")
-    p.add_argument("--dt", "--deg_type", dest="dt", help="data.degradations: one, several joined by commas, or combined_deg to keep the list")
+    p.add_argument(
+        "--dt",
+        "--deg_type",
+        dest="dt",
+        help="data.degradations: one, several joined by commas, or combined_deg to keep the list",
+    )
     p.add_argument("--rs", "--random_seed", dest="rs", type=int, help="seed")
     p.add_argument("--run_id", help="name of the run folder instead of the time; an existing run of that name is gone on with")
     return p

@@ -72,7 +72,9 @@ class TestDataConfig:
             check_choice(name, DEGRADATIONS, "degradation")
         cells = parse_cells(names, self.severities) + [cell for name in swept for cell in sweep_cells(name)]
         if not cells:
-            raise ValueError("nothing to evaluate on: name corruptions (data.corruptions, --corruption) or a sweep (data.sweep, --dt)")
+            raise ValueError(
+                "nothing to evaluate on: name corruptions (data.corruptions, --corruption) or a sweep (data.sweep, --dt)"
+            )
         return cells
 
 
@@ -164,7 +166,9 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
     hits: dict[str, Hits] = {name: {} for name in config.systems}
     meta: dict[str, Any] = {"dataset": dataset, "split": data.split, "images": len(source), "seed": data.seed,
                             "constants": data.constants, "members": {n: m.digest for n, m in members.items()}}  # fmt: skip
-    with tqdm(total=len(cells) * len(members) * len(source), unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0) as bar:
+    with tqdm(
+        total=len(cells) * len(members) * len(source), unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0
+    ) as bar:
         scorer = Scorer(out / "logits" if config.cache else None, config.batch_size, bar.update)
         for number, cell in enumerate(cells, 1):
             bar.set_postfix_str(cell.folder)

@@ -17,7 +17,10 @@ def evaluation_parser(description: str) -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers such as 0,1")
     p.add_argument("--dt", "--deg_type", dest="dt", help="sweep all levels of a degradation; several joined by commas, or all")
-    p.add_argument("--corruption", help="corruptions joined by commas; all: the 15 of ImageNet-C; clean; degradations (random level)")
+    p.add_argument(
+        "--corruption",
+        help="corruptions joined by commas; all: the 15 of ImageNet-C; clean; degradations (random level)",
+    )
     p.add_argument("--severity", help="of the corruptions: 5, or 1,3,5, or 1-5")
     p.add_argument("--dataset", help="data set name or image folder")
     p.add_argument("--limit", type=int, help="class-balanced subset of so many images")

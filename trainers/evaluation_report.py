@@ -32,7 +32,11 @@ def write_evaluation_report(path: str | Path, evaluation: Evaluation, config: Ev
     figures = {"Accuracy of each system on each corruption": heat_map(evaluation.rows)}
     figures["Accuracy with 95 % intervals"] = severity_plot(evaluation.rows)
     figures["Test images as each view shows them, with the predictions made on them (green: right)"] = _pictures(evaluation, config)
-    facts = {"command": " ".join(["python", *(_relative(a) for a in sys.argv)]), "seed": config.data.seed, **provenance()}
+    facts = {
+        "command": " ".join(["python", *(_relative(a) for a in sys.argv)]),
+        "seed": config.data.seed,
+        **provenance(),
+    }
     name = Path(config.data.dataset).name
     write_report(
         path,
@@ -77,11 +81,16 @@ def _pictures(evaluation: Evaluation, config: EvaluationConfig):  # noqa: ANN202
     source, count = evaluation.source, len(evaluation.source)
     picks = [(7 * i) % count for i in range(len(shown))]
     first = next(iter(evaluation.members.values()))
-    columns = {"clean": _column(first, [Cell(CLEAN, 0)] * len(shown), picks, scorer, evaluation)} if first.view.name == "raw" else {}
+    columns = (
+        {"clean": _column(first, [Cell(CLEAN, 0)] * len(shown), picks, scorer, evaluation)} if first.view.name == "raw" else {}
+    )
     for name, member in looks.items():
         heading = "corrupted" if name == "raw" else "adapted"
         columns[f"{heading} ({member.name})" if heading in columns else heading] = _column(member, shown, picks, scorer, evaluation)
-    labels = [f"{cell.corruption}\n{cell.severity or 0:g}, {source.classes[int(source.labels[i])]}" for cell, i in zip(shown, picks, strict=True)]
+    labels = [
+        f"{cell.corruption}\n{cell.severity or 0:g}, {source.classes[int(source.labels[i])]}"
+        for cell, i in zip(shown, picks, strict=True)
+    ]
     return image_grid(columns, labels)
 
 

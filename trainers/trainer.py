@@ -105,7 +105,13 @@ class Trainer:
         seed: int,
     ) -> None:
         self.method, self.train_loader, self.validation_loader = method, train, validation
-        self.optimizer_config, self.loop, self.accelerator, self.run, self.seed = optimizer, loop, accelerator, run, seed
+        self.optimizer_config, self.loop, self.accelerator, self.run, self.seed = (
+            optimizer,
+            loop,
+            accelerator,
+            run,
+            seed,
+        )
         if loop.channels_last:
             method.to(memory_format=torch.channels_last)
         method.to(accelerator.device)

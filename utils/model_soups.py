@@ -13,6 +13,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from models.classifiers import describe
@@ -76,7 +77,9 @@ def _config_of(dataset: str, arch: str | None) -> Path:
     found = sorted(folder.glob(f"{arch or '*'}_soups.yaml"))
     if not found:
         have = sorted(p.name for p in folder.parent.iterdir()) if folder.parent.is_dir() else []
-        raise FileNotFoundError(f"no {arch or '*'}_soups.yaml in {folder} (data sets there: {', '.join(have)}); give a file with -c")
+        raise FileNotFoundError(
+            f"no {arch or '*'}_soups.yaml in {folder} (data sets there: {', '.join(have)}); give a file with -c"
+        )
     return found[0]
 
 

@@ -137,7 +137,9 @@ def run_stages(stages: Sequence[Command], out: Path) -> dict[str, float]:
         start = time.perf_counter()
         status = subprocess.run(stage.words, env=environment, check=False).returncode
         if status:
-            raise Stopped(f"stage {stage.name!r} failed with status {status}; the same command goes on from there. It ran: {shlex.join(stage.words)}")
+            raise Stopped(
+                f"stage {stage.name!r} failed with status {status}; the same command goes on from there. It ran: {shlex.join(stage.words)}"
+            )
         seconds[stage.name] = round(time.perf_counter() - start, 1)
         write_atomic(marker, json.dumps({"identity": stage.identity, "seconds": seconds[stage.name]}) + "\n")
     return seconds

@@ -56,9 +56,7 @@ def heat_map(rows: Sequence[Result]) -> Figure:
     lowest = min(float(np.nanmin(values)), 50.0)
     dark = lowest + 0.6 * (100 - lowest)
     axes.imshow(values, cmap="YlGnBu", vmin=lowest, vmax=100, aspect="auto")
-    axes.set_xticks(
-        range(width), [_label(line) for line in arranged.lines], rotation=40, ha="right", rotation_mode="anchor"
-    )
+    axes.set_xticks(range(width), [_label(line) for line in arranged.lines], rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(height), arranged.systems)
     for (y, x), value in np.ndenumerate(values):
         best = arranged.systems[y] in arranged.best[arranged.lines[x]]
@@ -135,9 +133,7 @@ def image_grid(columns: Mapping[str, Sequence[Picture]], labels: Sequence[str], 
     """
     counts = {heading: len(pictures) for heading, pictures in columns.items()}
     if not labels or not columns or set(counts.values()) != {len(labels)}:
-        raise ValueError(
-            f"image grid of {len(labels)} labels and columns of {counts}: needs one picture for each label"
-        )
+        raise ValueError(f"image grid of {len(labels)} labels and columns of {counts}: needs one picture for each label")
     longest = max(max(_checked_image(p.image).shape[:2]) for pictures in columns.values() for p in pictures)
     cell = longest * math.ceil(side / longest)
     # Pixels throughout, so that every image pixel covers whole figure pixels. 11 pixels hold a letter.
@@ -218,9 +214,7 @@ def _bar_chart(rows: Sequence[Result]) -> Figure:
     for index, axes in enumerate(figure.subplots(down, 1, sharey=True, squeeze=False).ravel()):
         lines = arranged.lines[index * across : (index + 1) * across]
         for rank, system in enumerate(arranged.systems):
-            shown = [
-                (x, arranged.cells[line, system]) for x, line in enumerate(lines) if (line, system) in arranged.cells
-            ]
+            shown = [(x, arranged.cells[line, system]) for x, line in enumerate(lines) if (line, system) in arranged.cells]
             places = [x + (rank - (len(arranged.systems) - 1) / 2) * width for x, _ in shown]
             heights = [100 * row.accuracy for _, row in shown]
             errors = [
@@ -257,9 +251,7 @@ def _means_by_severity(rows: Sequence[Result], severities: Sequence[float]) -> l
 
 def _curve(axes: Axes, points: Sequence[Result], label: str, colour: str, marker: str) -> None:
     x = [row.severity for row in points]
-    axes.plot(
-        x, [100 * row.accuracy for row in points], color=colour, marker=marker, markersize=4, linewidth=1.6, label=label
-    )
+    axes.plot(x, [100 * row.accuracy for row in points], color=colour, marker=marker, markersize=4, linewidth=1.6, label=label)
     low, high = [100 * row.ci95_low for row in points], [100 * row.ci95_high for row in points]
     axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 

@@ -138,8 +138,7 @@ def _results_table(arranged: Pivot, colours: Mapping[str, str], text: str) -> st
     body = []
     for line in arranged.lines:
         cells = "".join(
-            _result_cell(arranged.cells.get((line, system)), system in arranged.best[line])
-            for system in arranged.systems
+            _result_cell(arranged.cells.get((line, system)), system in arranged.best[line]) for system in arranged.systems
         )
         kind = ' class="mean"' if arranged.is_mean(line) else ""
         body.append(f'<tr{kind}><th scope="row">{escape(line.replace("_", " "))}</th>{cells}</tr>\n')
@@ -181,8 +180,7 @@ def _folded(name: str, text: str) -> str:
 
 def _facts(facts: Mapping[str, object]) -> str:
     lines = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(_fact(value))}</td></tr>\n'
-        for name, value in facts.items()
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(_fact(value))}</td></tr>\n' for name, value in facts.items()
     )
     return f'<div class="scroll"><table class="facts"><tbody>\n{lines}</tbody></table></div>' if lines else ""
 

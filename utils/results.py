@@ -194,9 +194,7 @@ def read_json(path: str | os.PathLike[str]) -> tuple[list[Result], dict[str, Any
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         return [Result(**row) for row in content["rows"]], content["meta"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{Path(path).name} is no results file ({error!r}): write it again with the evaluation"
-        ) from error
+        raise ValueError(f"{Path(path).name} is no results file ({error!r}): write it again with the evaluation") from error
 
 
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Result]) -> None:
@@ -216,9 +214,7 @@ def _check_counts(correct: float, n: float) -> None:
 def _checked_hits(hits: np.ndarray) -> np.ndarray:
     array = np.asarray(hits)
     if array.dtype != np.bool_ or array.ndim != 1 or not len(array):
-        raise ValueError(
-            f"hits of type {array.dtype} and shape {array.shape}: needs bool [n] with n >= 1, e.g. predicted == label"
-        )
+        raise ValueError(f"hits of type {array.dtype} and shape {array.shape}: needs bool [n] with n >= 1, e.g. predicted == label")
     return array
 
 

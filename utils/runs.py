@@ -61,7 +61,7 @@ def resolve_checkpoint(reference: str | Path, save_dir: str | Path = "runs", mad
     runs = finished_runs(save_dir, str(reference))
     if runs:
         return runs[-1] / BEST
-    unfinished = [run for run in (Path(save_dir) / reference).glob("*/config.yaml")]
+    unfinished = list((Path(save_dir) / reference).glob("*/config.yaml"))
     if unfinished:
         raise FileNotFoundError(
             f"run {reference!r} under {save_dir}/ has not finished; go on with it: python train.py -r {unfinished[-1].parent}"

@@ -1,7 +1,7 @@
 """Adapt images with a diffusion model (DDA), on any number of MPI ranks; the same command again goes on where it was stopped.
 
-    mpiexec -n 2 python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption gaussian_noise --severity 5
-    python image_adapt/scripts/image_sample.py --model_path diffusion/Digits/ddpm --base_samples photos --save_dir adapted/photos
+mpiexec -n 2 python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption gaussian_noise --severity 5
+python image_adapt/scripts/image_sample.py --model_path diffusion/Digits/ddpm --base_samples photos --save_dir adapted/photos
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ FLAGS: dict[str, str] = {
     "overwrite": "overwrite",
     "runs": "runs",
 }
+
+
 def parse(argv: Sequence[str] | None) -> tuple[AdaptConfig, dict[str, str], argparse.Namespace]:
     """(configuration, given model flags, other arguments) of the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -69,7 +71,9 @@ def parse(argv: Sequence[str] | None) -> tuple[AdaptConfig, dict[str, str], argp
         p.add_argument(f"--{flag}", metavar="VALUE", help="must agree with the checkpoint")
     args, rest = p.parse_known_args(argv)
     tree = read_yaml(args.config) if args.config else {}
-    overrides = read_overrides(rest, [*FLAGS, *MODEL_FLAGS, "corruption", "severity", "dataset", "scale", "threads", "config", "device"])
+    overrides = read_overrides(
+        rest, [*FLAGS, *MODEL_FLAGS, "corruption", "severity", "dataset", "scale", "threads", "config", "device"]
+    )
     tree = merge(merge(tree, overrides), _flag_tree(args, tree))
     for needed, flag in (("model", "--model_path"), ("save_dir", "--save_dir")):
         if needed not in tree:
@@ -119,7 +123,14 @@ def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, device
     adapter = DDA(denoiser.to(device), autocast=config.use_fp16, **dataclasses.asdict(config.dda))
     jobs = plan_jobs(config, denoiser.image_size)
     images = sum(len(job.source) for job in jobs)
-    log.info("%d images in %d cells, %d rank(s) on %s, batches of %d", images, len(jobs), world.size, device.type, config.batch_size)
+    log.info(
+        "%d images in %d cells, %d rank(s) on %s, batches of %d",
+        images,
+        len(jobs),
+        world.size,
+        device.type,
+        config.batch_size,
+    )
     return run_jobs(jobs, adapter, config, file_digest(path), world, device)
 
 
@@ -133,7 +144,10 @@ def report(outcome: Outcome, config: AdaptConfig) -> int:
     for line in outcome.broken:
         log.warning("broken: %s", line.replace("\t", ": "))
     if outcome.broken and not config.skip_broken:
-        log.warning("%d files could not be adapted; mend them and run the same command, or accept that with --skip_broken true", len(outcome.broken))
+        log.warning(
+            "%d files could not be adapted; mend them and run the same command, or accept that with --skip_broken true",
+            len(outcome.broken),
+        )
         return 1
     return 0
 

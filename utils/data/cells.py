@@ -84,9 +84,7 @@ def parse_cells(corruptions: Sequence[str], severities: Sequence[int]) -> list[C
             cells.append(Cell(CLEAN, 0))
         else:
             for part in name.split("+"):
-                check_choice(
-                    part, [*ALL_CORRUPTIONS, *DEGRADATIONS, *NAMED_SEQUENCES, CLEAN], "corruption or degradation"
-                )
+                check_choice(part, [*ALL_CORRUPTIONS, *DEGRADATIONS, *NAMED_SEQUENCES, CLEAN], "corruption or degradation")
             cells.append(Cell(name, 0 if name in NAMED_SEQUENCES else None))
     return cells
 
@@ -131,9 +129,7 @@ class OnTheFly:
         def read(rows: np.ndarray) -> Tensor:
             images, keys = self.clean.images(rows), [self.clean.keys[i] for i in rows]
             if cell.is_corruption:
-                return corrupt(
-                    images, cell.corruption, int(cell.severity or 0), keys=keys, seed=self.seed, constants=constants
-                )
+                return corrupt(images, cell.corruption, int(cell.severity or 0), keys=keys, seed=self.seed, constants=constants)
             level = self.levels(cell, keys)
             return degrade(images, cell.corruption, level, keys=keys, seed=self.seed)
 
@@ -190,7 +186,6 @@ class ReleasedArrays:
             every.aligned(self.clean.keys, str(path)), rgb_mean=self.clean.rgb_mean, rgb_std=self.clean.rgb_std
         )
 
-
     def identity(self, cell: Cell) -> str:
         return _digest(self.root, self.clean.keys, cell, (self.root / f"{cell.corruption}.npy").stat().st_mtime_ns)
 
@@ -225,7 +220,9 @@ class FolderTree:
         return found.aligned(self.clean.keys, str(folder))
 
     def identity(self, cell: Cell) -> str:
-        files = [(str(p.relative_to(self.root)), p.stat().st_size, p.stat().st_mtime_ns) for p in list_images(self.root / cell.folder)]
+        files = [
+            (str(p.relative_to(self.root)), p.stat().st_size, p.stat().st_mtime_ns) for p in list_images(self.root / cell.folder)
+        ]
         return _digest(self.clean.keys, cell, files)
 
 

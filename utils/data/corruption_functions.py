@@ -12,14 +12,13 @@ from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 from scipy import ndimage
 
-from utils.data.opencv import cv2
 from utils.data.image_batch import Image
+from utils.data.opencv import cv2
 
 Array = NDArray[Any]
 Generator = np.random.Generator

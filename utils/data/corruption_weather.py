@@ -9,13 +9,12 @@ import importlib.util
 from functools import lru_cache
 from pathlib import Path
 
-
 import numpy as np
 from numpy.typing import NDArray
 
 from utils.data.corruption_functions import Array, Generator, motion_smear, smooth, unit, zoom
-from utils.data.opencv import cv2
 from utils.data.image_batch import Image
+from utils.data.opencv import cv2
 
 # The published generators list six photographs and draw from the first five.
 FROST_PHOTOGRAPHS = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
@@ -53,9 +52,7 @@ def _frost_photograph(index: int, scale: float, height: int, width: int) -> Imag
     path = Path(package.submodule_search_locations[0]) / "frost" / FROST_PHOTOGRAPHS[index]
     photograph = cv2.imread(str(path))
     if photograph is None:
-        raise ValueError(
-            f"frost photograph {path} cannot be read: pip install --force-reinstall imagecorruptions-imaug"
-        )
+        raise ValueError(f"frost photograph {path} cannot be read: pip install --force-reinstall imagecorruptions-imaug")
     photograph = cv2.cvtColor(photograph, cv2.COLOR_BGR2RGB)
     scale = max(scale, (height + 1) / photograph.shape[0], (width + 1) / photograph.shape[1])
     return np.asarray(cv2.resize(photograph, None, fx=scale, fy=scale), dtype=np.uint8)

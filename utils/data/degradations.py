@@ -119,9 +119,7 @@ class Degradation:
         """Return `level`, or raise ValueError with the allowed range."""
         low, high = self.bounds
         if not low <= level <= high:
-            raise ValueError(
-                f"{self.name} level {level:g} is out of range: allowed: {low:g} to {high:g} ({self.description})"
-            )
+            raise ValueError(f"{self.name} level {level:g} is out of range: allowed: {low:g} to {high:g} ({self.description})")
         return level
 
 
@@ -189,9 +187,7 @@ def _stages(name: str, level: Tensor | float, images: Tensor) -> list[list[tuple
     if len(rows) == 1 and levels.ndim == 0:
         levels = levels.expand(shape)
     if list(levels.shape) != shape:
-        raise ValueError(
-            f"level of {name!r} has shape {list(levels.shape)}: expected {shape}, one for each image and stage"
-        )
+        raise ValueError(f"level of {name!r} has shape {list(levels.shape)}: expected {shape}, one for each image and stage")
     # A float32 level stands for the decimal it was written as: 0.3, not 0.30000001.
     table = levels.double().round(decimals=6).reshape(len(images), len(rows)).tolist()
     return [[(row, row.check(value)) for row, value in zip(rows, line, strict=True)] for line in table]
@@ -249,9 +245,7 @@ def sweep_levels(name: str) -> list[float]:
         return [0.0]
     rows = _rows(name)
     if len(rows) > 1:
-        raise ValueError(
-            f"the sequence {name!r} has no sweep: sweep one of {', '.join(DEGRADATIONS)}, or use sample_levels"
-        )
+        raise ValueError(f"the sequence {name!r} has no sweep: sweep one of {', '.join(DEGRADATIONS)}, or use sample_levels")
     (row,) = rows
     return [number / row.scale for number in range(row.levels[0], row.levels[1] + 1)]
 

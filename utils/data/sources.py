@@ -95,15 +95,11 @@ class ImageSource:
         return self.subset([place[key] for key in keys])
 
 
-def array_source(
-    name: str, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], names: Sequence[str]
-) -> ImageSource:
+def array_source(name: str, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> ImageSource:
     """A source over a uint8 array [N, 3, S, S] in memory (or memory-mapped); keys are `<class>/<name>`."""
     keys = [f"{classes[int(label)]}/{n}" for label, n in zip(labels, names, strict=True)]
     read = lambda rows: torch.from_numpy(np.ascontiguousarray(images[rows]))  # noqa: E731
-    return ImageSource(
-        name, tuple(classes), torch.as_tensor(np.asarray(labels), dtype=torch.int64), keys, images.shape[-1], read
-    )
+    return ImageSource(name, tuple(classes), torch.as_tensor(np.asarray(labels), dtype=torch.int64), keys, images.shape[-1], read)
 
 
 def open_source(
@@ -200,9 +196,7 @@ def _cifar(classes: int) -> Callable[[str, Path], ImageSource]:
                 ) from error
             part = "train" if train else "test"
             names = [f"{part}_{i:05d}" for i in range(len(data.data))]
-            parts.append(
-                array_source(name, data.data.transpose(0, 3, 1, 2), np.asarray(data.targets), data.classes, names)
-            )
+            parts.append(array_source(name, data.data.transpose(0, 3, 1, 2), np.asarray(data.targets), data.classes, names))
         return _train_validation_test(parts[0], None, parts[1], split, name)
 
     return load
@@ -219,9 +213,7 @@ def _image_folder(root: Path, split: str, image_size: int | None) -> ImageSource
         return _train_validation_test(train, validation, test, split, name)
     train = folder_source(folders["train"], image_size, name)
     size = train.image_size
-    given = {
-        s: folder_source(f, size, name, train.classes) for s, f in folders.items() if f is not None and s != "train"
-    }
+    given = {s: folder_source(f, size, name, train.classes) for s, f in folders.items() if f is not None and s != "train"}
     test = given.get("test") or given.get("validation")
     if test is None:
         test, train = _cut(train, [TEST_SHARE], f"{name}/test")
@@ -285,9 +277,7 @@ def _first_size(paths: Sequence[Path]) -> int:
                 return min(image.size)
         except OSError:
             continue
-    raise ValueError(
-        f"none of the {len(paths)} files under {paths[0].parent.parent} can be read as an image, e.g. {paths[0]}"
-    )
+    raise ValueError(f"none of the {len(paths)} files under {paths[0].parent.parent} can be read as an image, e.g. {paths[0]}")
 
 
 def _decode_all(paths: list[Path], size: int) -> tuple[list[Path], np.ndarray]:
@@ -299,9 +289,7 @@ def _decode_all(paths: list[Path], size: int) -> tuple[list[Path], np.ndarray]:
         except BrokenImageError as error:
             broken.append(str(error))
     if broken:
-        log.warning(
-            "left out %d of %d files that cannot be decoded:\n  %s", len(broken), len(paths), "\n  ".join(broken[:20])
-        )
+        log.warning("left out %d of %d files that cannot be decoded:\n  %s", len(broken), len(paths), "\n  ".join(broken[:20]))
     if not good:
         raise ValueError(f"none of the {len(paths)} files can be decoded, e.g. {broken[0]}")
     return good, np.stack(arrays)
