@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainers.evaluation import EvaluationConfig, evaluate, print_outcome
 from trainers.evaluation_entry import data_overrides, evaluation_parser, training_data
-from utils.config import build, merge, read_overrides, read_yaml
+from utils.config import Tree, build, merge, read_overrides, read_yaml
 from utils.device import choose_device
 from utils.errors import user_errors
 from utils.run_log import setup_logging
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-m", "--mode", default="eval", help="folder below the run for the results")
     args, rest = parser.parse_known_args(argv)
     checkpoint = resolve_checkpoint(args.resume, args.runs)
-    tree = {"data": training_data(checkpoint)}
+    tree: Tree = {"data": training_data(checkpoint)}
     tree = merge(tree, {"data": read_yaml(args.config).get("data", {})} if args.config else {})
     tree = merge(merge(tree, data_overrides(args)), read_overrides(rest, []))
     if not any(tree["data"].get(k) for k in ("corruptions", "sweep")):

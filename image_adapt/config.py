@@ -88,7 +88,7 @@ class AdaptConfig:
 
     Attributes:
         model: checkpoint file, run folder or run name of the diffusion model.
-        save_dir: adapted images go to `<save_dir>/<corruption>/<severity>/<class>/<name>.png`; `{dataset}` and `{split}` are replaced.
+        save_dir: adapted images go to `<save_dir>/<corruption>/<severity>/<class>/<name>.png`; `{dataset}`, `{split}` are replaced.
         runs: root of the runs, for `model` by name.
         batch_size: images adapted together on a rank; the last batch is filled up, so that every batch has this shape.
         num_samples: adapt at most so many images of each cell (null: all).

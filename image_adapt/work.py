@@ -130,7 +130,8 @@ def check_settings(job: Job, settings: dict[str, Any], overwrite: bool = False) 
         elif differing:
             shown = "; ".join(f"{k}: {stored.get(k)} there, {settings[k]} now" for k in differing)
             raise ValueError(
-                f"{job.folder} holds images adapted with other settings ({shown}): choose another --save_dir, or replace them with --overwrite true"
+                f"{job.folder} holds images adapted with other settings ({shown}): choose another "
+                "--save_dir, or replace them with --overwrite true"
             )
         else:
             return

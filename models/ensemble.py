@@ -57,8 +57,8 @@ class Scorer:
     def scores(self, rule: str, members: Sequence[Member], cell: Cell, double_softmax: bool = False) -> Tensor:
         """Scores [N, K] of an ensemble on a cell; the argmax is its prediction.
 
-        Input rules (`entropy_fuse`, ...) mix the two members' images by weights from their logits and cost one more pass of the first
-        member.
+        Input rules (`entropy_fuse`, ...) mix the two members' images by weights from their logits and cost one more pass of the
+        first member.
         """
         logits = torch.stack([self.logits(member, cell) for member in members])
         if rule not in INPUT_RULES:

@@ -69,7 +69,7 @@ class LoopConfig:
     Attributes:
         epochs: passes over the training data.
         validate_every: epochs between validations (the last epoch is always validated).
-        monitor: validation metric that chooses the best checkpoint; accuracy is maximised, loss minimised, ties go to the later epoch.
+        monitor: validation metric that chooses the best checkpoint: accuracy (highest) | loss (lowest); ties go to the later epoch.
         patience: stop after so many validations without a better value (null: never).
         mixed_precision: no | bf16 | fp16 autocast.
         accumulate: steps over which gradients are added up before the optimiser steps.

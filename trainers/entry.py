@@ -88,7 +88,8 @@ def _resumed_run(text: str) -> Path:
 def run(config: TrainConfig, device: str | None = None, resume: Path | None = None, run_id: str | None = None) -> Path:
     """Train one run from its configuration; returns its folder."""
     kind = METHODS[check_choice(config.method.get("name"), METHODS, "value", "config key 'method.name'")]
-    model, method_config = build(kind.model, config.model, "model"), build(kind.method, config.method, "method")
+    model: Any = build(kind.model, config.model, "model")
+    method_config: Any = build(kind.method, config.method, "method")
     for name in config.data.degradations:
         check_degradation(name)
     accelerator = Accelerator(
@@ -102,10 +103,11 @@ def run(config: TrainConfig, device: str | None = None, resume: Path | None = No
     method = kind.build(model, method_config, Context(sources["train"], data.degradations, config))
     loaders = {s: _loader(config, sources[s], s == "train", accelerator) for s in sources}
     folder = _run_folder(config, resume, run_id, accelerator)
+    parameters = sum(p.numel() for p in method.student.parameters())
     if accelerator.is_main_process:
         log.info(
             "%s: %d training and %d validation images, %s, %d parameters, run %s", config.data.dataset, len(sources["train"]),
-            len(sources["validation"]), "+".join(data.degradations) or "clean", sum(p.numel() for p in method.student.parameters()), folder,
+            len(sources["validation"]), "+".join(data.degradations) or "clean", parameters, folder,
         )  # fmt: skip
     trainer = Trainer(
         method, loaders["train"], loaders["validation"], config.optimizer, config.loop, accelerator, folder, config.seed
@@ -160,6 +162,6 @@ def _check_same(folder: Path, config: TrainConfig) -> None:
     differing = [key for key in now if stored.get(key) != now[key]]
     if differing:
         raise ValueError(
-            f"run {folder} exists with another configuration (differs in {', '.join(differing)}): delete it, choose another --run_id, "
-            f"or change the run on purpose with -r {folder}"
+            f"run {folder} exists with another configuration (differs in {', '.join(differing)}): delete it, choose another "
+            f"--run_id, or change the run on purpose with -r {folder}"
         )

@@ -188,7 +188,7 @@ def _members(config: EvaluationConfig, source: ImageSource, device: torch.device
     members = {}
     for name in used:
         path = member_checkpoint(config, name)
-        classifier = load_classifier(path, config.runs, source.classes).to(device, memory_format=torch.channels_last)
+        classifier = load_classifier(path, config.runs, source.classes).to(device).to(memory_format=torch.channels_last)
         view = open_view(_view_of(config, name), source, config.data.seed, config.data.constants)
         members[name] = Member(name, classifier, file_digest(path), view)
     return members

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from models.ensemble import Member, Scorer
@@ -47,7 +48,8 @@ def write_evaluation_report(path: str | Path, evaluation: Evaluation, config: Ev
         configs=_configs(config),
         provenance=facts,
         notes=[
-            f"{len(evaluation.source)} {config.data.split} images, each under every corruption; intervals of means are clustered by image.",
+            f"{len(evaluation.source)} {config.data.split} images, each under every corruption; "
+            "intervals of means are clustered by image.",
             *gains(evaluation.hits),
         ],
     )
@@ -70,7 +72,7 @@ def _summary(rows: list[Result]) -> str:
     )
 
 
-def _pictures(evaluation: Evaluation, config: EvaluationConfig):  # noqa: ANN202  a matplotlib Figure
+def _pictures(evaluation: Evaluation, config: EvaluationConfig) -> Figure:
     """One image a row: clean, then every view with the prediction of the first member that looks at it."""
     cells = [cell for cell in next(iter(evaluation.hits.values())) if cell.corruption != CLEAN] or [Cell(CLEAN, 0)]
     shown = [cells[i] for i in np.unique(np.linspace(0, len(cells) - 1, min(EXAMPLE_ROWS, len(cells))).astype(int))]

@@ -1,7 +1,7 @@
 """Methods: what is trained and by which loss. A row of `METHODS` is a new system's only entry here.
 
-Sources: knowledge distillation by feature cosine as in FusionDistill (Daultani & Larochelle, WACVW 2024) and DiffAUD (Daultani et al.,
-CVPRW 2024); noise prediction as in DDPM (Ho et al., NeurIPS 2020, eq. 14).
+Sources: knowledge distillation by feature cosine as in FusionDistill (Daultani & Larochelle, WACVW 2024) and DiffAUD (Daultani et
+al., CVPRW 2024); noise prediction as in DDPM (Ho et al., NeurIPS 2020, eq. 14).
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class DistillationConfig:
         teachers: checkpoint file, run folder or run name; `{deg}` stands for the degradation, so that one line names all teachers.
         teacher_view: image that the teachers see: clean (FusionDistill) | degraded (DiffAUD).
         ce_weight: weight of the cross-entropy, mean over all images of the batch.
-        feature_weights: weight of 1 - cosine by feature name (stage1..stage3, pooled), mean over a degradation's images, summed over
-            degradations.
+        feature_weights: weight of 1 - cosine by feature name (stage1..stage3, pooled), mean over a degradation's images, summed
+            over degradations.
     """
 
     name: str = "distillation"
@@ -127,7 +127,8 @@ class _ClassifierMethod(Method):
 
     def __init__(self, student: Classifier, source: ImageSource) -> None:
         super().__init__()
-        self.student, self.classes = student, source.classes
+        self.student: Classifier = student
+        self.classes = source.classes
 
     def checkpoint(self, student: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         assert isinstance(student, Classifier)
@@ -174,6 +175,7 @@ class Distillation(_ClassifierMethod):
         supervised = F.cross_entropy(logits, batch["label"])
         distance = logits.new_zeros(())
         for d, teacher in enumerate(self.teachers):
+            assert isinstance(teacher, Classifier)
             mine = batch["deg"] == d
             with torch.no_grad():
                 targets = teacher.features(batch[self.config.teacher_view][mine], names)
@@ -196,7 +198,7 @@ class Denoising(Method):
 
     def __init__(self, student: Denoiser) -> None:
         super().__init__()
-        self.student = student
+        self.student: Denoiser = student
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x0 = unit_to_signed(batch["clean"])

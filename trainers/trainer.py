@@ -1,4 +1,4 @@
-"""The training loop. A method is a module whose forward turns a batch into a dict with `loss`; everything else happens here."""
+"""The training loop. A method is a module whose forward turns a batch into a dict with `loss`; the rest happens here."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 class Method(nn.Module):
     """What is trained, and the loss that trains it.
 
-    Subclasses set `student` (the module whose weights are optimised and saved) and give `forward(batch) -> dict` with `loss` (scalar),
-    optionally `hits` (bool [B], right predictions) and further scalars to be logged. Frozen teachers live in the module and
-    stay in eval mode.
+    Subclasses set `student` (the module whose weights are optimised and saved) and give `forward(batch) -> dict` with `loss`
+    (scalar), optionally `hits` (bool [B], right predictions) and further scalars to be logged. Frozen teachers live in the
+    module and stay in eval mode.
     """
 
     student: nn.Module
@@ -185,9 +185,9 @@ class Trainer:
     def _check_finite(self, loss: Tensor, epoch: int, step: int) -> None:
         if not torch.isfinite(loss):
             raise Stopped(
-                f"loss is {loss.item()} at epoch {epoch + 1}, step {step + 1} of {len(self.train_loader)}: stopped before that step. "
-                f"The best and the last good checkpoint stay in {self.run}; lower optimizer.lr (now {self.optimizer_config.lr}) or set "
-                "loop.clip_norm"
+                f"loss is {loss.item()} at epoch {epoch + 1}, step {step + 1} of {len(self.train_loader)}: stopped before that "
+                f"step. The best and the last good checkpoint stay in {self.run}; lower optimizer.lr (now {self.optimizer_config.lr}) "
+                "or set loop.clip_norm"
             )
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """YAML and command-line overrides into typed dataclasses; whatever is not known is an error that names the closest valid key.
 
-A file may open with `base: other.yaml` (or a list): the named files, relative to this one, are merged first and this file's keys win.
+A file may open with `base: other.yaml` (or a list): the named files, relative to this one, are merged first, this file's keys win.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ class Stopped(RuntimeError):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn ValueError, FileNotFoundError and Stopped into `error: ...` with exit status 2; UNDEGRADE_TRACEBACK=1 shows the traceback."""
+    """ValueError, FileNotFoundError and Stopped become `error: ...` and exit status 2 (UNDEGRADE_TRACEBACK=1: the traceback)."""
     try:
         yield
     except (ValueError, FileNotFoundError, Stopped) as error:

@@ -91,8 +91,9 @@ def fuse(config: SoupConfig, run_id: str | None = None) -> Path:
     source = open_source(config.data.dataset, "train", config.data.root, config.data.image_size, config.data.limit)
     members = [load_classifier(name, config.save_dir, source.classes) for name in names]
     states = [m.network.state_dict() for m in members]
-    measured = {"network": members[0], "loader": _training_images(config, source)} if config.buffers == "recalibrate" else {}
-    fused = average(states, config.weights, config.buffers, **measured)
+    measured = config.buffers == "recalibrate"
+    images = _training_images(config, source) if measured else None
+    fused = average(states, config.weights, config.buffers, network=members[0] if measured else None, loader=images)
     name = fill(config.name, stand_in)
     existing = Path(config.save_dir) / name / (run_id or "")
     run = existing if run_id and existing.is_dir() else create_run(config.save_dir, name, run_id)

@@ -1,7 +1,7 @@
 """Run the stages of a pipeline YAML in order: `python utils/pipeline.py -c configs/pipelines/diffaud.yaml --dataset Digits`.
 
 A stage is a command line that a user could type. Finished stages are skipped, so the same command goes on where it was stopped. A
-stage's identity covers its command, its YAML files and all stages before it: whatever has changed is run again, and all that follows.
+stage's identity covers its command, its YAML files and all stages before it: what has changed is run again, and all that follows.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class StageConfig:
     """A stage.
 
     Attributes:
-        run: command line; `{name}` is replaced by a variable. `{stage_id}` is the stage's identity, `{mpiexec}` is empty where there is
-            no mpiexec.
+        run: command line; `{name}` is replaced by a variable. `{stage_id}` is the stage's identity, `{mpiexec}` is empty where
+            there is no mpiexec.
         each: run it once for each of these values, as `{each}`.
     """
 
@@ -138,7 +138,8 @@ def run_stages(stages: Sequence[Command], out: Path) -> dict[str, float]:
         status = subprocess.run(stage.words, env=environment, check=False).returncode
         if status:
             raise Stopped(
-                f"stage {stage.name!r} failed with status {status}; the same command goes on from there. It ran: {shlex.join(stage.words)}"
+                f"stage {stage.name!r} failed with status {status}; the same command goes on from there. "
+                f"It ran: {shlex.join(stage.words)}"
             )
         seconds[stage.name] = round(time.perf_counter() - start, 1)
         write_atomic(marker, json.dumps({"identity": stage.identity, "seconds": seconds[stage.name]}) + "\n")

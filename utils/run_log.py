@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
 
@@ -39,7 +39,8 @@ class RunLog:
     """
 
     def __init__(self, folder: Path | None, resume_epoch: int = 0, tensorboard: bool = True) -> None:
-        self._file, self._writer = None, None
+        self._file: TextIO | None = None
+        self._writer: SummaryWriter | None = None
         if folder is None:
             return
         path = folder / "metrics.jsonl"
@@ -50,7 +51,7 @@ class RunLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer: SummaryWriter | None = SummaryWriter(str(folder))
+            self._writer = SummaryWriter(str(folder))
 
     def write(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         """One row: epoch (1-based), optimiser steps done, and the metrics (`train/loss`, `validation/accuracy`, ...)."""

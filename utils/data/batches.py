@@ -1,8 +1,8 @@
 """Training batches: every batch is a pure function of (seed, epoch, step), whatever the worker or process that makes it.
 
-A batch is a dict: `clean`, `degraded` float [B, 3, H, W] in [0, 1], `label` int64 [B], `deg` int64 [B] (index into the run's list of
-degradations), `level` float [B] in [0, 1] (0 = clean), `key` list of B strings. With k degradations and n images a step, B = k n: the
-same n images appear once for each degradation, and `batch["deg"] == i` selects one.
+A batch is a dict: `clean`, `degraded` float [B, 3, H, W] in [0, 1], `label` int64 [B], `deg` int64 [B] (index into the run's
+list of degradations), `level` float [B] in [0, 1] (0 = clean), `key` list of B strings. With k degradations and n images a step,
+B = k n: the same n images appear once for each degradation, and `batch["deg"] == i` selects one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Data sets behind one interface: labels, stable keys, and uint8 images by index.
 
 `open_source("Digits", "train")` is scikit-learn's digits, `open_source("CIFAR10", "test", root)` the torchvision data set, and any
-folder `<root>/<class>/*` or `<root>/<split>/<class>/*` is a data set by its path. Validation images are always cut from the training
-part, class by class, with a fixed draw: the test part chooses nothing.
+folder `<root>/<class>/*` or `<root>/<split>/<class>/*` is a data set by its path. Validation images are always cut from the
+training part, class by class, with a fixed draw: the test part chooses nothing.
 """
 
 from __future__ import annotations
@@ -98,8 +98,12 @@ class ImageSource:
 def array_source(name: str, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> ImageSource:
     """A source over a uint8 array [N, 3, S, S] in memory (or memory-mapped); keys are `<class>/<name>`."""
     keys = [f"{classes[int(label)]}/{n}" for label, n in zip(labels, names, strict=True)]
-    read = lambda rows: torch.from_numpy(np.ascontiguousarray(images[rows]))  # noqa: E731
-    return ImageSource(name, tuple(classes), torch.as_tensor(np.asarray(labels), dtype=torch.int64), keys, images.shape[-1], read)
+    label_tensor = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+    return ImageSource(name, tuple(classes), label_tensor, keys, images.shape[-1], _array_reader(images))
+
+
+def _array_reader(images: np.ndarray) -> Callable[[np.ndarray], Tensor]:
+    return lambda rows: torch.from_numpy(np.ascontiguousarray(images[rows]))
 
 
 def open_source(
@@ -157,7 +161,7 @@ def _with_statistics(source: ImageSource, train: ImageSource) -> ImageSource:
 
 
 def _digits(split: str, root: Path) -> ImageSource:
-    """scikit-learn's copy of the UCI optical digits: 1,797 scans of 8 x 8 pixels and 17 grey levels, enlarged to 32 x 32 (bicubic)."""
+    """scikit-learn's copy of the UCI optical digits: 1,797 scans of 8 x 8 pixels, 17 grey levels, enlarged to 32 x 32 (bicubic)."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -214,10 +218,11 @@ def _image_folder(root: Path, split: str, image_size: int | None) -> ImageSource
     train = folder_source(folders["train"], image_size, name)
     size = train.image_size
     given = {s: folder_source(f, size, name, train.classes) for s, f in folders.items() if f is not None and s != "train"}
-    test = given.get("test") or given.get("validation")
-    if test is None:
-        test, train = _cut(train, [TEST_SHARE], f"{name}/test")
-    return _train_validation_test(train, given.get("validation") if "test" in given else None, test, split, name)
+    validation = given.get("validation") if "test" in given else None  # the only held-out part is the test part
+    held_out = given.get("test") or given.get("validation")
+    if held_out is None:
+        held_out, train = _cut(train, [TEST_SHARE], f"{name}/test")
+    return _train_validation_test(train, validation, held_out, split, name)
 
 
 def folder_source(folder: Path, image_size: int | None, name: str, classes: Sequence[str] | None = None) -> ImageSource:
