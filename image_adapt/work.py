@@ -20,9 +20,11 @@ from torch import Tensor
 from image_adapt.config import LAYOUTS, AdaptConfig
 from image_adapt.mpi import Progress, World
 from utils.data.cells import Cell, OnTheFly
+from utils.data.folders import plain_source
+from utils.data.image_source import ImageSource
 from utils.data.images import BrokenImageError
 from utils.data.pixels import from_signed, to_signed
-from utils.data.sources import ImageSource, open_source, plain_source
+from utils.data.sources import open_source
 from utils.files import write_atomic
 from utils.seeding import torch_generator
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from models.classifiers import Classifier
 from models.rules import INPUT_RULES, combine, mixing_weights
 from utils.data.cells import Cell, View
+from utils.data.image_source import ImageSource
 from utils.data.pixels import to_unit
-from utils.data.sources import ImageSource
 from utils.files import write_atomic
 
 

@@ -20,7 +20,8 @@ from utils.config import Tree, build, dump_yaml, merge, read_overrides, read_yam
 from utils.data.batches import BatchLoader, BatchSet
 from utils.data.cells import Cell, FolderTree
 from utils.data.degradations import check_degradation
-from utils.data.sources import ImageSource, open_source
+from utils.data.image_source import ImageSource
+from utils.data.sources import open_source
 from utils.device import choose_device
 from utils.files import write_atomic
 from utils.runs import create_run

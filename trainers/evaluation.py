@@ -21,7 +21,8 @@ from utils.choices import check_choice
 from utils.data.cells import CLEAN, Cell, open_view, parse_cells, sweep_cells
 from utils.data.corruptions import CORRUPTIONS
 from utils.data.degradations import DEGRADATIONS
-from utils.data.sources import ImageSource, open_source
+from utils.data.image_source import ImageSource
+from utils.data.sources import open_source
 from utils.plots import heat_map, save, severity_plot
 from utils.results import Result, cell_result, mean_result, paired_difference, write_csv, write_json
 from utils.runs import resolve_checkpoint

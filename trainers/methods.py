@@ -22,8 +22,8 @@ from models.loading import initialise_classifier, load_classifier
 from trainers.config import TrainConfig, fill
 from trainers.trainer import Method
 from utils.data.batches import Batch
+from utils.data.image_source import ImageSource
 from utils.data.pixels import unit_to_signed
-from utils.data.sources import ImageSource
 from utils.seeding import torch_generator
 
 View = Literal["clean", "degraded"]

@@ -186,8 +186,8 @@ class Trainer:
         if not torch.isfinite(loss):
             raise Stopped(
                 f"loss is {loss.item()} at epoch {epoch + 1}, step {step + 1} of {len(self.train_loader)}: stopped before that "
-                f"step. The best and the last good checkpoint stay in {self.run}; lower optimizer.lr (now {self.optimizer_config.lr}) "
-                "or set loop.clip_norm"
+                f"step. The best and the last good checkpoint stay in {self.run}; lower optimizer.lr (now "
+                f"{self.optimizer_config.lr}) or set loop.clip_norm"
             )
 
     @torch.no_grad()

@@ -23,7 +23,8 @@ from trainers.config import DataConfig, TrainConfig, fill
 from utils.checkpoint import save_checkpoint
 from utils.config import build, dump_yaml, merge, read_overrides, read_yaml, to_tree
 from utils.data.batches import BatchLoader, BatchSet
-from utils.data.sources import ImageSource, open_source
+from utils.data.image_source import ImageSource
+from utils.data.sources import open_source
 from utils.errors import user_errors
 from utils.files import write_atomic
 from utils.run_log import setup_logging

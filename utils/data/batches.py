@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.data.degradations import degrade, sample_levels, unit_level
+from utils.data.image_source import ImageSource
 from utils.data.pixels import to_unit
-from utils.data.sources import ImageSource
 from utils.seeding import numpy_generator
 
 Batch = dict[str, Any]

@@ -20,8 +20,9 @@ from torch import Tensor
 from utils.choices import check_choice
 from utils.data.corruptions import ALL_CORRUPTIONS, corrupt, default_constants
 from utils.data.degradations import DEGRADATIONS, NAMED_SEQUENCES, degrade, sample_levels, sweep_levels
+from utils.data.folders import folder_source
+from utils.data.image_source import ImageSource, array_source
 from utils.data.images import list_images
-from utils.data.sources import ImageSource, array_source, folder_source
 
 CLEAN = "clean"
 

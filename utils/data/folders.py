@@ -1,0 +1,121 @@
+"""Image folders as data sets: `<root>/<class>/*`, `<root>/<split>/<class>/*`, or any images below a folder."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from utils.data.image_source import TEST_SHARE, VALIDATION_SHARE, ImageSource, array_reader, cut, train_validation_test
+from utils.data.images import IMAGE_SUFFIXES, BrokenImageError, list_images, read_image
+
+log = logging.getLogger(__name__)
+
+PRELOAD_BYTES = 2 << 30  # folders that fit are decoded once and kept in memory
+
+
+def image_folder(root: Path, split: str, image_size: int | None) -> ImageSource:
+    """`<root>/<split>/<class>/*` as it is, or `<root>/<class>/*` cut into train, validation and test by a fixed draw."""
+    aliases = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+    folders = {s: next((root / a for a in names if (root / a).is_dir()), None) for s, names in aliases.items()}
+    name = root.resolve().name
+    if folders["train"] is None:
+        validation_share = VALIDATION_SHARE * (1 - TEST_SHARE)
+        test, validation, train = cut(folder_source(root, image_size, name), [TEST_SHARE, validation_share], name)
+        return train_validation_test(train, validation, test, split, name)
+    train = folder_source(folders["train"], image_size, name)
+    size = train.image_size
+    given = {s: folder_source(f, size, name, train.classes) for s, f in folders.items() if f is not None and s != "train"}
+    # a lone held-out part is the test part
+    validation_part = given.get("validation") if "test" in given else None
+    held_out: ImageSource | None = given.get("test") or given.get("validation")
+    if held_out is None:
+        held_out, train = cut(train, [TEST_SHARE], f"{name}/test")
+    return train_validation_test(train, validation_part, held_out, split, name)
+
+
+def folder_source(folder: Path, image_size: int | None, name: str, classes: Sequence[str] | None = None) -> ImageSource:
+    """A source over `<folder>/<class>/*`.
+
+    Sets that fit into 2 GiB of memory are decoded at once; files that cannot be decoded are listed by name, counted and left out.
+    Larger sets are decoded as they are read, and a broken file raises then.
+
+    Args:
+        folder: holds one folder a class.
+        image_size: side in pixels (default: the shorter side of the first readable image).
+        name: for messages.
+        classes: class order to use (default: the sorted folder names).
+
+    Raises:
+        ValueError: no images, images outside a class folder only, or a class that is not in `classes`.
+    """
+    paths = [p for p in list_images(folder) if len(p.relative_to(folder).parts) >= 2]
+    if not paths:
+        raise ValueError(f"no images under {folder}: expected {folder}/<class>/<name> with a suffix such as .png, .jpg, .jpeg")
+    found = sorted({p.relative_to(folder).parts[0] for p in paths})
+    order = list(classes) if classes is not None else found
+    unknown = [c for c in found if c not in order]
+    if unknown:
+        raise ValueError(f"{folder} has class folders {unknown[:5]} that the training part lacks (it has {order[:10]})")
+    size = image_size or _first_size(paths)
+    if len(paths) * 3 * size * size > PRELOAD_BYTES:
+        source = plain_source(folder, size, name, paths)
+    else:
+        paths, images = _decode_all(paths, size)
+        source = dataclasses.replace(plain_source(folder, size, name, paths), read=array_reader(images))
+    labels = [order.index(p.relative_to(folder).parts[0]) for p in paths]
+    return dataclasses.replace(source, classes=tuple(order), labels=torch.tensor(labels))
+
+
+def plain_source(folder: Path, image_size: int, name: str, paths: Sequence[Path] | None = None) -> ImageSource:
+    """Every image below `folder` (or `paths` of it), unlabelled, decoded as it is read; keys are relative paths without suffix.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder does not exist, or holds no image.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"image folder {folder} does not exist")
+    files = list(list_images(folder) if paths is None else paths)
+    if not files:
+        raise ValueError(f"no images under {folder} (by suffix: {', '.join(IMAGE_SUFFIXES)})")
+    read = lambda rows: torch.from_numpy(np.stack([read_image(files[i], image_size) for i in rows]))  # noqa: E731
+    keys = _unique_names([p.relative_to(folder) for p in files])
+    return ImageSource(name, (), torch.full((len(files),), -1), keys, image_size, read)
+
+
+def _first_size(paths: Sequence[Path]) -> int:
+
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                return min(image.size)
+        except OSError:
+            continue
+    raise ValueError(f"none of the {len(paths)} files under {paths[0].parent.parent} can be read as an image, e.g. {paths[0]}")
+
+
+def _decode_all(paths: list[Path], size: int) -> tuple[list[Path], np.ndarray]:
+    good, arrays, broken = [], [], []
+    for path in paths:
+        try:
+            arrays.append(read_image(path, size))
+            good.append(path)
+        except BrokenImageError as error:
+            broken.append(str(error))
+    if broken:
+        log.warning("left out %d of %d files that cannot be decoded:\n  %s", len(broken), len(paths), "\n  ".join(broken[:20]))
+    if not good:
+        raise ValueError(f"none of the {len(paths)} files can be decoded, e.g. {broken[0]}")
+    return good, np.stack(arrays)
+
+
+def _unique_names(relative: Sequence[Path]) -> list[str]:
+    """Paths without suffix; with it where two files differ by the suffix alone."""
+    count = collections.Counter(p.with_suffix("") for p in relative)
+    return [(p if count[p.with_suffix("")] > 1 else p.with_suffix("")).as_posix() for p in relative]

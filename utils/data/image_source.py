@@ -1,0 +1,124 @@
+"""One split of a data set: labels, stable keys, uint8 images by index; and how a set is cut into splits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.seeding import numpy_generator
+
+VALIDATION_SHARE = 0.1
+TEST_SHARE = 0.2  # of a set that comes without a test part
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSource:
+    """Images of one split.
+
+    Attributes:
+        name: data set (and split) for people and for files.
+        classes: class names; a label is an index into it.
+        labels: int64 [N].
+        keys: N unique strings `<class>/<name>`; random streams, file names and the pairing of views hang on them.
+        image_size: side S of the square images, pixels.
+        read: numpy index array [B] -> uint8 tensor [B, 3, S, S].
+        rgb_mean, rgb_std: channel statistics of the training images, range [0, 1], for the classifier's normalisation.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: Tensor
+    keys: list[str]
+    image_size: int
+    read: Callable[[np.ndarray], Tensor]
+    rgb_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    rgb_std: tuple[float, ...] = (0.25, 0.25, 0.25)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def images(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+        """uint8 [B, 3, S, S] of the images at `indices`."""
+        return self.read(np.asarray(indices, dtype=np.int64))
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSource:
+        """The source restricted to `indices`, in their order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        read = self.read
+        return dataclasses.replace(
+            self, labels=self.labels[chosen], keys=[self.keys[i] for i in chosen], read=lambda rows: read(chosen[rows])
+        )
+
+    def limited(self, count: int | None) -> ImageSource:
+        """A class-balanced subset of `count` images by a fixed draw (all of them for None), in the source's order."""
+        if count is None or count >= len(self):
+            return self
+        if count < 1:
+            raise ValueError(f"a limit of {count} images leaves nothing; use at least 1, or null for all {len(self)}")
+        rank = np.empty(len(self))
+        for members in _by_class(self.labels):
+            rank[numpy_generator("limit", self.name, len(members)).permutation(members)] = np.arange(len(members))
+        return self.subset(np.sort(np.argsort(rank, kind="stable")[:count]))
+
+    def aligned(self, keys: Sequence[str], what: str) -> ImageSource:
+        """The images with exactly these keys, in their order.
+
+        Raises:
+            ValueError: names missing keys; pairs are never formed by position.
+        """
+        place = {key: i for i, key in enumerate(self.keys)}
+        missing = [key for key in keys if key not in place]
+        if missing:
+            shown = ", ".join(missing[:5])
+            raise ValueError(
+                f"{what}: {len(missing)} of {len(keys)} images are missing, e.g. {shown}; adapt them with the same command again"
+            )
+        return self.subset([place[key] for key in keys])
+
+
+def array_source(name: str, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> ImageSource:
+    """A source over a uint8 array [N, 3, S, S] in memory (or memory-mapped); keys are `<class>/<name>`."""
+    keys = [f"{classes[int(label)]}/{n}" for label, n in zip(labels, names, strict=True)]
+    label_tensor = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+    return ImageSource(name, tuple(classes), label_tensor, keys, images.shape[-1], array_reader(images))
+
+
+def array_reader(images: np.ndarray) -> Callable[[np.ndarray], Tensor]:
+    return lambda rows: torch.from_numpy(np.ascontiguousarray(images[rows]))
+
+
+def _by_class(labels: Tensor | np.ndarray) -> list[np.ndarray]:
+    values = np.asarray(labels)
+    return [np.flatnonzero(values == k) for k in np.unique(values)]
+
+
+def cut(source: ImageSource, shares: Sequence[float], stream: str) -> list[ImageSource]:
+    """Split class by class by a fixed draw: one part a share, then the rest."""
+    parts: list[list[np.ndarray]] = [[] for _ in range(len(shares) + 1)]
+    for members in _by_class(source.labels):
+        order = numpy_generator("split", stream, len(members)).permutation(members)
+        edges = np.cumsum([max(1, round(share * len(members))) for share in shares])
+        for part, piece in zip(parts, np.split(order, edges), strict=True):
+            part.append(piece)
+    return [source.subset(np.sort(np.concatenate(part))) for part in parts]
+
+
+def _with_statistics(source: ImageSource, train: ImageSource) -> ImageSource:
+    """`source` with the channel mean and deviation of (at most 5,000 of) the training images."""
+    pixels = train.limited(5000).images(range(min(5000, len(train)))).double().div(255)
+    mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp_min(1e-3)
+    rounded = [tuple(round(float(v), 4) for v in values) for values in (mean, std)]
+    return dataclasses.replace(source, rgb_mean=rounded[0], rgb_std=rounded[1])
+
+
+def train_validation_test(
+    train: ImageSource, validation: ImageSource | None, test: ImageSource, split: str, name: str
+) -> ImageSource:
+    if validation is None:
+        validation, train = cut(train, [VALIDATION_SHARE], f"{name}/validation")
+    chosen = {"train": train, "validation": validation, "test": test}[split]
+    return _with_statistics(dataclasses.replace(chosen, name=f"{name}/{split}"), train)
