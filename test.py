@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainers.evaluation import EvaluationConfig, evaluate, print_outcome
 from trainers.evaluation_entry import data_overrides, evaluation_parser, training_data
-from utils.config import Tree, build, merge, read_overrides, read_yaml
+from utils.config import Tree, build, merge, read_yaml
 from utils.device import choose_device
 from utils.errors import user_errors
 from utils.run_log import setup_logging
@@ -20,17 +20,17 @@ from utils.runs import resolve_checkpoint
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = evaluation_parser(__doc__ or "")
+    parser = evaluation_parser(__doc__)
     parser.add_argument(
         "-r", "--resume", "--checkpoint", dest="resume", required=True, help="checkpoint file, run folder or run name"
     )
     parser.add_argument("-c", "--config", help="YAML whose `data:` section says what to evaluate on (default: the run's own data)")
     parser.add_argument("-m", "--mode", default="eval", help="folder below the run for the results")
-    args, rest = parser.parse_known_args(argv)
+    args, overrides = parser.parse(argv)
     checkpoint = resolve_checkpoint(args.resume, args.runs)
     tree: Tree = {"data": training_data(checkpoint)}
     tree = merge(tree, {"data": read_yaml(args.config).get("data", {})} if args.config else {})
-    tree = merge(merge(tree, data_overrides(args)), read_overrides(rest, []))
+    tree = merge(merge(tree, data_overrides(args)), overrides)
     if not any(tree["data"].get(k) for k in ("corruptions", "sweep")):
         tree["data"]["corruptions"] = ["clean"]
     what = "-".join(dict.fromkeys(tree["data"].get("sweep", []) + tree["data"].get("corruptions", [])))

@@ -13,7 +13,7 @@ from models.rules import INPUT_RULES, RULES
 from trainers.evaluation import EvaluationConfig, evaluate, print_outcome
 from trainers.evaluation_entry import data_overrides, evaluation_parser
 from trainers.evaluation_report import write_evaluation_report
-from utils.config import Tree, build, merge, read_overrides, read_yaml
+from utils.config import Tree, build, merge, read_yaml
 from utils.device import choose_device
 from utils.errors import user_errors
 from utils.run_log import setup_logging
@@ -21,7 +21,7 @@ from utils.run_log import setup_logging
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = evaluation_parser(__doc__ or "")
+    parser = evaluation_parser(__doc__)
     parser.add_argument(
         "positional", nargs="*", metavar="config [checkpoint]", help="YAML and, for two members, the first checkpoint"
     )
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ensemble", help="rule; several joined by commas, or all")
     parser.add_argument("--report", help="also write one self-contained HTML file: table, plots, pictures, configs")
     parser.add_argument("--metrics", default="accuracy", choices=["accuracy"], help="what is reported")
-    args, rest = parser.parse_known_args(argv)
+    args, overrides = parser.parse(argv)
     path = args.config or (args.positional.pop(0) if args.positional else None)
     if path is None:
         parser.error("give a config: -c configs/ensemble/<DATASET>/<name>.yaml")
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.positional:
         tree = merge(tree, two_members(args.positional[0], args))
         tree["systems"] = two_member_systems(args.ensemble or "sum")
-    tree = merge(merge(tree, data_overrides(args)), read_overrides(rest, []))
+    tree = merge(merge(tree, data_overrides(args)), overrides)
     tree["runs"] = args.runs
     if args.out:
         tree["out"] = args.out

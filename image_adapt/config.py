@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
+from pathlib import Path
 from typing import Literal
 
 from utils.data.cells import Cell, parse_cells
@@ -87,7 +88,7 @@ class AdaptConfig:
     """An adaptation YAML.
 
     Attributes:
-        model: checkpoint file, run folder or run name of the diffusion model.
+        model: checkpoint file, run folder or run name of the diffusion model; `{dataset}` is replaced.
         save_dir: adapted images go to `<save_dir>/<corruption>/<severity>/<class>/<name>.png`; `{dataset}`, `{split}` are replaced.
         runs: root of the runs, for `model` by name.
         batch_size: images adapted together on a rank; the last batch is filled up, so that every batch has this shape.
@@ -110,3 +111,7 @@ class AdaptConfig:
     overwrite: bool = False
     input: InputConfig = field(default_factory=InputConfig)
     dda: DDAConfig = field(default_factory=DDAConfig)
+
+    def fill(self, text: str) -> str:
+        """`{dataset}` and `{split}` replaced in names and paths."""
+        return text.replace("{dataset}", Path(self.input.dataset).name).replace("{split}", self.input.split)

@@ -71,7 +71,7 @@ def plan_jobs(config: AdaptConfig, image_size: int) -> list[Job]:
     Raises:
         ValueError, FileNotFoundError: data set or folder missing or empty, image side of the data set other than the model's.
     """
-    save_dir = Path(config.save_dir.replace("{dataset}", Path(config.input.dataset).name).replace("{split}", config.input.split))
+    save_dir = Path(config.fill(config.save_dir))
     jobs = [_folder_job(config, cell, save_dir, image_size) for cell in config.input.cells()] if config.input.folder else []
     if not config.input.folder:
         given = config.input

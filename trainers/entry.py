@@ -16,7 +16,8 @@ from trainers.config import TrainConfig, fill
 from trainers.methods import METHODS, Context
 from trainers.trainer import Trainer
 from utils.choices import check_choice
-from utils.config import Tree, build, dump_yaml, merge, read_overrides, read_yaml, to_tree
+from utils.command_line import ScriptParser
+from utils.config import Tree, build, dump_yaml, merge, read_yaml, to_tree
 from utils.data.batches import BatchLoader, BatchSet
 from utils.data.cells import Cell, FolderTree
 from utils.data.degradations import check_degradation
@@ -32,9 +33,9 @@ log = logging.getLogger(__name__)
 COMBINED = "combined_deg"  # --dt of the all-degradation runs: keep the config's list
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """The command line of the training scripts; further `--section.key value` pairs override the YAML."""
-    p = argparse.ArgumentParser(description=description, allow_abbrev=False, epilog="Any config key: --section.key value")
+def parser(description: str) -> ScriptParser:
+    """The command line of the training scripts."""
+    p = ScriptParser(description, [f.name for f in dataclasses.fields(TrainConfig)])
     p.add_argument("-c", "--config", help="YAML file")
     p.add_argument("-r", "--resume", help="run folder (or a checkpoint in it) to go on with")
     p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers such as 0,1")
@@ -54,14 +55,13 @@ def parser(description: str) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None, description: str) -> Path:
     """Train as the command line says; returns the run folder."""
     p = parser(description)
-    args, rest = p.parse_known_args(argv)
+    args, overrides = p.parse(argv)
     resume = _resumed_run(args.resume) if args.resume else None
     if args.config is None and resume is None:
         p.error("give a config with -c, or a run to go on with by -r")
     tree = read_yaml(resume / "config.yaml") if resume else {}
     tree = merge(tree, read_yaml(args.config)) if args.config else tree
-    tree = merge(tree, read_overrides(rest, [f.name for f in dataclasses.fields(TrainConfig)]))
-    config = build(TrainConfig, merge(tree, _short_flags(args)))
+    config = build(TrainConfig, merge(merge(tree, overrides), _short_flags(args)))
     return run(dataclasses.replace(config, name=fill(config.name, config)), args.device, resume, args.run_id)
 
 

@@ -19,7 +19,6 @@ from models.rules import INPUT_RULES, RULES
 from utils.checkpoint import file_digest
 from utils.choices import check_choice
 from utils.data.cells import CLEAN, Cell, open_view, parse_cells, sweep_cells
-from utils.data.corruptions import CORRUPTIONS
 from utils.data.degradations import DEGRADATIONS
 from utils.data.image_source import ImageSource
 from utils.data.sources import open_source
@@ -67,11 +66,10 @@ class TestDataConfig:
         Raises:
             ValueError: none, or an unknown name.
         """
-        names = [n for name in self.corruptions for n in (CORRUPTIONS if name == "all" else [name])]
         swept = [n for name in self.sweep for n in (DEGRADATIONS if name == "all" else [name])]
         for name in swept:
             check_choice(name, DEGRADATIONS, "degradation")
-        cells = parse_cells(names, self.severities) + [cell for name in swept for cell in sweep_cells(name)]
+        cells = parse_cells(self.corruptions, self.severities) + [cell for name in swept for cell in sweep_cells(name)]
         if not cells:
             raise ValueError(
                 "nothing to evaluate on: name corruptions (data.corruptions, --corruption) or a sweep (data.sweep, --dt)"

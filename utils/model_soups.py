@@ -5,7 +5,6 @@ Reads `configs/deg_all/<dataset>/<arch>_soups.yaml` or the file given by -c; the
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,8 @@ from models.fusion import average
 from models.loading import load_classifier
 from trainers.config import DataConfig, TrainConfig, fill
 from utils.checkpoint import save_checkpoint
-from utils.config import build, dump_yaml, merge, read_overrides, read_yaml, to_tree
+from utils.command_line import ScriptParser
+from utils.config import build, dump_yaml, merge, read_yaml, to_tree
 from utils.data.batches import BatchLoader, BatchSet
 from utils.data.image_source import ImageSource
 from utils.data.sources import open_source
@@ -62,14 +62,13 @@ class SoupConfig:
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Run the command line; returns the folder of the new run."""
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, epilog="Any config key: --section.key value")
+    p = ScriptParser(__doc__, [f.name for f in dataclasses.fields(SoupConfig)])
     p.add_argument("--dataset", default="CIFAR10", help="reads configs/deg_all/<dataset>/<arch>_soups.yaml")
     p.add_argument("--arch", default=None, help="of the config's name (default: the first *_soups.yaml there)")
     p.add_argument("-c", "--config", help="YAML file in place of --dataset")
     p.add_argument("--run_id", help="name of the run folder instead of the time; an existing run is written anew")
-    args, rest = p.parse_known_args(argv)
+    args, overrides = p.parse(argv)
     path = Path(args.config) if args.config else _config_of(args.dataset, args.arch)
-    overrides = read_overrides(rest, [f.name for f in dataclasses.fields(SoupConfig)])
     return fuse(build(SoupConfig, merge(read_yaml(path), overrides)), args.run_id)
 
 

@@ -22,7 +22,8 @@ from image_adapt.work import Outcome, plan_jobs, run_jobs
 from models.loading import load_denoiser
 from models.model_flags import MODEL_FLAGS, check_model_flags
 from utils.checkpoint import file_digest
-from utils.config import Tree, build, merge, nested, parse_value, read_overrides, read_yaml
+from utils.command_line import ScriptParser
+from utils.config import Tree, build, merge, nested, parse_value, read_yaml
 from utils.data.cells import parse_severities
 from utils.device import choose_device
 from utils.errors import user_errors
@@ -56,7 +57,7 @@ FLAGS: dict[str, str] = {
 
 def parse(argv: Sequence[str] | None) -> tuple[AdaptConfig, dict[str, str], argparse.Namespace]:
     """(configuration, given model flags, other arguments) of the command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = ScriptParser(__doc__)
     p.add_argument("-c", "--config", help="YAML file (image_adapt/config.py lists the keys)")
     p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers; default: a GPU a local rank if there are any")
     p.add_argument("--threads", type=int, default=1, help="CPU threads a rank")
@@ -69,11 +70,8 @@ def parse(argv: Sequence[str] | None) -> tuple[AdaptConfig, dict[str, str], argp
         p.add_argument(f"--{flag}", metavar="VALUE", help=f"sets {key}")
     for flag in MODEL_FLAGS:
         p.add_argument(f"--{flag}", metavar="VALUE", help="must agree with the checkpoint")
-    args, rest = p.parse_known_args(argv)
+    args, overrides = p.parse(argv)
     tree = read_yaml(args.config) if args.config else {}
-    overrides = read_overrides(
-        rest, [*FLAGS, *MODEL_FLAGS, "corruption", "severity", "dataset", "scale", "threads", "config", "device"]
-    )
     tree = merge(merge(tree, overrides), _flag_tree(args, tree))
     for needed, flag in (("model", "--model_path"), ("save_dir", "--save_dir")):
         if needed not in tree:
@@ -117,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, device_name: str | None) -> Outcome:
     """Load the model, plan, adapt."""
     device = choose_device(device_name, world.local_rank)
-    path = resolve_checkpoint(config.model, config.runs, "python train.py -c configs/diffusion/<DATASET>/ddpm.yaml")
+    path = resolve_checkpoint(config.fill(config.model), config.runs, "python train.py -c configs/diffusion/<DATASET>/ddpm.yaml")
     denoiser = load_denoiser(path)
     check_model_flags(denoiser, model_flags)
     adapter = DDA(denoiser.to(device), autocast=config.use_fp16, **dataclasses.asdict(config.dda))

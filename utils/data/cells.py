@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from utils.choices import check_choice
-from utils.data.corruptions import ALL_CORRUPTIONS, corrupt, default_constants
+from utils.data.corruptions import ALL_CORRUPTIONS, CORRUPTIONS, corrupt, default_constants
 from utils.data.degradations import DEGRADATIONS, NAMED_SEQUENCES, degrade, sample_levels, sweep_levels
 from utils.data.folders import folder_source
 from utils.data.image_source import ImageSource, array_source
@@ -69,13 +69,13 @@ def sweep_cells(degradation: str) -> list[Cell]:
 
 
 def parse_cells(corruptions: Sequence[str], severities: Sequence[int]) -> list[Cell]:
-    """Cells for every corruption (each severity) and every degradation (level drawn for each image) named.
+    """Cells for every corruption (each severity) and every degradation (level drawn for each image) named; `all` is the 15.
 
     Raises:
         ValueError: an unknown name (with the closest), or a severity outside 1..5.
     """
     cells: list[Cell] = []
-    for name in corruptions:
+    for name in [n for given in corruptions for n in (CORRUPTIONS if given == "all" else [given])]:
         if name in ALL_CORRUPTIONS:
             wrong = [s for s in severities if s not in (1, 2, 3, 4, 5)]
             if wrong or not severities:

@@ -1,0 +1,41 @@
+# make demo   the whole DiffAUD pipeline on the embedded Digits data (about 12 minutes on 2 CPU cores) -> runs/demo/report.html
+# make test   the test suite            make lint   style, format and types          make test-all   with the slow tests
+# Another data set: make demo DATASET=path/to/images OUT=runs/mine    Further pipeline variables: make demo ARGS="--ranks 8"
+
+PYTHON  ?= python3
+VENV    ?= .venv
+DATASET ?= Digits
+OUT     ?= runs/demo
+ARGS    ?=
+BIN     := $(VENV)/bin
+# an MPI of the machine is used if there is one, else the one from PyPI
+MPI     := $(if $(shell command -v mpiexec 2>/dev/null),mpi,mpich)
+READY   := $(VENV)/.ready
+
+.PHONY: demo test test-all lint install clean
+
+demo: $(READY)
+	$(BIN)/python utils/pipeline.py -c configs/pipelines/diffaud.yaml --dataset $(DATASET) --out $(OUT) $(ARGS)
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --durations 10
+
+test-all: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 20
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("undegrade needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev,$(MPI)]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,50 @@
+"""The command line of a script: its own flags, and any configuration key as `--section.key value`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from utils.choices import check_choice
+from utils.config import Tree, read_overrides
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """An argument parser that also takes configuration keys and names the closest flag when one is misspelt.
+
+    Args:
+        description: text of --help, printed as it is.
+        keys: top-level configuration keys that may be given as `--key value`.
+    """
+
+    def __init__(self, description: str | None, keys: Sequence[str] = ()) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            epilog="Any configuration key may be given too: --section.key value",
+        )
+        self.keys = list(keys)
+
+    def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Tree]:
+        """(own flags, configuration keys) of a command line.
+
+        Raises:
+            ValueError: an unknown flag (names the closest), a key without value.
+        """
+        own, others = [], []
+        words = list(sys.argv[1:] if argv is None else argv)
+        while words:
+            word = words.pop(0)
+            name = word.partition("=")[0]
+            if not word.startswith("--") or name in self._option_string_actions:
+                own.append(word)
+                continue
+            if "." not in name:
+                flags = [*self._option_string_actions, *(f"--{key}" for key in self.keys)]
+                check_choice(name, [flag for flag in flags if flag.startswith("--")], "option")
+            others.append(word)
+            if "=" not in word and words:
+                others.append(words.pop(0))
+        return self.parse_args(own), read_overrides(others, self.keys)
