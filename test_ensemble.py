@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     path = args.config or (args.positional.pop(0) if args.positional else None)
     if path is None:
         parser.error("give a config: -c configs/ensemble/<DATASET>/<name>.yaml")
+    _check_positional(args)
     tree = read_yaml(path)
     if args.positional:
         tree = merge(tree, two_members(args.positional[0], args))
@@ -50,6 +51,15 @@ def main(argv: list[str] | None = None) -> None:
     if args.report:
         write_evaluation_report(args.report, evaluation, config)
         print(f"report: {args.report}")
+
+
+def _check_positional(args: argparse.Namespace) -> None:
+    """The flags of two members need the first checkpoint; with members and systems of a YAML alone they would say nothing."""
+    if len(args.positional) > 1:
+        raise ValueError(f"unexpected arguments {args.positional[1:]}: give a config and one checkpoint")
+    alone = [f for f in ("second_model_prefix", "data_prefix2", "ensemble") if getattr(args, f) is not None]
+    if alone and not args.positional:
+        raise ValueError(f"--{alone[0]} needs the first checkpoint: test_ensemble.py <config> <checkpoint> --{alone[0]} ...")
 
 
 def two_members(first: str, args: argparse.Namespace) -> Tree:

@@ -44,6 +44,8 @@ class World:
         """An exception on one rank ends them all: the others would wait for it for ever."""
         try:
             yield
+        except SystemExit:  # --help and mistakes in a flag, on every rank alike
+            raise
         except BaseException as error:
             if self.size == 1:
                 raise

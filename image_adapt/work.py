@@ -72,10 +72,15 @@ def plan_jobs(config: AdaptConfig, image_size: int) -> list[Job]:
         ValueError, FileNotFoundError: data set or folder missing or empty, image side of the data set other than the model's.
     """
     save_dir = Path(config.fill(config.save_dir))
-    jobs = [_folder_job(config, cell, save_dir, image_size) for cell in config.input.cells()] if config.input.folder else []
-    if not config.input.folder:
+    if config.num_samples is not None and config.num_samples < 1:
+        raise ValueError(f"num_samples {config.num_samples}: use at least 1, or leave it out for all images")
+    jobs: list[Job] = []
+    if config.input.folder:
+        _check_apart(Path(config.input.folder), save_dir)
+        jobs = [_folder_job(config, cell, save_dir, image_size) for cell in config.input.cells()]
+    else:
         given = config.input
-        clean = open_source(given.dataset, given.split, given.root, image_size, given.limit)
+        clean = open_source(given.dataset, given.split, given.root, image_size, given.limit).limited(config.num_samples)
         if clean.image_size != image_size:
             raise ValueError(
                 f"{given.dataset} has {clean.image_size} px images, the diffusion model was trained on {image_size} px"
@@ -85,17 +90,21 @@ def plan_jobs(config: AdaptConfig, image_size: int) -> list[Job]:
             drawn = cell.severity is None
             levels = view.levels(cell, clean.keys).tolist() if drawn else [None] * len(clean)
             jobs.append(Job(cell, view.source(cell), save_dir / cell.folder, levels))
-    if config.num_samples is not None:
-        if config.num_samples < 1:
-            raise ValueError(f"num_samples {config.num_samples}: use at least 1, or leave it out for all images")
-        jobs = [dataclasses.replace(j, source=j.source.limited(config.num_samples)) for j in jobs]
     return jobs
+
+
+def _check_apart(folder: Path, save_dir: Path) -> None:
+    """Outputs among the inputs would be read as inputs by the next call, or take their place."""
+    inside, outside = folder.resolve(), save_dir.resolve()
+    if inside == outside or inside in outside.parents or outside in inside.parents:
+        raise ValueError(f"--save_dir {save_dir} and the input folder {folder} lie in one another: choose folders apart")
 
 
 def _folder_job(config: AdaptConfig, cell: Cell, save_dir: Path, image_size: int) -> Job:
     pattern, parts = LAYOUTS[config.input.layout]
     below = pattern.format(corruption=cell.corruption, severity=cell.severity or 0, part=parts.get(config.input.train, ""))
     source = plain_source(Path(str(config.input.folder)) / below, image_size, below or "images")
+    source = source.limited(config.num_samples)
     return Job(cell, source, save_dir / below, [None] * len(source))
 
 

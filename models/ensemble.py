@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -95,15 +97,23 @@ class Scorer:
         if self.cache is None:
             return compute()
         path = self.cache / f"{name}.npz"
-        if path.is_file():
-            with np.load(path) as stored:
-                if str(stored["identity"]) == identity:
-                    return torch.from_numpy(stored["logits"])
+        stored = _read_cache(path, identity)
+        if stored is not None:
+            return stored
         values = compute()
         buffer = io.BytesIO()
         np.savez(buffer, logits=values.numpy(), identity=np.array(identity))
         write_atomic(path, buffer.getvalue())
         return values
+
+
+def _read_cache(path: Path, identity: str) -> Tensor | None:
+    """The tensor of a cache file; None when there is none, it is of something else, or it is damaged."""
+    try:
+        with np.load(path) as stored:
+            return torch.from_numpy(stored["logits"]) if str(stored["identity"]) == identity else None
+    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 def _digest(*parts: str) -> str:

@@ -22,7 +22,7 @@ class DataConfig:
         adapted: folder of adapted images (`<adapted>/<degradation>/random/<class>/*`) to train on in place of degrading on the fly.
         batch_size: images a step and process, before they are multiplied by the degradations.
         workers: processes that make batches (0: the training process itself).
-        limit: train on a class-balanced subset of so many images.
+        limit: class-balanced subset of so many images, of the training and of the validation part.
         augment: see AugmentConfig.
     """
 

@@ -100,7 +100,7 @@ def run(config: TrainConfig, device: str | None = None, resume: Path | None = No
     )
     seed_everything(config.seed)
     data = config.data
-    sources = {s: open_source(data.dataset, s, data.root, data.image_size, _limit(data.limit, s)) for s in ("train", "validation")}
+    sources = {s: open_source(data.dataset, s, data.root, data.image_size, data.limit) for s in ("train", "validation")}
     method = kind.build(model, method_config, Context(sources["train"], data.degradations, config))
     loaders = {s: _loader(config, sources[s], s == "train", accelerator) for s in sources}
     folder = _run_folder(config, resume, run_id, accelerator)
@@ -118,11 +118,6 @@ def run(config: TrainConfig, device: str | None = None, resume: Path | None = No
         log.info("finished %s: best epoch %d, %s", folder, trainer.progress.best_epoch,
                  ", ".join(f"{k} {v:.4f}" for k, v in best.items() if k.startswith("validation")))  # fmt: skip
     return folder
-
-
-def _limit(limit: int | None, split: str) -> int | None:
-    """A limit on the training images limits validation in proportion (never below 100 images)."""
-    return limit if limit is None or split == "train" else max(100, limit // 5)
 
 
 def _loader(config: TrainConfig, source: ImageSource, train: bool, accelerator: Accelerator) -> BatchLoader:

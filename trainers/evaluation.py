@@ -144,8 +144,10 @@ class Evaluation:
 
 
 def check_systems(config: EvaluationConfig) -> None:
-    """Raise ValueError on a system with an unknown member or rule."""
+    """Raise ValueError on a system with an unknown member or rule, or without members."""
     for name, system in config.systems.items():
+        if not system.members:
+            raise ValueError(f"system {name!r} has no members: name some of {', '.join(config.members)}")
         for member in system.members:
             check_choice(member, config.members, "member", f"system {name!r}")
         check_choice(system.rule, [*RULES, *INPUT_RULES], "rule", f"system {name!r}")
@@ -188,7 +190,7 @@ def _members(config: EvaluationConfig, source: ImageSource, device: torch.device
     for name in used:
         path = member_checkpoint(config, name)
         classifier = load_classifier(path, config.runs, source.classes).to(device).to(memory_format=torch.channels_last)
-        view = open_view(_view_of(config, name), source, config.data.seed, config.data.constants)
+        view = open_view(member_view(config, name), source, config.data.seed, config.data.constants)
         members[name] = Member(name, classifier, file_digest(path), view)
     return members
 
@@ -202,7 +204,8 @@ def member_checkpoint(config: EvaluationConfig, name: str) -> Path:
     return resolve_checkpoint(_fill(config, config.members[name].checkpoint), config.runs)
 
 
-def _view_of(config: EvaluationConfig, name: str) -> str:
+def member_view(config: EvaluationConfig, name: str) -> str:
+    """The view of a member: `raw` or a folder."""
     view = config.members[name].view
     return _fill(config, config.views.get(view, view))
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from models.ensemble import Member, Scorer
-from trainers.evaluation import Evaluation, EvaluationConfig, gains, member_checkpoint
+from trainers.evaluation import Evaluation, EvaluationConfig, gains, member_checkpoint, member_view
 from utils.config import dump_yaml, to_tree
 from utils.data.cells import CLEAN, Cell
 from utils.plots import Picture, heat_map, image_grid, severity_plot
@@ -41,11 +41,11 @@ def write_evaluation_report(path: str | Path, evaluation: Evaluation, config: Ev
     name = Path(config.data.dataset).name
     write_report(
         path,
-        title=f"{name}: {', '.join(config.systems)}",
+        title=f"{name}: {len(config.systems)} systems on {len(evaluation.source)} {config.data.split} images",
         summary=_summary(evaluation.rows),
         rows=evaluation.rows,
         figures=figures,
-        configs=_configs(config),
+        configs=_configs(evaluation, config),
         provenance=facts,
         notes=[
             f"{len(evaluation.source)} {config.data.split} images, each under every corruption; "
@@ -106,15 +106,15 @@ def _column(member: Member, cells: list[Cell], picks: list[int], scorer: Scorer,
     return pictures
 
 
-def _configs(config: EvaluationConfig) -> dict[str, str]:
+def _configs(evaluation: Evaluation, config: EvaluationConfig) -> dict[str, str]:
     """The evaluation's own YAML, that of each member's training run, and the settings of adapted images."""
     out = {"evaluation": dump_yaml(to_tree(config))}
-    for name in config.members:
+    for name in evaluation.members:
         beside = member_checkpoint(config, name).parent / "config.yaml"
         if beside.is_file():
             out[f"member {name}"] = beside.read_text(encoding="utf-8")
-    for name, view in config.views.items():
+    for view in dict.fromkeys(member_view(config, name) for name in evaluation.members):
         settings = next(iter(sorted(Path(view).glob("*/*/settings.json"))), None)
         if settings is not None:
-            out[f"view {name} (settings.json of {settings.parent.relative_to(view)})"] = settings.read_text(encoding="utf-8")
+            out[f"view {_relative(view)} (settings.json of {settings.parent.relative_to(view)})"] = settings.read_text("utf-8")
     return out

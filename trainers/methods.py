@@ -11,19 +11,21 @@ from collections.abc import Callable
 from dataclasses import field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.classifiers import Classifier, build_classifier, describe
-from models.diffusion import Denoiser, build_denoiser, denoising_loss
+from models.diffusion import Denoiser, build_denoiser, denoising_loss, sample
 from models.diffusion import describe as describe_denoiser
 from models.loading import initialise_classifier, load_classifier
 from trainers.config import TrainConfig, fill
 from trainers.trainer import Method
 from utils.data.batches import Batch
 from utils.data.image_source import ImageSource
-from utils.data.pixels import unit_to_signed
+from utils.data.pixels import from_signed, unit_to_signed
+from utils.plots import sample_grid
 from utils.seeding import torch_generator
 
 View = Literal["clean", "degraded"]
@@ -210,6 +212,15 @@ class Denoising(Method):
             t = torch.cat([torch.randint(0, self.student.diffusion_steps, (1,), generator=g) for g in generators]).to(x0.device)
             noise = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in generators]).to(x0)
         return {"loss": denoising_loss(self.student, x0, t, noise).mean()}
+
+    def picture(self, student: nn.Module) -> np.ndarray:
+        """64 samples of a chain of 50 steps, from fixed noise."""
+        assert isinstance(student, Denoiser)
+        generators = [torch_generator("samples", i) for i in range(64)]
+        size = student.image_size
+        with torch.no_grad():
+            images = sample(student, student.schedule("50"), (3, size, size), generators)
+        return sample_grid(from_signed(images).permute(0, 2, 3, 1).cpu().numpy(), scale=2)
 
     def checkpoint(self, student: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         assert isinstance(student, Denoiser)

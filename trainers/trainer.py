@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -9,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from utils.checkpoint import save_checkpoint
 from utils.data.batches import Batch, BatchLoader
 from utils.device import move_batch
 from utils.errors import Stopped
+from utils.plots import save
 from utils.run_log import RunLog
 from utils.runs import BEST, mark_done
 from utils.seeding import derive_seed, seed_everything
@@ -49,6 +52,10 @@ class Method(nn.Module):
     def checkpoint(self, student: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(state dict, description) of `student`, which is `self.student` or its moving average."""
         raise NotImplementedError
+
+    def picture(self, student: nn.Module) -> np.ndarray | None:
+        """uint8 [H, W, 3] that shows what `student` has learnt, for methods that have something to show."""
+        return None
 
 
 def learning_rate_factor(config: OptimizerConfig, epoch: float, epochs: int) -> float:
@@ -151,10 +158,13 @@ class Trainer:
                 shown = {k.split("/")[-1] if k.startswith("train") else "val_" + k.split("/")[-1]: v for k, v in metrics.items()}
                 bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items() if k in ("loss", "val_loss", "val_accuracy")})
                 self._save_last()
-        self.log.close()
         if main:
+            picture = self.method.picture(self._validated().eval())
+            if picture is not None:
+                save(picture, self.run / "samples.png")
             mark_done(self.run)
-        return best or {f"validation/{self.loop.monitor}": self.progress.best or float("nan")}
+        self.log.close()
+        return best or {f"validation/{self.loop.monitor}": float("nan") if self.progress.best is None else self.progress.best}
 
     def _train_epoch(self, bar: tqdm) -> dict[str, float]:
         epoch, steps = self.progress.epoch, len(self.train_loader)
@@ -166,21 +176,26 @@ class Trainer:
             factor = learning_rate_factor(self.optimizer_config, epoch + step / steps, self.loop.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.optimizer_config.lr * factor
-            with self.accelerator.accumulate(self.wrapped):
+            # the last batches of an epoch are not kept for the next one, which may begin in another process (a resumed run)
+            due = (step + 1) % self.accelerator.gradient_accumulation_steps == 0 or step + 1 == steps
+            with contextlib.nullcontext() if due else self.accelerator.no_sync(self.wrapped):
                 out = self.wrapped(self._prepare(batch))
                 self._check_finite(out["loss"], epoch, step)
                 sums.add(out, len(batch["key"]))
                 self.accelerator.backward(out["loss"])
-                if self.loop.clip_norm is not None and self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.method.student.parameters(), self.loop.clip_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            if self.accelerator.sync_gradients:
-                self.progress.step += 1
-                if self.ema is not None:
-                    self.ema.update_parameters(self.method.student)
+            if due:
+                self._optimizer_step()
             bar.update()
         return {**sums.means("train"), "train/lr": self.optimizer_config.lr * factor}
+
+    def _optimizer_step(self) -> None:
+        if self.loop.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.method.student.parameters(), self.loop.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.progress.step += 1
+        if self.ema is not None:
+            self.ema.update_parameters(self.method.student)
 
     def _check_finite(self, loss: Tensor, epoch: int, step: int) -> None:
         if not torch.isfinite(loss):
@@ -195,8 +210,7 @@ class Trainer:
         """Mean loss (and accuracy) over the validation batches, weighted by image; with the moving average if there is one."""
         self.wrapped.eval()
         own, sums = self.method.student, _Sums(self.accelerator)
-        if self.ema is not None:
-            self.method.student = self.ema.module.eval()
+        self.method.student = self._validated().eval()
         try:
             for batch in self.validation_loader.epoch(0):
                 if batch["key"]:  # a process can be left without images in the last step
@@ -204,6 +218,10 @@ class Trainer:
         finally:
             self.method.student = own
         return sums.means("validation")
+
+    def _validated(self) -> nn.Module:
+        """The network that is validated and saved: the moving average if there is one."""
+        return self.method.student if self.ema is None else self.ema.module
 
     def _prepare(self, batch: Batch) -> Batch:
         batch = move_batch(batch, self.accelerator.device)
@@ -214,13 +232,18 @@ class Trainer:
 
     def _keep_if_best(self, epoch: int, metrics: dict[str, float]) -> bool:
         value, state = metrics[f"validation/{self.loop.monitor}"], self.progress
+        if math.isnan(value):
+            raise Stopped(
+                f"validation {self.loop.monitor} is {value} after epoch {epoch}: stopped. The best and the last good checkpoint "
+                f"stay in {self.run}; lower optimizer.lr (now {self.optimizer_config.lr}) or set loop.clip_norm"
+            )
         sign = 1 if self.loop.monitor == "accuracy" else -1
         if state.best is not None and sign * value < sign * state.best:
             state.stale += 1
             return False
         state.best, state.best_epoch, state.stale = value, epoch, 0
         if self.accelerator.is_main_process:
-            weights, description = self.method.checkpoint(self.method.student if self.ema is None else self.ema.module)
+            weights, description = self.method.checkpoint(self._validated())
             save_checkpoint(self.run / BEST, weights, {**description, "epoch": epoch, self.loop.monitor: round(value, 6)})
         return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle raises almost any of them
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()  # before it stands advice that is not ours
+        reason = f"holds {refused[1]}" if refused else f"{type(error).__name__}: {text.partition(chr(10))[0]}"
         raise ValueError(
-            f"{path} cannot be read as a file of tensors ({str(error).splitlines()[0]}). Files that hold Python objects are not "
+            f"{path} cannot be read as a file of tensors ({reason}). Files that hold Python objects are not "
             "loaded, since they can run any code: save the state dict alone with the program that wrote it."
         ) from error
     if not isinstance(state, dict):

@@ -5,6 +5,7 @@ A file may open with `base: other.yaml` (or a list): the named files, relative t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import typing
@@ -28,7 +29,7 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
         twice = sorted({str(k) for k in keys if keys.count(k) > 1})
         if twice:
-            raise ValueError(f"{node.start_mark.name}: key given twice: {', '.join(twice)}")
+            raise yaml.constructor.ConstructorError(None, None, f"key given twice: {', '.join(twice)}", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -63,7 +64,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> Tree:
         near = sorted(str(p) for p in parent.rglob("*.yaml"))[:12] if parent.is_dir() else []
         raise FileNotFoundError(f"config file {path} does not exist" + (f"; near it: {', '.join(near)}" if near else ""))
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a SafeLoader
+        with path.open("rb") as file:
+            tree = yaml.load(file, Loader=_Loader)  # noqa: S506  a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     tree = {} if tree is None else tree
@@ -71,7 +73,10 @@ def _read(path: Path, above: tuple[Path, ...]) -> Tree:
         raise ValueError(f"{path}: expected `key: value` lines at the top level, found a {type(tree).__name__}")
     bases = tree.pop("base", [])
     merged: Tree = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{path}: `base: {bases}` must be a file name or a list of them, relative to this file")
+    for base in bases:
         merged = merge(merged, _read(path.parent / base, (*above, path.resolve())))
     return merge(merged, tree)
 
@@ -101,8 +106,8 @@ def read_overrides(arguments: Sequence[str], known_flags: Sequence[str] = ()) ->
         if "." not in name:
             check_choice(name, [f.lstrip("-") for f in known_flags], "option")
         if not sign:
-            if not rest:
-                raise ValueError(f"option --{name} has no value")
+            if not rest or rest[0].startswith("--"):
+                raise ValueError(f"option --{name} has no value: write --{name} VALUE or --{name}=VALUE")
             text = rest.pop(0)
         tree = merge(tree, nested(name, parse_value(text)))
     return tree
@@ -130,11 +135,14 @@ def build(schema: type[T], tree: Mapping[str, Any], where: str = "") -> T:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(schema, "it")
     try:
-        namespace = parser.parse_object({"it": dict(tree)})
+        namespace = parser.parse_object({"it": copy.deepcopy(dict(tree))})  # it writes into what it is given
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
         return instantiate(namespace)["it"]
     except (TypeError, ValueError, jsonargparse.ArgumentError) as error:
-        message = str(error).replace('"it.', f'"{where}.' if where else '"').replace("Parser key", "config key")
+        prefix = f"{where}." if where else ""
+        message = str(error).replace("Parser key", "config key")
+        for before in ('"', "required: ", ", "):  # of a key, of the first and of further missing keys
+            message = message.replace(f"{before}it.", f"{before}{prefix}")
         raise ValueError(message) from error
 
 
@@ -153,8 +161,15 @@ def _check_keys(schema: type, tree: Mapping[str, Any], where: str) -> None:
         elif typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1]) and isinstance(value, dict):
             for name, entry in value.items():
                 _check_keys(typing.get_args(hint)[1], entry, f"{place}.{name}")
-        elif typing.get_origin(hint) is Literal and isinstance(value, str):
-            check_choice(value, [str(a) for a in typing.get_args(hint)], "value", f"config key {place!r}")
+        elif isinstance(value, str) and (literal := _literal(hint)):
+            check_choice(value, [str(a) for a in typing.get_args(literal)], "value", f"config key {place!r}")
+
+
+def _literal(hint: Any) -> Any:
+    """`hint` if it is a Literal, the Literal of `Literal[...] | None`, else None."""
+    options = [option for option in typing.get_args(hint) if option is not type(None)]
+    candidate = hint if typing.get_origin(hint) is Literal else options[0] if len(options) == 1 else None
+    return candidate if typing.get_origin(candidate) is Literal else None
 
 
 def to_tree(config: Any) -> Tree:

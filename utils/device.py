@@ -18,6 +18,7 @@ def choose_device(requested: str | None = None, local_rank: int = 0) -> torch.de
     Raises:
         ValueError: a GPU is asked for and there is none, or the text is not understood.
     """
+    given = requested
     if requested is not None and requested.replace(",", "").isdigit():
         os.environ["CUDA_VISIBLE_DEVICES"] = requested
         requested = "cuda"
@@ -29,9 +30,12 @@ def choose_device(requested: str | None = None, local_rank: int = 0) -> torch.de
         raise ValueError(f"device {requested!r} is not understood: cpu, cuda, cuda:N, or GPU numbers such as 0,1") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"device {requested!r} was asked for, but this machine shows no GPU to PyTorch: use -d cpu")
+            raise ValueError(f"device {given!r} was asked for, but this machine shows no GPU to PyTorch: use -d cpu")
+        count = torch.cuda.device_count()
         if device.index is None:
-            device = torch.device("cuda", local_rank % torch.cuda.device_count())
+            device = torch.device("cuda", local_rank % count)
+        if device.index >= count:
+            raise ValueError(f"device {given!r} was asked for, but PyTorch sees {count} GPU(s): use cuda:0 to cuda:{count - 1}")
     return device
 
 

@@ -106,9 +106,10 @@ def fuse(config: SoupConfig, run_id: str | None = None) -> Path:
 
 def _training_images(config: SoupConfig, source: ImageSource) -> Iterator[Tensor]:
     """Degraded training images in [0, 1], a batch at a time, of equal size."""
-    loader = BatchLoader(BatchSet(source, config.data.degradations, config.data.batch_size, config.seed, config.data.augment))
+    size = min(config.data.batch_size, len(source))
+    loader = BatchLoader(BatchSet(source, config.data.degradations, size, config.seed, config.data.augment))
     for step, batch in enumerate(loader.epoch(0)):
-        full = config.data.batch_size * max(1, len(config.data.degradations))
+        full = size * max(1, len(config.data.degradations))
         if step == config.recalibration_steps or len(batch["key"]) < full:
             return
         yield batch["degraded"].contiguous(memory_format=torch.channels_last)

@@ -85,13 +85,9 @@ def commands(config: PipelineConfig, given: Mapping[str, str]) -> list[Command]:
     Raises:
         ValueError: a stage uses a variable that nobody sets.
     """
-    variables = {**config.variables, **given, "python": shlex.quote(sys.executable)}
-    dataset = variables.get("dataset", "Digits")
-    variables["family"] = dataset if dataset in DATASETS else "ImageFolder"
-    mpiexec = find_mpiexec()
-    if mpiexec is None:
+    variables = _all_variables(config, given)
+    if not variables["mpiexec"]:
         log.warning("no mpiexec found: adaptation runs as a single process (pip install mpich brings one)")
-    variables["mpiexec"] = f"{shlex.quote(mpiexec)} -n {variables.get('ranks', '2')}" if mpiexec else ""
     out: list[Command] = []
     for name, stage in config.stages.items():
         for value in stage.each or [""]:
@@ -99,6 +95,16 @@ def commands(config: PipelineConfig, given: Mapping[str, str]) -> list[Command]:
             identity = _identity(text, out[-1].identity if out else "")
             out.append(Command(f"{name}-{value}" if value else name, shlex.split(text.replace(_STAGE_ID, identity)), identity))
     return out
+
+
+def _all_variables(config: PipelineConfig, given: Mapping[str, str]) -> dict[str, str]:
+    """Every variable; `each` and `stage_id`, which differ by stage, are empty."""
+    variables = {**config.variables, **given, "python": shlex.quote(sys.executable), "each": "", "stage_id": ""}
+    dataset = variables.get("dataset", "Digits")
+    variables["family"] = dataset if dataset in DATASETS else "ImageFolder"
+    mpiexec = find_mpiexec()
+    variables["mpiexec"] = f"{shlex.quote(mpiexec)} -n {variables.get('ranks', '2')}" if mpiexec else ""
+    return variables
 
 
 def _identity(text: str, before: str) -> str:
@@ -109,13 +115,16 @@ def _identity(text: str, before: str) -> str:
 
 
 def _fill(text: str, variables: Mapping[str, str], stage: str) -> str:
-    """`{name}` replaced by variables, whose texts may name variables themselves; `{{` stands for a brace."""
+    """`{name}` replaced by variables, whose texts may name variables themselves; `{{` stands for a brace in `text`."""
     try:
         for _ in range(3):
             variables = {key: value.format_map(variables) for key, value in variables.items()}
         return text.format_map(variables)
     except KeyError as error:
-        raise ValueError(f"stage {stage!r} uses the variable {error}, which is not set; set are: {', '.join(variables)}") from None
+        check_choice(error.args[0], variables, "variable", f"stage {stage!r}")
+        raise
+    except ValueError as error:
+        raise ValueError(f"stage {stage!r}: {error}; write {{{{ and }}}} for braces that are no variable: {text}") from None
 
 
 def run_stages(stages: Sequence[Command], out: Path) -> dict[str, float]:
@@ -135,7 +144,10 @@ def run_stages(stages: Sequence[Command], out: Path) -> dict[str, float]:
             continue
         log.info("[%d/%d] %s: %s", number, len(stages), stage.name, shlex.join(stage.words))
         start = time.perf_counter()
-        status = subprocess.run(stage.words, env=environment, check=False).returncode
+        try:
+            status: int | str = subprocess.run(stage.words, env=environment, check=False).returncode
+        except OSError as error:  # no such program
+            status = str(error)
         if status:
             raise Stopped(
                 f"stage {stage.name!r} failed with status {status}; the same command goes on from there. "
@@ -161,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         print("\n".join(f"{stage.name}: {shlex.join(stage.words)}" for stage in stages))
         return
-    out = Path(given.get("out", config.variables.get("out", "runs/pipeline")))
+    out = Path(_fill("{out}", {"out": "runs/pipeline", **_all_variables(config, given)}, "out"))
     seconds = run_stages(stages, out)
     slowest = sorted(seconds.items(), key=lambda item: -item[1])[:3]
     log.info("all %d stages done in %.0f s (longest: %s) -> %s", len(stages), sum(seconds.values()),

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
 
+from utils.files import write_atomic
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -45,8 +47,8 @@ class RunLog:
             return
         path = folder / "metrics.jsonl"
         rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [row for row in rows if json.loads(row)["epoch"] <= resume_epoch]
-        path.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+        kept = [row for row in rows if row.endswith("}") and json.loads(row)["epoch"] <= resume_epoch]  # a kill may cut the last
+        write_atomic(path, "".join(row + "\n" for row in kept))
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter

@@ -61,10 +61,11 @@ def resolve_checkpoint(reference: str | Path, save_dir: str | Path = "runs", mad
     runs = finished_runs(save_dir, str(reference))
     if runs:
         return runs[-1] / BEST
-    unfinished = list((Path(save_dir) / reference).glob("*/config.yaml"))
+    folder = Path(save_dir) / reference
+    unfinished = sorted([*folder.glob("config.yaml"), *folder.glob("*/config.yaml")])
     if unfinished:
         raise FileNotFoundError(
-            f"run {reference!r} under {save_dir}/ has not finished; go on with it: python train.py -r {unfinished[-1].parent}"
+            f"run {str(reference)!r} under {save_dir}/ has not finished; go on with it: python train.py -r {unfinished[-1].parent}"
         )
     known = sorted({str(marker.parent.parent.relative_to(save_dir)) for marker in Path(save_dir).rglob(DONE)})
     raise FileNotFoundError(

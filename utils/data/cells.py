@@ -19,7 +19,7 @@ from torch import Tensor
 
 from utils.choices import check_choice
 from utils.data.corruptions import ALL_CORRUPTIONS, CORRUPTIONS, corrupt, default_constants
-from utils.data.degradations import DEGRADATIONS, NAMED_SEQUENCES, degrade, sample_levels, sweep_levels
+from utils.data.degradations import DEGRADATIONS, NAMED_SEQUENCES, check_degradation, degrade, sample_levels, sweep_levels
 from utils.data.folders import folder_source
 from utils.data.image_source import ImageSource, array_source
 from utils.data.images import list_images
@@ -84,8 +84,10 @@ def parse_cells(corruptions: Sequence[str], severities: Sequence[int]) -> list[C
         elif name == CLEAN:
             cells.append(Cell(CLEAN, 0))
         else:
-            for part in name.split("+"):
-                check_choice(part, [*ALL_CORRUPTIONS, *DEGRADATIONS, *NAMED_SEQUENCES, CLEAN], "corruption or degradation")
+            if "+" in name:
+                check_degradation(name)
+            else:
+                check_choice(name, [*ALL_CORRUPTIONS, *DEGRADATIONS, *NAMED_SEQUENCES, CLEAN], "corruption or degradation")
             cells.append(Cell(name, 0 if name in NAMED_SEQUENCES else None))
     return cells
 
@@ -138,7 +140,8 @@ class OnTheFly:
 
     def identity(self, cell: Cell) -> str:
         constants = self.constants or default_constants(self.clean.image_size)
-        return _digest(self.clean.name, self.clean.keys, cell, self.seed, constants if cell.is_corruption else "")
+        size = self.clean.image_size
+        return _digest(self.clean.name, size, self.clean.keys, cell, self.seed, constants if cell.is_corruption else "")
 
     def levels(self, cell: Cell, keys: list[str]) -> Tensor:
         """Level of each image in the degradation's own unit, [B] (or [B, stages] for a sequence)."""
@@ -178,8 +181,11 @@ class ReleasedArrays:
         n = len(stored) // 5
         if stored.shape[1:] != (32, 32, 3) or stored.dtype != np.uint8 or len(stored) % 5:
             raise ValueError(f"{path}: expected uint8 [5 x N, 32, 32, 3], found {stored.dtype} {stored.shape}")
+        every_label = np.load(labels_path)
+        if every_label.shape != (5 * n,):
+            raise ValueError(f"{labels_path}: expected [{5 * n}] labels as {path.name} has images, found {every_label.shape}")
         first = (int(cell.severity or 1) - 1) * n
-        labels = np.load(labels_path)[first : first + n]
+        labels = every_label[first : first + n]
         names = [f"test_{i:05d}" for i in range(n)]
         images = stored[first : first + n].transpose(0, 3, 1, 2)
         every = array_source(f"{self.root.name}/{cell.folder}", images, labels, self.clean.classes, names)
@@ -188,7 +194,9 @@ class ReleasedArrays:
         )
 
     def identity(self, cell: Cell) -> str:
-        return _digest(self.root, self.clean.keys, cell, (self.root / f"{cell.corruption}.npy").stat().st_mtime_ns)
+        path = self.root / f"{cell.corruption}.npy"
+        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns)] if path.is_file() else []  # none for clean images
+        return _digest(self.clean.name, self.clean.keys, cell, files)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +232,7 @@ class FolderTree:
         files = [
             (str(p.relative_to(self.root)), p.stat().st_size, p.stat().st_mtime_ns) for p in list_images(self.root / cell.folder)
         ]
-        return _digest(self.clean.keys, cell, files)
+        return _digest(self.clean.keys, self.clean.image_size, cell, files)
 
 
 def _digest(*parts: object) -> str:

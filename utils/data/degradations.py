@@ -284,6 +284,6 @@ def sample_levels(name: str, keys: Sequence[str], seed: int) -> Tensor:
     low = [row.levels[0] for row in rows]
     high = [row.levels[1] + 1 for row in rows]
     scale = torch.tensor([row.scale for row in rows])
-    draws = np.stack([numpy_generator(seed, "level", name, key).integers(low, high) for key in keys])
-    levels = torch.from_numpy(draws).float() / scale
+    draws = [numpy_generator(seed, "level", name, key).integers(low, high) for key in keys]
+    levels = torch.from_numpy(np.array(draws).reshape(len(keys), len(rows))).float() / scale
     return levels if len(rows) > 1 else levels.squeeze(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ def image_folder(root: Path, split: str, image_size: int | None) -> ImageSource:
     folders = {s: next((root / a for a in names if (root / a).is_dir()), None) for s, names in aliases.items()}
     name = root.resolve().name
     if folders["train"] is None:
+        below = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        if below and set(below) <= {alias for names in aliases.values() for alias in names}:
+            raise ValueError(f"{root} holds {', '.join(below)} but no train folder: add {root}/train/<class>/*")
         validation_share = VALIDATION_SHARE * (1 - TEST_SHARE)
         test, validation, train = cut(folder_source(root, image_size, name), [TEST_SHARE, validation_share], name)
         return train_validation_test(train, validation, test, split, name)
@@ -53,12 +57,14 @@ def folder_source(folder: Path, image_size: int | None, name: str, classes: Sequ
         classes: class order to use (default: the sorted folder names).
 
     Raises:
-        ValueError: no images, images outside a class folder only, or a class that is not in `classes`.
+        ValueError: no images, images outside a class folder only, one class only, or a class that is not in `classes`.
     """
     paths = [p for p in list_images(folder) if len(p.relative_to(folder).parts) >= 2]
     if not paths:
         raise ValueError(f"no images under {folder}: expected {folder}/<class>/<name> with a suffix such as .png, .jpg, .jpeg")
     found = sorted({p.relative_to(folder).parts[0] for p in paths})
+    if classes is None and len(found) < 2:
+        raise ValueError(f"{folder} holds one class folder only, {found[0]!r}: at least 2 are needed, {folder}/<class>/<name>")
     order = list(classes) if classes is not None else found
     unknown = [c for c in found if c not in order]
     if unknown:
@@ -84,18 +90,22 @@ def plain_source(folder: Path, image_size: int, name: str, paths: Sequence[Path]
     files = list(list_images(folder) if paths is None else paths)
     if not files:
         raise ValueError(f"no images under {folder} (by suffix: {', '.join(IMAGE_SUFFIXES)})")
-    read = lambda rows: torch.from_numpy(np.stack([read_image(files[i], image_size) for i in rows]))  # noqa: E731
+    read = functools.partial(_read_files, files, image_size)
     keys = _unique_names([p.relative_to(folder) for p in files])
     return ImageSource(name, (), torch.full((len(files),), -1), keys, image_size, read)
 
 
-def _first_size(paths: Sequence[Path]) -> int:
+def _read_files(files: Sequence[Path], size: int, rows: np.ndarray) -> torch.Tensor:
+    images = [read_image(files[i], size) for i in rows]
+    return torch.from_numpy(np.stack(images) if images else np.empty((0, 3, size, size), np.uint8))
 
+
+def _first_size(paths: Sequence[Path]) -> int:
     for path in paths:
         try:
             with Image.open(path) as image:
                 return min(image.size)
-        except OSError:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             continue
     raise ValueError(f"none of the {len(paths)} files under {paths[0].parent.parent} can be read as an image, e.g. {paths[0]}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -48,10 +49,8 @@ class ImageSource:
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSource:
         """The source restricted to `indices`, in their order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        read = self.read
-        return dataclasses.replace(
-            self, labels=self.labels[chosen], keys=[self.keys[i] for i in chosen], read=lambda rows: read(chosen[rows])
-        )
+        read = functools.partial(_read_chosen, self.read, chosen)
+        return dataclasses.replace(self, labels=self.labels[chosen], keys=[self.keys[i] for i in chosen], read=read)
 
     def limited(self, count: int | None) -> ImageSource:
         """A class-balanced subset of `count` images by a fixed draw (all of them for None), in the source's order."""
@@ -88,7 +87,16 @@ def array_source(name: str, images: np.ndarray, labels: np.ndarray, classes: Seq
 
 
 def array_reader(images: np.ndarray) -> Callable[[np.ndarray], Tensor]:
-    return lambda rows: torch.from_numpy(np.ascontiguousarray(images[rows]))
+    """`read` over uint8 [N, 3, S, S]; like all readers here it can be pickled, since workers may be started afresh."""
+    return functools.partial(_read_array, images)
+
+
+def _read_array(images: np.ndarray, rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images[rows]))
+
+
+def _read_chosen(read: Callable[[np.ndarray], Tensor], chosen: np.ndarray, rows: np.ndarray) -> Tensor:
+    return read(chosen[rows])
 
 
 def _by_class(labels: Tensor | np.ndarray) -> list[np.ndarray]:
@@ -97,11 +105,11 @@ def _by_class(labels: Tensor | np.ndarray) -> list[np.ndarray]:
 
 
 def cut(source: ImageSource, shares: Sequence[float], stream: str) -> list[ImageSource]:
-    """Split class by class by a fixed draw: one part a share, then the rest."""
+    """Split class by class by a fixed draw: one part a share, then the rest (which gets the last image of tiny classes)."""
     parts: list[list[np.ndarray]] = [[] for _ in range(len(shares) + 1)]
     for members in _by_class(source.labels):
         order = numpy_generator("split", stream, len(members)).permutation(members)
-        edges = np.cumsum([max(1, round(share * len(members))) for share in shares])
+        edges = np.cumsum([max(1, round(share * len(members))) for share in shares]).clip(max=len(members) - 1)
         for part, piece in zip(parts, np.split(order, edges), strict=True):
             part.append(piece)
     return [source.subset(np.sort(np.concatenate(part))) for part in parts]

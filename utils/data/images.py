@@ -15,8 +15,9 @@ class BrokenImageError(ValueError):
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files below `folder` by suffix, in sorted order (hidden files left out)."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file())
+    """Image files below `folder` by suffix, in sorted order (hidden files and folders left out)."""
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

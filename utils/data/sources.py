@@ -76,8 +76,9 @@ def _cifar(classes: int) -> Callable[[str, Path], ImageSource]:
                 data = kind(str(root), train=train, download=False)
             except RuntimeError as error:
                 raise FileNotFoundError(
-                    f"{name} is not under {root.resolve()}/ (looked for {kind.base_folder}); get it with: python -c "
-                    f"\"from torchvision.datasets import {name}; {name}('{root}', download=True)\", or point data.root at it"
+                    f"{name} is not, or not intact, under {root.resolve()}/ (looked for {kind.base_folder}); get it with: "
+                    f"python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\", "
+                    "or point data.root at it"
                 ) from error
             part = "train" if train else "test"
             names = [f"{part}_{i:05d}" for i in range(len(data.data))]

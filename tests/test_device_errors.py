@@ -1,0 +1,97 @@
+"""Devices by name, and mistakes that end a script with one line."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from utils.device import choose_device, move_batch
+from utils.errors import Stopped, user_errors
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine that seems to have two GPUs."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    return monkeypatch
+
+
+@pytest.fixture
+def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_gpus")
+@pytest.mark.parametrize("requested", [None, "cpu"])
+def test_without_gpu_the_cpu_is_taken(requested: str | None) -> None:
+    assert choose_device(requested) == torch.device("cpu")
+
+
+@pytest.mark.usefixtures("no_gpus")
+@pytest.mark.parametrize("requested", ["cuda", "cuda:1", "0,1"])
+def test_a_gpu_that_is_not_there_is_reported_as_it_was_asked_for(requested: str) -> None:
+    with pytest.raises(ValueError, match=rf"device '{requested}' was asked for, but this machine shows no GPU.*use -d cpu"):
+        choose_device(requested)
+
+
+@pytest.mark.parametrize("requested", ["gpu", "cuda:x", "", "cuda:0,1"])
+def test_a_text_that_is_no_device_is_reported_with_those_that_are(requested: str) -> None:
+    with pytest.raises(ValueError, match=rf"device '{requested}' is not understood: cpu, cuda, cuda:N, or GPU numbers such as 0,1"):
+        choose_device(requested)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_ranks_are_spread_over_the_gpus_in_turn() -> None:
+    assert [choose_device(None, rank).index for rank in range(4)] == [0, 1, 0, 1]
+    assert choose_device("cuda", 3) == torch.device("cuda", 1)
+    assert choose_device("cuda:0", 3) == torch.device("cuda", 0)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_gpu_numbers_choose_the_visible_gpus() -> None:
+    assert choose_device("3,5", 1) == torch.device("cuda", 1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_gpu_beyond_the_last_is_reported_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"device 'cuda:2' was asked for, but PyTorch sees 2 GPU\(s\): use cuda:0 to cuda:1"):
+        choose_device("cuda:2")
+
+
+def test_a_batch_is_moved_with_its_keys_untouched() -> None:
+    moved = move_batch({"clean": torch.ones(2), "key": ["a", "b"]}, torch.device("meta"))
+    assert moved["clean"].device.type == "meta"
+    assert moved["key"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("error", [ValueError("seed 'x': use a number"), FileNotFoundError("a.yaml"), Stopped("stage 'x' failed")])
+def test_a_mistake_of_the_user_ends_with_one_line_and_status_2(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UNDEGRADE_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit, match="2"), user_errors():
+        raise error
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_the_traceback_is_shown_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDEGRADE_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="as it is"), user_errors():
+        raise ValueError("as it is")
+
+
+def test_our_own_faults_keep_their_traceback() -> None:
+    with pytest.raises(KeyError), user_errors():
+        raise KeyError("bug")
+
+
+def test_an_interrupt_ends_with_status_130_and_says_that_nothing_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="130"), user_errors():
+        raise KeyboardInterrupt
+    assert "nothing that was finished is lost" in capsys.readouterr().err

@@ -1,0 +1,214 @@
+"""Ensemble members and their logits: how often networks run, and when the cache may be believed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.classifiers import Classifier
+from models.ensemble import Member, Scorer
+from models.rules import INPUT_RULES, RULES, combine, mixing_weights
+from tests.photo_like import photo_like
+from utils.data.cells import Cell, OnTheFly
+from utils.data.image_source import ImageSource, array_source
+from utils.data.pixels import to_unit
+
+COUNT, CLASSES = 7, 3
+SOURCE: ImageSource = array_source(
+    "Toy/test", photo_like(COUNT, 16).numpy(), np.arange(COUNT) % CLASSES, list("abc"), [f"{i:02d}" for i in range(COUNT)]
+)
+CELL = Cell("gaussian_noise", 3)
+
+
+@dataclasses.dataclass
+class Counted:
+    """A member and the number of images that its network has seen."""
+
+    member: Member
+    images: int = 0
+
+
+def make_member(name: str, seed: int) -> Counted:
+    """A linear network on noisy images; each member has its own weights and its own noise."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, CLASSES))
+    classifier = Classifier(network, "linear", CLASSES, (0.5,) * 3, (0.25,) * 3).eval()
+    counted = Counted(Member(name, classifier, f"digest{seed}", OnTheFly(SOURCE, seed)))
+    network.register_forward_hook(lambda module, inputs, output: setattr(counted, "images", counted.images + len(output)))
+    return counted
+
+
+@pytest.fixture
+def first() -> Counted:
+    return make_member("clean", 1)
+
+
+@pytest.fixture
+def second() -> Counted:
+    return make_member("adapted", 2)
+
+
+def expected_logits(member: Member, cell: Cell = CELL) -> Tensor:
+    with torch.no_grad():
+        return member.classifier(to_unit(member.view.source(cell).images(range(COUNT))))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_logits_are_those_of_the_classifier_on_its_view(first: Counted, batch_size: int) -> None:
+    logits = Scorer(None, batch_size).logits(first.member, CELL)
+    assert (logits.dtype, logits.shape) == (torch.float32, (COUNT, CLASSES))
+    assert torch.allclose(logits, expected_logits(first.member), atol=1e-5)
+
+
+def test_progress_is_told_the_images_of_each_batch(first: Counted) -> None:
+    told: list[int] = []
+    Scorer(None, 3, told.append).logits(first.member, CELL)
+    assert told == [3, 3, 1]
+
+
+# --- the cache
+
+
+def test_logits_are_computed_once_for_all_scorers_with_the_same_cache(first: Counted, tmp_path: Path) -> None:
+    made = [Scorer(tmp_path).logits(first.member, CELL) for _ in range(3)]
+    assert first.images == COUNT
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
+
+
+def test_without_cache_nothing_is_kept(first: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scorer = Scorer(None)
+    for _ in range(2):
+        scorer.logits(first.member, CELL)
+    assert first.images == 2 * COUNT
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda member: dataclasses.replace(member, digest="of other weights"),
+     lambda member: dataclasses.replace(member, view=OnTheFly(SOURCE, seed=99)),
+     lambda member: dataclasses.replace(member, view=OnTheFly(SOURCE.subset([0, 1]), seed=1))],
+    ids=["weights", "seed of the view", "images of the view"],
+)  # fmt: skip
+def test_a_change_of_weights_or_view_is_computed_anew(first: Counted, tmp_path: Path, change: Callable[[Member], Member]) -> None:
+    scorer = Scorer(tmp_path)
+    scorer.logits(first.member, CELL)
+    changed = change(first.member)
+    count = len(changed.view.source(CELL))
+    logits = scorer.logits(changed, CELL)
+    assert first.images == COUNT + count
+    assert torch.equal(scorer.logits(changed, CELL), logits)
+    assert first.images == COUNT + count
+    assert torch.allclose(logits, Scorer(None).logits(changed, CELL))
+
+
+def test_cells_and_members_do_not_share_cache_files(first: Counted, second: Counted, tmp_path: Path) -> None:
+    scorer = Scorer(tmp_path)
+    for _ in range(2):
+        for counted in (first, second):
+            for cell in (CELL, Cell("fog", 3), Cell("noise"), Cell("clean", 0)):
+                assert torch.allclose(scorer.logits(counted.member, cell), expected_logits(counted.member, cell), atol=1e-5)
+    files = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.npz"))
+    assert files == [
+        f"{name}/{cell}.npz" for name in ("adapted", "clean") for cell in ("clean-0", "fog-3", "gaussian_noise-3", "noise-random")
+    ]
+
+
+def damage(kind: str, content: bytes) -> bytes:
+    if kind == "flipped":
+        middle = len(content) // 3
+        return content[:middle] + bytes(255 - b for b in content[middle : middle + 8]) + content[middle + 8 :]
+    return {"empty": b"", "cut": content[: len(content) // 2], "text": b"no zip file", "short": content[:-10]}[kind]
+
+
+@pytest.mark.parametrize("kind", ["empty", "cut", "text", "short", "flipped"])
+def test_a_damaged_cache_file_is_computed_anew_and_replaced(first: Counted, tmp_path: Path, kind: str) -> None:
+    scorer = Scorer(tmp_path)
+    whole = scorer.logits(first.member, CELL)
+    (path,) = tmp_path.rglob("*.npz")
+    path.write_bytes(damage(kind, path.read_bytes()))
+    assert torch.equal(scorer.logits(first.member, CELL), whole)
+    assert first.images == 2 * COUNT
+    assert torch.equal(scorer.logits(first.member, CELL), whole)
+    assert first.images == 2 * COUNT
+
+
+def test_a_cache_file_of_other_content_is_computed_anew(first: Counted, tmp_path: Path) -> None:
+    scorer = Scorer(tmp_path)
+    whole = scorer.logits(first.member, CELL)
+    (path,) = tmp_path.rglob("*.npz")
+    for arrays in ({"a": np.ones(1)}, {"identity": np.array("x")}):
+        np.savez(path, **arrays)
+        assert torch.equal(scorer.logits(first.member, CELL), whole)
+    np.save(path.with_suffix(".npy"), np.ones(1))
+    path.with_suffix(".npy").replace(path)
+    assert torch.equal(scorer.logits(first.member, CELL), whole)
+    assert first.images == 4 * COUNT
+
+
+# --- rules
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_every_rule_of_logits_costs_one_pass_of_each_member(first: Counted, second: Counted, tmp_path: Path, cached: bool) -> None:
+    scorer = Scorer(tmp_path if cached else None)
+    members = [first.member, second.member]
+    logits = torch.stack([expected_logits(member) for member in members])
+    first.images = second.images = 0
+    for rule in RULES:
+        assert torch.allclose(scorer.scores(rule, members, CELL), combine(rule, logits), atol=1e-5), rule
+    passes = 1 if cached else len(RULES)
+    assert (first.images, second.images) == (passes * COUNT, passes * COUNT)
+
+
+@pytest.mark.parametrize("rule", INPUT_RULES)
+def test_an_input_rule_classifies_the_mixed_images_by_the_first_member(first: Counted, second: Counted, rule: str) -> None:
+    members = [first.member, second.member]
+    u = mixing_weights(rule, torch.stack([expected_logits(member) for member in members])).float()
+    views = [to_unit(member.view.source(CELL).images(range(COUNT))) for member in members]
+    mixture = u[:, 0, None, None, None] * views[0] + u[:, 1, None, None, None] * views[1]
+    with torch.no_grad():
+        expected = first.member.classifier(mixture)
+    assert torch.allclose(Scorer(None, 3).scores(rule, members, CELL), expected, atol=1e-5)
+
+
+def test_an_input_rule_costs_one_more_pass_of_the_first_member_alone(first: Counted, second: Counted, tmp_path: Path) -> None:
+    scorer, members = Scorer(tmp_path), [first.member, second.member]
+    scorer.scores("sum", members, CELL)
+    for extra, rule in enumerate(INPUT_RULES, 1):
+        for _ in range(2):  # the second time from the cache
+            scorer.scores(rule, members, CELL)
+        assert (first.images, second.images) == ((1 + extra) * COUNT, COUNT)
+
+
+def test_mixed_logits_are_computed_anew_for_other_weights_views_and_double_softmax(
+    first: Counted, second: Counted, tmp_path: Path
+) -> None:
+    scorer, members = Scorer(tmp_path), [first.member, second.member]
+    plain = scorer.scores("entropy_fuse", members, CELL)
+    for change in ({"digest": "other"}, {"view": OnTheFly(SOURCE, seed=50)}):
+        scorer.scores("entropy_fuse", members, CELL)
+        before = first.images
+        scorer.scores("entropy_fuse", [first.member, dataclasses.replace(second.member, **change)], CELL)  # type: ignore[arg-type]
+        assert first.images == before + COUNT
+    assert not torch.equal(scorer.scores("entropy_fuse", members, CELL, double_softmax=True), plain)
+    assert torch.equal(scorer.scores("entropy_fuse", members, CELL), plain)
+
+
+def test_an_unknown_rule_is_reported_with_the_closest(first: Counted) -> None:
+    with pytest.raises(ValueError, match=re.escape("unknown ensemble rule 'entropi': did you mean 'entropy'? allowed: first,")):
+        Scorer(None).scores("entropi", [first.member], CELL)
+
+
+def test_an_input_rule_of_one_member_is_reported(first: Counted) -> None:
+    with pytest.raises(ValueError, match="ensemble rule 'entropy_fuse' needs exactly 2 members, not 1: give two"):
+        Scorer(None).scores("entropy_fuse", [first.member], CELL)

@@ -1,0 +1,198 @@
+"""Networks from checkpoints on disk, and the flags of guided-diffusion checked against one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.classifiers import Classifier, build_classifier, describe
+from models.diffusion import Denoiser, build_denoiser
+from models.diffusion import describe as describe_denoiser
+from models.loading import initialise_classifier, load_classifier, load_denoiser
+from models.model_flags import check_model_flags
+from utils.checkpoint import save_checkpoint
+from utils.runs import BEST, mark_done
+
+CLASSES = ["cat", "dog", "horse"]
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
+
+
+def make_classifier(seed: int = 0, arch: str = "ResNet20") -> Classifier:
+    torch.manual_seed(seed)
+    return build_classifier(arch, len(CLASSES), MEAN, STD)
+
+
+def save_run(save_dir: Path, classifier: Classifier, name: str = "ind/clean", classes: list[str] = CLASSES) -> Path:
+    """A finished run; returns its checkpoint."""
+    path = save_dir / name / "run1" / BEST
+    save_checkpoint(path, classifier.network.state_dict(), {**describe(classifier), "classes": classes})
+    mark_done(path.parent)
+    return path
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> Denoiser:
+    torch.manual_seed(0)
+    return build_denoiser(8, [8, 16], attention_levels=[1], noise_schedule="linear", diffusion_steps=50)
+
+
+# --- classifiers
+
+
+def test_a_classifier_is_loaded_by_run_name_in_eval_mode_with_its_weights_and_normalisation(tmp_path: Path) -> None:
+    saved = make_classifier().eval()
+    save_run(tmp_path, saved)
+    loaded = load_classifier("ind/clean", tmp_path, CLASSES)
+    images = torch.rand(2, 3, 16, 16)
+    assert not loaded.training
+    assert torch.equal(loaded(images), saved(images))
+
+
+def test_a_missing_checkpoint_is_reported_with_the_finished_runs(tmp_path: Path) -> None:
+    save_run(tmp_path, make_classifier())
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 'ind/claen'.*\(finished there: ind/clean\)"):
+        load_classifier("ind/claen", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["cat", "cow", "horse"], "was trained on 3 classes, the data set has 3 (class 1 is 'dog' there, 'cow' here): choose"),
+        (["cat", "dog"], "was trained on 3 classes, the data set has 2: choose a checkpoint of this data set"),
+        (["dog", "cat", "horse"], "was trained on 3 classes, the data set has 3 (class 0 is 'cat' there, 'dog' here): choose"),
+    ],
+)
+def test_a_checkpoint_of_other_classes_is_refused_with_the_first_that_differs(
+    tmp_path: Path, classes: list[str], message: str
+) -> None:
+    path = save_run(tmp_path, make_classifier())
+    with pytest.raises(ValueError, match=re.escape(f"checkpoint {path} {message}")):
+        load_classifier("ind/clean", tmp_path, classes)
+    with pytest.raises(ValueError, match=re.escape(f"checkpoint {path} {message}")):
+        initialise_classifier(make_classifier(), "ind/clean", tmp_path, classes)
+
+
+def test_classes_are_not_compared_where_the_checkpoint_names_none(tmp_path: Path) -> None:
+    save_run(tmp_path, make_classifier(), classes=[])
+    assert load_classifier("ind/clean", tmp_path, ["other", "names", "here"]).num_classes == 3
+
+
+def test_a_classifier_without_description_cannot_be_loaded_but_says_how_to_use_it(tmp_path: Path) -> None:
+    torch.save(make_classifier().network.state_dict(), tmp_path / "theirs.pth")
+    message = r"theirs\.pth does not say what network it holds; start a run from it instead \(model\.arch and model\.init_from"
+    with pytest.raises(ValueError, match=message):
+        load_classifier(tmp_path / "theirs.pth")
+
+
+def test_a_diffusion_model_is_no_classifier(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "ddpm.safetensors", {"w": torch.ones(1)}, {"kind": "diffusion"})
+    with pytest.raises(ValueError, match=r"ddpm\.safetensors holds a diffusion model, a classifier model is needed here"):
+        load_classifier(tmp_path / "ddpm.safetensors")
+
+
+# --- starting from weights
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_classifier_starts_from_the_weights_of_a_run_or_of_a_foreign_file(tmp_path: Path, foreign: bool) -> None:
+    source, target = make_classifier(0), make_classifier(1)
+    path = save_run(tmp_path, source)
+    if foreign:
+        path = tmp_path / "theirs.pth"
+        torch.save({"state_dict": {f"module.{k}": v for k, v in source.network.state_dict().items()}}, path)
+    initialise_classifier(target, path, tmp_path, CLASSES)
+    for name, tensor in source.network.state_dict().items():
+        assert torch.equal(target.network.state_dict()[name], tensor)
+
+
+def test_weights_of_another_architecture_are_refused_with_both_names(tmp_path: Path) -> None:
+    path = save_run(tmp_path, make_classifier())
+    message = f"checkpoint {path} holds a ResNet20, model.arch is ResNet56: make them equal"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        initialise_classifier(make_classifier(arch="ResNet56"), "ind/clean", tmp_path, CLASSES)
+
+
+def test_foreign_weights_of_another_architecture_are_refused_with_the_names_that_differ(tmp_path: Path) -> None:
+    torch.save({"conv.weight": torch.ones(1)}, tmp_path / "theirs.pth")
+    message = r"theirs\.pth: the weights are not those of ResNet20 but of another architecture .*unexpected: conv\.weight"
+    with pytest.raises(ValueError, match=message):
+        initialise_classifier(make_classifier(), tmp_path / "theirs.pth", tmp_path, CLASSES)
+
+
+# --- diffusion models
+
+
+def test_a_diffusion_model_is_loaded_frozen_in_eval_mode_with_its_weights(tmp_path: Path, denoiser: Denoiser) -> None:
+    save_checkpoint(tmp_path / "ddpm.safetensors", denoiser.unet.state_dict(), describe_denoiser(denoiser))
+    loaded = load_denoiser(tmp_path / "ddpm.safetensors")
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert (loaded.noise_schedule, loaded.diffusion_steps, loaded.image_size) == ("linear", 50, 8)
+    x, tau = torch.randn(1, 3, 8, 8), torch.tensor([7])
+    with torch.no_grad():
+        assert torch.equal(loaded(x, tau)[0], denoiser.eval()(x, tau)[0])
+
+
+def test_a_classifier_is_no_diffusion_model(tmp_path: Path) -> None:
+    path = save_run(tmp_path, make_classifier())
+    with pytest.raises(
+        ValueError, match=re.escape(f"checkpoint {path} holds a classifier model, a diffusion model is needed here")
+    ):
+        load_denoiser("ind/clean", tmp_path)
+
+
+def test_a_diffusion_model_without_description_is_refused_with_the_command_that_trains_one(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1)}, tmp_path / "theirs.pt")
+    message = r"theirs\.pt does not say what diffusion model it holds: train one with train\.py -c configs/diffusion/"
+    with pytest.raises(ValueError, match=message):
+        load_denoiser(tmp_path / "theirs.pt")
+
+
+# --- flags
+
+AGREEING = {
+    "image_size": "8", "num_channels": "8", "num_res_blocks": "1", "num_head_channels": "-1", "attention_resolutions": "4",
+    "class_cond": "False", "resblock_updown": "no", "use_scale_shift_norm": "f", "learn_sigma": "0", "diffusion_steps": "50",
+    "noise_schedule": "linear",
+}  # fmt: skip
+
+
+def test_flags_that_agree_with_the_checkpoint_pass(denoiser: Denoiser) -> None:
+    check_model_flags(denoiser, AGREEING)
+    check_model_flags(denoiser, {})
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "held"),
+    [
+        ("image_size", "64", "8"), ("num_channels", "128", "8"), ("num_res_blocks", "3", "1"), ("num_head_channels", "64", "-1"),
+        ("attention_resolutions", "8,4", "4"), ("class_cond", "True", "False"), ("resblock_updown", "yes", "False"),
+        ("use_scale_shift_norm", "true", "False"), ("learn_sigma", "True", "False"), ("diffusion_steps", "1000", "50"),
+        ("noise_schedule", "cosine", "linear"),
+    ],
+)  # fmt: skip
+def test_a_flag_that_contradicts_the_checkpoint_is_reported_with_both_values(
+    denoiser: Denoiser, flag: str, text: str, held: str
+) -> None:
+    message = f"flags contradict the checkpoint: --{flag} {text} (the checkpoint: {held}). Leave them out, or give the checkpoint"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_model_flags(denoiser, {**AGREEING, flag: text})
+
+
+def test_all_contradicting_flags_are_reported_at_once(denoiser: Denoiser) -> None:
+    with pytest.raises(ValueError, match=r"--image_size 64 \(the checkpoint: 8\); --learn_sigma True \(the checkpoint: False\)\."):
+        check_model_flags(denoiser, {"image_size": "64", "num_channels": "8", "learn_sigma": "True"})
+
+
+def test_attention_sizes_are_named_from_the_largest_down() -> None:
+    both = build_denoiser(8, [8, 8], attention_levels=[0, 1])
+    check_model_flags(both, {"attention_resolutions": "8, 4"})
+
+
+def test_the_table_of_flags_is_the_one_that_is_tested() -> None:
+    from models.model_flags import MODEL_FLAGS
+
+    assert set(MODEL_FLAGS) == set(AGREEING)

@@ -1,0 +1,149 @@
+"""Run folders, how stages find each other's checkpoints, and what a run writes while it goes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from utils.run_log import RunLog, setup_logging
+from utils.runs import BEST, create_run, finished_runs, mark_done, resolve_checkpoint
+
+
+def make_run(save_dir: Path, name: str, run_id: str, finished_at: int | None = None) -> Path:
+    """A run folder with a checkpoint; finished at a time (seconds), or unfinished without checkpoint."""
+    run = create_run(save_dir, name, run_id)
+    (run / "config.yaml").write_text("")
+    if finished_at is not None:
+        (run / BEST).write_bytes(run_id.encode())
+        mark_done(run)
+        os.utime(run / "DONE", (finished_at, finished_at))
+    return run
+
+
+def test_runs_without_id_are_named_by_the_time_and_never_collide(tmp_path: Path) -> None:
+    runs = [create_run(tmp_path, "ind/Digits/clean") for _ in range(4)]
+    assert len(set(runs)) == 4
+    assert all(run.is_dir() and run.parent == tmp_path / "ind/Digits/clean" for run in runs)
+    assert all(re.fullmatch(r"\d{8}-\d{6}(-\d)?", run.name) for run in runs)
+
+
+def test_a_run_id_that_exists_is_refused(tmp_path: Path) -> None:
+    assert create_run(tmp_path, "a", "mine").name == "mine"
+    message = f"run {tmp_path}/a/mine exists already: resume it with -r {tmp_path}/a/mine, or choose another --run_id"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        create_run(tmp_path, "a", "mine")
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["mine"]
+
+
+def test_finished_runs_are_ordered_by_the_time_at_which_they_finished(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", "first", finished_at=300)
+    make_run(tmp_path, "a", "second", finished_at=100)
+    make_run(tmp_path, "a", "third")
+    assert [run.name for run in finished_runs(tmp_path, "a")] == ["second", "first"]
+    assert finished_runs(tmp_path, "b") == []
+
+
+def test_a_checkpoint_is_found_by_file_by_folder_by_name_and_by_name_with_id(tmp_path: Path) -> None:
+    old = make_run(tmp_path, "ind/clean", "old", finished_at=100)
+    new = make_run(tmp_path, "ind/clean", "new", finished_at=200)
+    make_run(tmp_path, "ind/clean", "unfinished")
+    assert resolve_checkpoint(old / BEST, tmp_path) == old / BEST
+    assert resolve_checkpoint(str(old), tmp_path) == old / BEST
+    assert resolve_checkpoint("ind/clean", tmp_path) == new / BEST
+    assert resolve_checkpoint("ind/clean/old", tmp_path) == old / BEST
+
+
+def test_a_name_whose_runs_have_not_finished_is_reported_with_the_command_that_goes_on(tmp_path: Path) -> None:
+    make_run(tmp_path, "ind/clean", "run1")
+    last = make_run(tmp_path, "ind/clean", "run2")
+    for reference in ("ind/clean", "ind/clean/run2", Path("ind/clean")):
+        message = f"run {str(reference)!r} under {tmp_path}/ has not finished; go on with it: python train.py -r {last}"
+        with pytest.raises(FileNotFoundError, match=re.escape(message) + "$"):
+            resolve_checkpoint(reference, tmp_path)
+
+
+def test_a_name_that_does_not_exist_is_reported_with_those_that_do_and_the_command_that_makes_it(tmp_path: Path) -> None:
+    make_run(tmp_path, "ind/clean", "r", finished_at=1)
+    make_run(tmp_path, "sl/jpeg", "r", finished_at=1)
+    message = (
+        f"no checkpoint 'ind/claen': it is no file, no run folder and no finished run under {tmp_path}/ "
+        "(finished there: ind/clean, sl/jpeg); make it with: python train.py"
+    )
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        resolve_checkpoint("ind/claen", tmp_path, made_by="python train.py")
+
+
+def test_a_place_without_runs_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 'x'.*nothing has finished there"):
+        resolve_checkpoint("x", tmp_path / "none")
+
+
+# --- metrics
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_are_rows_of_numbers_that_are_on_disk_at_once(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, tensorboard=False)
+    log.write(1, 10, {"train/loss": 0.12345678})
+    assert rows(tmp_path) == [{"epoch": 1, "step": 10, "train/loss": 0.123457}]
+    log.close()
+
+
+def test_a_resumed_log_holds_every_epoch_once(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, tensorboard=False)
+    for epoch in (1, 2, 3):
+        log.write(epoch, epoch, {"loss": epoch})
+    log.close()
+    log = RunLog(tmp_path, resume_epoch=2, tensorboard=False)
+    log.write(3, 3, {"loss": 30})
+    log.close()
+    assert [(row["epoch"], row["loss"]) for row in rows(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
+
+
+def test_a_row_cut_off_by_a_kill_does_not_stop_a_resume(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "step": 1}\n{"epoch": 2, "st')
+    RunLog(tmp_path, resume_epoch=2, tensorboard=False).close()
+    assert rows(tmp_path) == [{"epoch": 1, "step": 1}]
+
+
+def test_events_for_tensorboard_are_written_and_a_loss_of_nan_is_left_out_of_them(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.write(1, 1, {"loss": float("nan"), "accuracy": 0.5})
+    log.close()
+    (events,) = tmp_path.glob("events*")
+    content = events.read_bytes()
+    assert b"accuracy" in content
+    assert b"loss" not in content
+    assert rows(tmp_path)[0]["loss"] != rows(tmp_path)[0]["loss"]  # NaN is kept in the rows
+
+
+def test_a_log_without_folder_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = RunLog(None)
+    log.write(1, 1, {"loss": 1.0})
+    log.close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("quiet", "expected"), [(False, "told\nwarned\n"), (True, "warned\n")])
+def test_console_lines_are_messages_alone_and_quiet_keeps_the_warnings(
+    quiet: bool, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    try:
+        setup_logging(quiet)
+        logging.getLogger("some.module").info("told")
+        logging.getLogger("some.module").warning("warned")
+        logging.getLogger("PIL").info("noise of a library")
+    finally:
+        root.handlers[:], root.level = before, level
+    assert capsys.readouterr().err == expected
