@@ -19,7 +19,7 @@ from torch import Tensor
 
 from image_adapt.config import LAYOUTS, AdaptConfig
 from image_adapt.mpi import Progress, World
-from utils.data.cells import Cell, OnTheFly
+from utils.data.cells import MANIFEST, Cell, OnTheFly
 from utils.data.folders import plain_source
 from utils.data.image_source import ImageSource
 from utils.data.images import BrokenImageError
@@ -30,7 +30,7 @@ from utils.seeding import torch_generator
 
 log = logging.getLogger(__name__)
 
-MANIFEST, SETTINGS = "manifest.jsonl", "settings.json"
+SETTINGS = "settings.json"
 
 
 class Adapter(Protocol):

@@ -9,14 +9,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 from torch import Tensor
 
-from models.classifiers import Classifier, build_classifier, describe
+from models.classifiers import Classifier, describe
 from models.loading import load_classifier
 from models.rules import INPUT_RULES, RULES
 from tests.scripts import Done, run_script
@@ -27,7 +26,7 @@ from utils.data.cells import Cell, FolderTree, OnTheFly
 from utils.data.corruptions import CORRUPTIONS
 from utils.data.sources import open_source
 
-FIELDS = "system dataset corruption severity rule n correct accuracy ci95_low ci95_high".split()
+FIELDS = ["system", "dataset", "corruption", "severity", "rule", "n", "correct", "accuracy", "ci95_low", "ci95_high"]
 LIMIT = 10
 
 

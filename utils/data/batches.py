@@ -1,8 +1,9 @@
 """Training batches: every batch is a pure function of (seed, epoch, step), whatever the worker or process that makes it.
 
 A batch is a dict: `clean`, `degraded` float [B, 3, H, W] in [0, 1], `label` int64 [B], `deg` int64 [B] (index into the run's
-list of degradations), `level` float [B] in [0, 1] (0 = clean), `key` list of B strings. With k degradations and n images a step,
-B = k n: the same n images appear once for each degradation, and `batch["deg"] == i` selects one.
+list of degradations), `level` float [B] in [0, 1] (0 = clean; NaN for adapted images of unknown level), `key` list of B strings.
+With k degradations and n images a step, B = k n: the same n images appear once for each degradation, and `batch["deg"] == i`
+selects one.
 """
 
 from __future__ import annotations
@@ -113,7 +114,9 @@ class BatchSet(Dataset):
         self, name: str, rows: np.ndarray, clean: Tensor, streams: list[str], flips: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         if name in self.adapted:
-            return _flip(self.adapted[name].images(rows), flips), torch.full((len(rows),), float("nan"))
+            source = self.adapted[name]
+            level = torch.full((len(rows),), float("nan")) if source.level is None else source.level[rows]
+            return _flip(source.images(rows), flips), level
         level = sample_levels(name, streams, self.seed)
         return degrade(clean, name, level, keys=streams, seed=self.seed), unit_level(name, level)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,12 +20,21 @@ from torch import Tensor
 
 from utils.choices import check_choice
 from utils.data.corruptions import ALL_CORRUPTIONS, CORRUPTIONS, corrupt, default_constants
-from utils.data.degradations import DEGRADATIONS, NAMED_SEQUENCES, check_degradation, degrade, sample_levels, sweep_levels
+from utils.data.degradations import (
+    DEGRADATIONS,
+    NAMED_SEQUENCES,
+    check_degradation,
+    degrade,
+    sample_levels,
+    sweep_levels,
+    unit_level,
+)
 from utils.data.folders import folder_source
 from utils.data.image_source import ImageSource, array_source
 from utils.data.images import list_images
 
 CLEAN = "clean"
+MANIFEST = "manifest.jsonl"  # beside adapted images: a line an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +236,18 @@ class FolderTree:
                 f"--corruption {cell.corruption} --save_dir {self.root}"
             )
         found = folder_source(folder, self.clean.image_size, f"{self.root.name}/{cell.folder}", self.clean.classes)
-        return found.aligned(self.clean.keys, str(folder))
+        return dataclasses.replace(found.aligned(self.clean.keys, str(folder)), level=self._levels(cell))
+
+    def _levels(self, cell: Cell) -> Tensor | None:
+        """Level of each image in [0, 1] from the manifest that the adapter leaves beside the images."""
+        manifest = self.root / cell.folder / MANIFEST
+        if cell.corruption not in DEGRADATIONS or not manifest.is_file():
+            return None
+        rows = (json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines())
+        level = {row["key"]: row["level"] for row in rows if row.get("level") is not None}
+        if not all(key in level for key in self.clean.keys):
+            return None
+        return unit_level(cell.corruption, torch.tensor([float(level[key]) for key in self.clean.keys]))
 
     def identity(self, cell: Cell) -> str:
         files = [

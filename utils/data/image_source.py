@@ -27,6 +27,7 @@ class ImageSource:
         keys: N unique strings `<class>/<name>`; random streams, file names and the pairing of views hang on them.
         image_size: side S of the square images, pixels.
         read: numpy index array [B] -> uint8 tensor [B, 3, S, S].
+        level: float [N] in [0, 1], how strongly each image was degraded (0 = clean) before it was adapted; None where unknown.
         rgb_mean, rgb_std: channel statistics of the training images, range [0, 1], for the classifier's normalisation.
     """
 
@@ -38,6 +39,7 @@ class ImageSource:
     read: Callable[[np.ndarray], Tensor]
     rgb_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     rgb_std: tuple[float, ...] = (0.25, 0.25, 0.25)
+    level: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -50,7 +52,9 @@ class ImageSource:
         """The source restricted to `indices`, in their order."""
         chosen = np.asarray(indices, dtype=np.int64)
         read = functools.partial(_read_chosen, self.read, chosen)
-        return dataclasses.replace(self, labels=self.labels[chosen], keys=[self.keys[i] for i in chosen], read=read)
+        level = None if self.level is None else self.level[chosen]
+        keys = [self.keys[i] for i in chosen]
+        return dataclasses.replace(self, labels=self.labels[chosen], keys=keys, read=read, level=level)
 
     def limited(self, count: int | None) -> ImageSource:
         """A class-balanced subset of `count` images by a fixed draw (all of them for None), in the source's order."""
