@@ -17,7 +17,7 @@ from trainers.methods import METHODS, Context
 from trainers.trainer import Trainer
 from utils.choices import check_choice
 from utils.command_line import ScriptParser
-from utils.config import Tree, build, dump_yaml, merge, read_yaml, to_tree
+from utils.config import Tree, build, dotted_keys, dump_yaml, merge, read_yaml, to_tree
 from utils.data.batches import BatchLoader, BatchSet
 from utils.data.cells import Cell, FolderTree
 from utils.data.degradations import check_degradation
@@ -35,7 +35,7 @@ COMBINED = "combined_deg"  # --dt of the all-degradation runs: keep the config's
 
 def parser(description: str) -> ScriptParser:
     """The command line of the training scripts."""
-    p = ScriptParser(description, [f.name for f in dataclasses.fields(TrainConfig)])
+    p = ScriptParser(description, dotted_keys(TrainConfig))
     p.add_argument("-c", "--config", help="YAML file")
     p.add_argument("-r", "--resume", help="run folder (or a checkpoint in it) to go on with")
     p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers such as 0,1")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from trainers.evaluation import EvaluationConfig
 from utils.command_line import ScriptParser
-from utils.config import Tree, read_yaml
+from utils.config import Tree, dotted_keys, read_yaml
 from utils.data.cells import parse_severities
 
 
 def evaluation_parser(description: str | None) -> ScriptParser:
     """Flags that say what to evaluate on and where results go."""
-    p = ScriptParser(description, ["batch_size", "cache", "arch"])
+    p = ScriptParser(description, dotted_keys(EvaluationConfig))
     p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers such as 0,1")
     p.add_argument("--dt", "--deg_type", dest="dt", help="sweep all levels of a degradation; several joined by commas, or all")
     p.add_argument(

@@ -15,7 +15,8 @@ class ScriptParser(argparse.ArgumentParser):
 
     Args:
         description: text of --help, printed as it is.
-        keys: top-level configuration keys that may be given as `--key value`.
+        keys: the configuration's keys (`utils.config.dotted_keys`): those without a dot may be given as they are, the others
+            are proposed to whoever leaves their section out.
     """
 
     def __init__(self, description: str | None, keys: Sequence[str] = ()) -> None:
@@ -42,9 +43,15 @@ class ScriptParser(argparse.ArgumentParser):
                 own.append(word)
                 continue
             if "." not in name:
-                flags = [*self._option_string_actions, *(f"--{key}" for key in self.keys)]
-                check_choice(name, [flag for flag in flags if flag.startswith("--")], "option")
+                self._check_flag(name)
             others.append(word)
             if "=" not in word and words:
                 others.append(words.pop(0))
         return self.parse_args(own), read_overrides(others, self.keys)
+
+    def _check_flag(self, name: str) -> None:
+        meant = [f"--{key}" for key in self.keys if "." in key and key.rpartition(".")[2] == name[2:]]
+        if meant:
+            raise ValueError(f"unknown option {name!r}: did you mean {' or '.join(meant)}?")
+        flags = [*self._option_string_actions, *(f"--{key}" for key in self.keys if "." not in key)]
+        check_choice(name, [flag for flag in flags if flag.startswith("--")], "option")

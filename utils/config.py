@@ -165,6 +165,15 @@ def _check_keys(schema: type, tree: Mapping[str, Any], where: str) -> None:
             check_choice(value, [str(a) for a in typing.get_args(literal)], "value", f"config key {place!r}")
 
 
+def dotted_keys(schema: type) -> list[str]:
+    """All keys of a schema as the command line writes them: `seed`, `optimizer.lr`, ..."""
+    keys = []
+    for name, hint in typing.get_type_hints(schema).items():
+        below = dotted_keys(typing.cast(type, hint)) if dataclasses.is_dataclass(hint) else []
+        keys += [f"{name}.{key}" for key in below] or [name]
+    return keys
+
+
 def _literal(hint: Any) -> Any:
     """`hint` if it is a Literal, the Literal of `Literal[...] | None`, else None."""
     options = [option for option in typing.get_args(hint) if option is not type(None)]

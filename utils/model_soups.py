@@ -21,7 +21,7 @@ from models.loading import load_classifier
 from trainers.config import DataConfig, TrainConfig, fill
 from utils.checkpoint import save_checkpoint
 from utils.command_line import ScriptParser
-from utils.config import build, dump_yaml, merge, read_yaml, to_tree
+from utils.config import build, dotted_keys, dump_yaml, merge, read_yaml, to_tree
 from utils.data.batches import BatchLoader, BatchSet
 from utils.data.image_source import ImageSource
 from utils.data.sources import open_source
@@ -62,7 +62,7 @@ class SoupConfig:
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Run the command line; returns the folder of the new run."""
-    p = ScriptParser(__doc__, [f.name for f in dataclasses.fields(SoupConfig)])
+    p = ScriptParser(__doc__, dotted_keys(SoupConfig))
     p.add_argument("--dataset", default="CIFAR10", help="reads configs/deg_all/<dataset>/<arch>_soups.yaml")
     p.add_argument("--arch", default=None, help="of the config's name (default: the first *_soups.yaml there)")
     p.add_argument("-c", "--config", help="YAML file in place of --dataset")

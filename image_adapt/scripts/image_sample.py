@@ -23,7 +23,7 @@ from models.loading import load_denoiser
 from models.model_flags import MODEL_FLAGS, check_model_flags
 from utils.checkpoint import file_digest
 from utils.command_line import ScriptParser
-from utils.config import Tree, build, merge, nested, parse_value, read_yaml
+from utils.config import Tree, build, dotted_keys, merge, nested, parse_value, read_yaml
 from utils.data.cells import parse_severities
 from utils.device import choose_device
 from utils.errors import user_errors
@@ -57,7 +57,7 @@ FLAGS: dict[str, str] = {
 
 def parse(argv: Sequence[str] | None) -> tuple[AdaptConfig, dict[str, str], argparse.Namespace]:
     """(configuration, given model flags, other arguments) of the command line."""
-    p = ScriptParser(__doc__)
+    p = ScriptParser(__doc__, dotted_keys(AdaptConfig))
     p.add_argument("-c", "--config", help="YAML file (image_adapt/config.py lists the keys)")
     p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers; default: a GPU a local rank if there are any")
     p.add_argument("--threads", type=int, default=1, help="CPU threads a rank")

@@ -1,0 +1,67 @@
+"""image_sample.py on two real MPI ranks: the same bytes as one process, and no rank that waits for ever."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.scripts import Done, launch, program, run_script
+
+MPIEXEC = program("mpiexec")
+SCRIPT = "image_adapt/scripts/image_sample.py"
+
+pytestmark = pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec beside this Python or on the PATH: pip install mpich")
+
+
+def words(ddpm: Path, save_dir: Path) -> tuple[object, ...]:
+    """Ten digits in batches of 4, 4 and 2 for each of two cells."""
+    short = ("--timestep_respacing", 10, "--N", 3, "--guidance_weight", 3, "--batch_size", 4)
+    return "--model_path", ddpm, "--save_dir", save_dir, *short, "--limit", 10, "--corruption", "gaussian_noise,jpeg"
+
+
+def two_ranks(*arguments: object) -> Done:
+    return launch(MPIEXEC, "-n", 2, sys.executable, SCRIPT, *arguments)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_two_ranks_write_the_bytes_of_one_process(ddpm: Path, tmp_path: Path) -> None:
+    run_script(SCRIPT, *words(ddpm, tmp_path / "one")).check()
+    one = files(tmp_path / "one")
+    assert len(one) == 2 * (10 + 2)
+    (tmp_path / "two").mkdir()
+    kept = "jpeg/random/settings.json"  # a launch that was stopped: some images are there
+    some = [kept, *[name for name in sorted(one) if name.startswith("jpeg") and name.endswith(".png")][:3]]
+    for name in some:
+        (tmp_path / "two" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "two" / name).write_bytes(one[name])
+    done = two_ranks(*words(ddpm, tmp_path / "two")).check()
+    assert "20 images in 2 cells, 2 rank(s) on cpu" in done.err
+    assert "adapted 17 images" in done.err and "3 were there already" in done.err
+    assert files(tmp_path / "two") == one  # images, manifests, settings
+
+
+def test_mistake_in_the_command_is_said_once(ddpm: Path, tmp_path: Path) -> None:
+    done = two_ranks(*words(ddpm, tmp_path / "out"), "--D", 5)
+    assert done.status != 0
+    assert done.err.count("downscale_factor 5 does not divide") == 1 and "Traceback" not in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_failure_of_one_rank_ends_them_all(ddpm: Path, tmp_path: Path) -> None:
+    """A file lies where the second rank must make a folder; the first rank alone would wait for its progress for ever."""
+    out = tmp_path / "out"
+    run_script(SCRIPT, *words(ddpm, out)).check()
+    pngs = sorted((out / "gaussian_noise/5").rglob("*.png"), key=lambda p: str(p))
+    for path in pngs:
+        path.unlink()
+    done_class = pngs[-1].parent
+    done_class.rmdir()
+    done_class.write_text("in the way")
+    done = two_ranks(*words(ddpm, out))
+    assert done.status != 0
+    assert done.err.count(f"File exists: '{done_class}'") == 1
