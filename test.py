@@ -1,7 +1,7 @@
 """Evaluate one checkpoint: degradation levels, corruptions x severities, clean images.
 
-python test.py -r sl/Digits/ResNet20-20/jpeg --dt jpeg                      every level of a degradation (--dt all: of all four)
-python test.py -r ind/Digits/ResNet20_clean --corruption all --severity 1-5    the 15 corruptions of ImageNet-C
+python test.py -r sl/Digits/ResNet20-ResNet20/jpeg --dt jpeg       # every level of a degradation (--dt all: of all four)
+python test.py -r ind/Digits/ResNet20_clean --corruption all --severity 1-5    # the 15 corruptions of ImageNet-C
 python test.py -r runs/<name>/<run id>/best.safetensors --corruption clean,gaussian_noise --severity 5
 """
 

@@ -1,6 +1,6 @@
 """Evaluate systems of several members: `(checkpoint, view)` pairs and a rule each, all rules from one forward pass a member.
 
-    python test_ensemble.py -c configs/ensemble/Digits/diffaud.yaml
+    python test_ensemble.py -c configs/ensemble/Digits/diffaud.yaml --corruption all --severity 5
     python test_ensemble.py <config> <checkpoint 1> --second_model_prefix <checkpoint 2> --data_prefix2 <adapted images> \
         --ensemble sum --corruption gaussian_noise --severity 5
 """

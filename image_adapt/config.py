@@ -25,13 +25,16 @@ class DDAConfig:
         start_mismatch: noise one index more than is denoised (as the paper's code).
     """
 
-    respacing: str = "100"
+    respacing: str | int = "100"
     start_step: int = 50
     downscale_factor: int = 4
     guidance_weight: float = 3.0
     guidance_norm: Literal["per_image", "batch"] = "per_image"
     border: Literal["reflect", "zero"] = "reflect"
     start_mismatch: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "respacing", str(self.respacing))  # 100 and "100" are the same settings
 
 
 @dataclasses.dataclass(frozen=True)

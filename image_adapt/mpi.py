@@ -56,6 +56,7 @@ class World:
             else:
                 traceback.print_exc()
             self.communicator.Abort(2)
+            os._exit(2)  # some MPIs return from Abort before they end the process
 
 
 def connect() -> World:

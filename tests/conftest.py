@@ -10,8 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.scripts import ROOT, run_script
+from models.diffusion import build_denoiser, describe
+from tests.scripts import ROOT, forget_accelerator, run_script
+from utils.checkpoint import save_checkpoint
 from utils.data.sources import open_source
+from utils.runs import mark_done
+from utils.seeding import seed_everything
 
 torch.set_num_threads(1)  # xdist starts a process a core
 
@@ -26,13 +30,16 @@ def _in_the_repository() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Root of runs with a clean classifier, `ind/Digits/ResNet20_clean/one`, and a DDPM, `diffusion/Digits/ddpm/one`."""
+    """Root of runs with a trained classifier, `ind/Digits/ResNet20_clean/one`, and a fresh DDPM, `diffusion/Digits/ddpm/one`."""
     folder = tmp_path_factory.mktemp("runs")
     common = ("--save_dir", folder, "--run_id", "one", "--data.batch_size", 20)
     few = ("--data.limit", 160, "--loop.epochs", 3, "--data.augment.crop_padding", 0)
     run_script("train.py", "-c", "configs/ind/Digits/ResNet20_clean.yaml", *common, *few).check()
-    small = ("--data.limit", 40, "--loop.epochs", 1, "--model.channels", "[8, 8]")
-    run_script("train.py", "-c", "configs/diffusion/Digits/ddpm.yaml", *common, *small).check()
+    seed_everything(0)
+    denoiser = build_denoiser(32, [8, 8])
+    run = folder / "diffusion/Digits/ddpm/one"
+    save_checkpoint(run / "best.safetensors", denoiser.unet.state_dict(), describe(denoiser))
+    mark_done(run)
     return folder
 
 
@@ -60,3 +67,11 @@ def save_adapted() -> Callable[[Path, str], None]:
             Image.fromarray(image.transpose(1, 2, 0)).save(path, compress_level=0)
 
     return save
+
+
+@pytest.fixture
+def fresh_accelerator() -> Iterator[None]:
+    """An Accelerator of a test chooses its precision itself."""
+    forget_accelerator()
+    yield
+    forget_accelerator()

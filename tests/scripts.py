@@ -58,12 +58,12 @@ def run_script(script: str, *arguments: object) -> Done:
     return Done(status, out.getvalue(), err.getvalue())
 
 
-def launch(*words: object, timeout: float = 240) -> Done:
-    """A command in processes of its own, from the repository's root, one thread each."""
+def launch(*words: object, timeout: float = 240, **variables: str) -> Done:
+    """A command in processes of its own, from the repository's root, one thread each; `variables` of the environment."""
     done = subprocess.run(
         [str(w) for w in words],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
         capture_output=True,
         text=True,
         timeout=timeout,

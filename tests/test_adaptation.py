@@ -1,4 +1,4 @@
-"""image_sample.py: what it writes, resuming, layouts of folders, broken files, mistakes. Ranks: test_adaptation_mpi.py."""
+"""image_sample.py: what it writes, resuming, layouts of folders, broken files. Ranks: test_adaptation_mpi.py."""
 
 from __future__ import annotations
 
@@ -14,47 +14,13 @@ import torch
 from PIL import Image
 
 from image_adapt.dda import DDA
-from image_adapt.work import Job
 from models.loading import load_denoiser
-from tests.photo_like import photo_like
-from tests.scripts import Done, run_script
+from tests.adapting import adapt, digits, manifest_of, pixels, pngs, save_images
 from utils.checkpoint import file_digest
 from utils.data.cells import Cell, OnTheFly
-from utils.data.image_source import array_source
 from utils.data.pixels import from_signed, to_signed
 from utils.data.sources import open_source
 from utils.seeding import torch_generator
-
-SCRIPT = "image_adapt/scripts/image_sample.py"
-SHORT = ("--timestep_respacing", 10, "--N", 3, "--D", 4, "--guidance_weight", 3)
-
-
-def adapt(ddpm: Path, save_dir: Path, *words: object) -> Done:
-    return run_script(SCRIPT, "--model_path", ddpm, "--save_dir", save_dir, *SHORT, *words)
-
-
-def digits(ddpm: Path, save_dir: Path, *words: object) -> Done:
-    """Six digits under gaussian noise and jpeg, in batches of 4."""
-    return adapt(ddpm, save_dir, "--corruption", "gaussian_noise,jpeg", "--limit", 6, "--batch_size", 4, *words)
-
-
-def pngs(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.png"))}
-
-
-def pixels(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path)).astype(int)
-
-
-def save_images(folder: Path, names: list[str], side: int = 32) -> None:
-    for name, image in zip(names, photo_like(len(names), side).numpy(), strict=True):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.transpose(1, 2, 0)).save(path)
-
-
-def manifest_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -237,121 +203,12 @@ def test_broken_files_are_named_and_counted_and_the_others_adapted(ddpm: Path, t
     assert {name: data for name, data in pngs(tmp_path / "out").items() if name != "2.png"} == good
 
 
-# --- flags
-
-
-def test_flags_of_the_published_command_line_mean_what_they_meant(ddpm: Path, tmp_path: Path) -> None:
-    save_images(tmp_path / "in", [f"fog/5/n01/{i}.png" for i in range(5)])
-    model = "--image_size 32 --class_cond False --learn_sigma False --num_channels 8 --num_res_blocks 1 --use_fp16 False"
-    chain = "--diffusion_steps 1000 --noise_schedule cosine"
-    sample = "--batch_size 4 --num_samples 3 --timestep_respacing 10"
-    rest = "--D 4 --N 5 --scale 6 --corruption fog --severity 5 --dataset imagenetc --train False"
-    where = ("--base_samples", tmp_path / "in", "--save_dir", tmp_path / "out", "--model_path", ddpm)
-    run_script(SCRIPT, *f"{model} {chain} {sample} {rest}".split(), *where).check()
-    assert len(pngs(tmp_path / "out/fog/5/n01")) == 3 == len(manifest_of(tmp_path / "out/fog/5"))
-    settings = json.loads((tmp_path / "out/fog/5/settings.json").read_text())
-    parameters = settings["parameters"]
-    assert (parameters["downscale_factor"], parameters["start_step"], parameters["respacing"]) == (4, 5, "10")
-    assert parameters["guidance_weight"] == 3  # 6 for a batch of 4
-    assert settings["bfloat16"] is False and settings["input"] == {"folder": str(tmp_path / "in"), "layout": "imagenetc"}
-
-
-@pytest.mark.parametrize(("words", "weight"), [((), 3), (("--guidance_norm", "batch"), 6), (("--dda.guidance_norm", "batch"), 6)])
-def test_scale_is_the_weight_of_a_batch_norm_and_twice_that_of_an_image(
-    ddpm: Path, tmp_path: Path, words: tuple[str, ...], weight: float
-) -> None:
-    digits(ddpm, tmp_path, "--scale", 6, "--num_samples", 1, *words).check()
-    assert json.loads((tmp_path / "jpeg/random/settings.json").read_text())["parameters"]["guidance_weight"] == weight
-
-
-def test_yaml_gives_the_keys_and_flags_go_over_them(ddpm: Path, tmp_path: Path) -> None:
-    words = ("-c", "configs/adapt/Digits/dda.yaml", "--corruption", "gaussian_noise", "--limit", 2, "--N", 2, "--dda.guidance_weight", 1)
-    run_script(SCRIPT, *words, "--model_path", ddpm, "--save_dir", tmp_path / "{dataset}/{split}", "--split", "validation").check()
-    settings = json.loads((tmp_path / "Digits/validation/gaussian_noise/5/settings.json").read_text())
-    assert settings["parameters"]["respacing"] == "20" and settings["parameters"]["start_step"] == 2
-    assert settings["parameters"]["guidance_weight"] == 1 and settings["input"]["constants"] == "imagenet"
-
-
-def test_model_is_found_by_the_name_of_its_run(runs: Path, tmp_path: Path) -> None:
-    words = ("--model_path", "diffusion/{dataset}/ddpm", "--runs", runs, "--save_dir", tmp_path, *SHORT)
-    run_script(SCRIPT, *words, "--corruption", "clean", "--limit", 1).check()
-    assert len(pngs(tmp_path / "clean/0")) == 1
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--D", "5"), "downscale_factor 5 does not divide the image size 32: use one of 1, 2, 4, 8, 16, 32"),
-        (("--N", "500"), "start_step 500 is outside 1..10: the chain of respacing '10' has 10 levels"),
-        (("--N", "0"), "start_step 0 is outside 1..10"),
-        (("--timestep_respacing", "ten"), "respacing 'ten' is not understood"),
-        (("--timestep_respaceing", "10"), "unknown option '--timestep_respaceing': did you mean '--timestep_respacing'?"),
-        (("--dda.start_stp", "3"), "unknown config key 'start_stp' in section 'dda': did you mean 'start_step'?"),
-        (("--guidance_norm", "image"), "unknown value 'image' in config key 'dda.guidance_norm'"),
-        (("--guidance_weight", "-1"), "guidance_weight -1"),
-        (("--image_size", "256"), "flags contradict the checkpoint: --image_size 256 (the checkpoint: 32)"),
-        (("--learn_sigma", "True", "--class_cond", "True"), "--class_cond True (the checkpoint: False); --learn_sigma True"),
-        (("--severity", "6"), "severities [6] for gaussian_noise: choose from 1, 2, 3, 4, 5"),
-        (("--severity", "0"), "severities [0] for gaussian_noise"),
-        (("--corruption", "gausian_noise"), "unknown corruption or degradation 'gausian_noise': did you mean 'gaussian_noise'?"),
-        (("--split", "tests"), "unknown value 'tests' in config key 'input.split': did you mean 'test'?"),
-        (("--batch_size", "four"), "batch_size"),
-        (("--num_samples", "0"), "num_samples 0: use at least 1"),
-        (("--dataset", "Digit"), "unknown dataset 'Digit': did you mean 'Digits'?"),
-        (("--model_path", "nowhere/ddpm"), "no checkpoint 'nowhere/ddpm'"),
-    ],
-)
-def test_mistakes_are_named_and_nothing_is_written(ddpm: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
-    done = digits(ddpm, tmp_path / "out", *words)
-    assert done.status == 2 and message in done.err and "Traceback" not in done.err
-    assert not (tmp_path / "out").exists()
-
-
-def test_what_every_call_needs_is_asked_for(ddpm: Path, tmp_path: Path) -> None:
-    for words, message in (
-        (("--save_dir", tmp_path), "--model_path is missing: give it, or `model:` in the YAML"),
-        (("--model_path", ddpm), "--save_dir is missing"),
-        (("--model_path", ddpm, "--save_dir", tmp_path), "input.corruptions is empty"),
-    ):
-        done = run_script(SCRIPT, *words, *SHORT)
-        assert done.status == 2 and message in done.err
-
-
-def test_classifier_is_no_diffusion_model(classifier: Path, tmp_path: Path) -> None:
-    done = digits(classifier, tmp_path)
-    assert done.status == 2 and "holds a classifier model, a diffusion model is needed" in done.err
-
-
-def test_folder_that_is_missing_or_empty_is_named(ddpm: Path, tmp_path: Path) -> None:
-    done = adapt(ddpm, tmp_path / "out", "--base_samples", tmp_path / "none")
-    assert done.status == 2 and f"image folder {tmp_path / 'none'} does not exist" in done.err
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty/notes.txt").write_text("no image")
-    done = adapt(ddpm, tmp_path / "out", "--base_samples", tmp_path / "empty")
-    assert done.status == 2 and f"no images under {tmp_path / 'empty'}" in done.err and ".png" in done.err
-
-
-@pytest.mark.parametrize(("inputs", "outputs"), [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "link")])
-def test_outputs_never_go_among_the_inputs(ddpm: Path, tmp_path: Path, inputs: str, outputs: str) -> None:
-    save_images(tmp_path / inputs, ["x.png"])
-    (tmp_path / "link").symlink_to(tmp_path / "a")
-    done = adapt(ddpm, tmp_path / outputs, "--base_samples", tmp_path / inputs)
-    assert done.status == 2 and "lie in one another: choose folders apart" in done.err
-    assert len(list((tmp_path / inputs).rglob("*"))) == 1
-
-
-@pytest.mark.parametrize("key", ["../outside", "a/../../outside", "/outside"])
-def test_key_that_would_leave_the_output_folder_is_refused(tmp_path: Path, key: str) -> None:
-    source = array_source("x", np.zeros((1, 3, 8, 8), np.uint8), np.zeros(1, int), ["c"], ["n"])
-    source.keys[0] = key
-    with pytest.raises(ValueError, match="would leave the output folder"):
-        Job(Cell("clean", 0), source, tmp_path, [None]).path(0)
-
-
 # --- without MPI
 
 
-def test_single_process_works_without_mpi4py(done_before: Path, ddpm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_process_works_without_mpi4py(
+    done_before: Path, ddpm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     digits(ddpm, tmp_path).check()
     assert pngs(tmp_path) == pngs(done_before)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.scripts import Done, launch, program, run_script
+from utils.data.sources import open_source
 
 MPIEXEC = program("mpiexec")
 SCRIPT = "image_adapt/scripts/image_sample.py"
@@ -56,12 +57,15 @@ def test_failure_of_one_rank_ends_them_all(ddpm: Path, tmp_path: Path) -> None:
     """A file lies where the second rank must make a folder; the first rank alone would wait for its progress for ever."""
     out = tmp_path / "out"
     run_script(SCRIPT, *words(ddpm, out)).check()
-    pngs = sorted((out / "gaussian_noise/5").rglob("*.png"), key=lambda p: str(p))
-    for path in pngs:
+    for path in (out / "gaussian_noise/5").rglob("*.png"):
         path.unlink()
-    done_class = pngs[-1].parent
-    done_class.rmdir()
-    done_class.write_text("in the way")
+    blocked = (out / "gaussian_noise/5" / open_source("Digits", "test", limit=10).keys[5]).parent  # in the second of three batches
+    blocked.rmdir()
+    blocked.write_text("in the way")
     done = two_ranks(*words(ddpm, out))
     assert done.status != 0
-    assert done.err.count(f"File exists: '{done_class}'") == 1
+    assert done.err.count(f"File exists: '{blocked}'") == 1
+    assert len(list((out / "gaussian_noise/5").rglob("*.png"))) >= 4  # the first rank's work is kept
+    blocked.unlink()
+    assert "adapted" in run_script(SCRIPT, *words(ddpm, out)).check().err  # and the same command goes on
+    assert len(list((out / "gaussian_noise/5").rglob("*.png"))) == 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -141,7 +142,7 @@ def test_parent_that_is_missing_is_named_with_what_there_is(tmp_path: Path) -> N
         (("--optimiser.lr", "3"), r"unknown config key 'optimiser': did you mean 'optimizer'?"),
         (("--learning_rat", "3"), r"unknown option '--learning_rat': did you mean '--learning_rate'?"),
         (("--optimizer.schedule", "cosin"), r"unknown value 'cosin' in config key 'optimizer.schedule': did you mean 'cosine'?"),
-        (("--method.name", "distilation"), r"unknown value 'distilation' in config key 'method.name': did you mean 'distillation'?"),
+        (("--method.name", "distilled"), r"'distilled' in config key 'method.name': did you mean 'distillation'?"),
         (("--method.vieww", "clean"), r"unknown config key 'vieww' in section 'method': did you mean 'view'?"),
         (("--model.arch", "ResNet21"), r"unknown arch 'ResNet21': did you mean"),
         (("--dt", "jpg"), r"'jpg'"),
@@ -194,6 +195,24 @@ def test_nan_ends_the_script_with_one_message(tmp_path: Path) -> None:
     assert "Traceback" not in done.err and not (tmp_path / "ind/Digits/ResNet20_clean/a/DONE").exists()
 
 
+def test_diffusion_model_is_trained_and_shows_samples(tmp_path: Path) -> None:
+    """With a chain shorter than that of the samples."""
+    small = ("--model.channels", "[8]", "--model.diffusion_steps", 5)
+    train(tmp_path, "configs/diffusion/Digits/ddpm.yaml", *small, "--run_id", "a").check()
+    run = tmp_path / "diffusion/Digits/ddpm/a"
+    assert {p.name for p in run.iterdir() if not p.name.startswith("events")} == RUN_FILES | {"samples.png"}
+    description = load_checkpoint(run / "best.safetensors", "diffusion")[1]
+    assert description["diffusion_steps"] == 5 and description["image_size"] == 32 and "loss" in description
+    assert "validation/accuracy" not in (run / "metrics.jsonl").read_text()
+
+
+def test_metric_that_a_method_does_not_measure_cannot_choose_the_best(tmp_path: Path) -> None:
+    words = ("--save_dir", tmp_path, "--loop.monitor", "accuracy", "--model.channels", "[8]")
+    done = run_script("train.py", "-c", "configs/diffusion/Digits/ddpm.yaml", *words)
+    message = "unknown value 'accuracy' in config key 'loop.monitor' of method denoising: allowed: loss"
+    assert done.status == 2 and message in done.err and list(tmp_path.iterdir()) == []
+
+
 def test_run_on_adapted_images_reads_them_from_disk(tmp_path: Path, save_adapted: Callable[[Path, str], None]) -> None:
     train(tmp_path, CLEAN, "--run_id", "first").check()
     for split in ("train", "validation"):
@@ -203,6 +222,22 @@ def test_run_on_adapted_images_reads_them_from_disk(tmp_path: Path, save_adapted
     assert (tmp_path / "ind/Digits/ResNet20_adapt/jpeg/a/DONE").is_file()
     done = train(tmp_path, "configs/ind/Digits/ResNet20_adapt.yaml", *words[2:4], "--dt", "blur")
     assert done.status == 2 and "no images for blur/random under" in done.err and "jpeg/random" in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["", "/no/such/compiler"], ids=["with a compiler", "without one"])
+def test_compiled_run_scores_as_one_that_is_not(tmp_path: Path, compiler: str) -> None:
+    if not compiler and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler for CPUs: none on the PATH")
+    train(tmp_path, CLEAN, "--run_id", "plain").check()
+    variables = {"CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")} if compiler else {}
+    words = ("-c", CLEAN, "--save_dir", tmp_path, *SMALL, "--loop.compile", "true", "--run_id", "compiled")
+    done = launch(sys.executable, "train.py", *words, timeout=600, **variables).check()
+    assert ("InvalidCxxCompiler" in done.err) == bool(compiler)
+    rows = [
+        json.loads((tmp_path / "ind/Digits/ResNet20_clean" / name / "metrics.jsonl").read_text()) for name in ("plain", "compiled")
+    ]
+    assert rows[0]["train/loss"] == pytest.approx(rows[1]["train/loss"], abs=1e-3)
 
 
 @pytest.fixture

@@ -1,101 +1,23 @@
-"""The training loop: schedules, selection, moving average, resuming to the bit, what stops it."""
+"""The training loop: schedules, learning, selection, moving average."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
+from tests.loops import AUGMENT, SGD, last_of, metrics_of, scripted, spoiled, trainer
 from tests.scripts import forget_accelerator
 from tests.tiny import supervised, tiny_source
 from trainers.config import LoopConfig, OptimizerConfig
-from trainers.methods import Supervised
-from trainers.trainer import Trainer, learning_rate_factor
+from trainers.trainer import learning_rate_factor
 from utils.checkpoint import load_checkpoint
-from utils.data.batches import AugmentConfig, Batch, BatchLoader, BatchSet
-from utils.errors import Stopped
+from utils.data.batches import BatchLoader, BatchSet
 
-AUGMENT = AugmentConfig(flip=True, crop_padding=1, cutout=2)
-SGD = OptimizerConfig("SGD", lr=0.1, weight_decay=0.0, momentum=0.0, schedule="constant")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator() -> Iterator[None]:
-    forget_accelerator()
-    yield
-    forget_accelerator()
-
-
-def trainer(
-    run: Path,
-    method: Supervised,
-    loop: LoopConfig,
-    optimizer: OptimizerConfig = SGD,
-    batch_size: int = 6,
-    augment: AugmentConfig | None = None,
-    degradations: tuple[str, ...] = (),
-) -> Trainer:
-    run.mkdir(parents=True, exist_ok=True)
-    source = tiny_source()
-    train = BatchSet(source, degradations, batch_size, 7, augment or AugmentConfig())
-    validation = BatchSet(source, degradations, 10, 7)
-    accelerator = Accelerator(cpu=True, mixed_precision=loop.mixed_precision, gradient_accumulation_steps=loop.accumulate)
-    return Trainer(method, BatchLoader(train), BatchLoader(validation), optimizer, loop, accelerator, run, 3)
-
-
-def metrics_of(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def last_of(run: Path) -> dict:
-    return torch.load(run / "last" / "state.pt", weights_only=True)
-
-
-class Spoiled(Supervised):
-    """Calls `spoil(training step)` before each training step; 4 steps are an epoch."""
-
-    spoil: Callable[[Spoiled, int], None]
-    steps = 0
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        if self.student.training:
-            self.spoil(self, self.steps)
-            self.steps += 1
-        return super().forward(batch)
-
-
-def spoiled(spoil: Callable[[Spoiled, int], None], **options: object) -> Spoiled:
-    method = supervised(kind=Spoiled, **options)
-    method.spoil = spoil
-    return method
-
-
-class Scripted(Supervised):
-    """Validates with the accuracies of a list, one an epoch (24 images in batches of 10, 10 and 4)."""
-
-    hits: list[int]
-    calls = 0
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        out = super().forward(batch)
-        if not self.student.training:
-            right = self.hits[self.calls // 3] if self.calls % 3 == 0 else 0
-            self.calls += 1
-            out["hits"] = torch.arange(len(batch["key"])) < right
-        return out
-
-
-def scripted(hits: list[int]) -> Scripted:
-    method = supervised(kind=Scripted)
-    method.hits = hits
-    return method
-
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 # --- learning rate
 
@@ -246,92 +168,3 @@ def test_moving_average_is_validated_in_eval_mode(tmp_path: Path) -> None:
     whole = next(BatchLoader(BatchSet(tiny_source(), (), 24, 7)).epoch(0))
     assert best["validation/loss"] == pytest.approx(fresh(whole)["loss"].item(), abs=1e-5)
     assert isinstance(method.student, nn.Module) and method.student.training is False
-
-
-# --- resuming
-
-
-class Interrupted(Exception):
-    """Stands for a killed process."""
-
-
-def assert_equal_runs(a: Path, b: Path) -> None:
-    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
-    assert (a / "best.safetensors").read_bytes() == (b / "best.safetensors").read_bytes()
-    first, second = last_of(a), last_of(b)
-    assert first["progress"] == second["progress"]
-    for part in ("student", "ema"):
-        assert first[part].keys() == second[part].keys()
-        assert all(torch.equal(first[part][k], second[part][k]) for k in first[part])
-    for i, values in first["optimizer"]["state"].items():
-        others = second["optimizer"]["state"][i]
-        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(others[k])) for k, v in values.items())
-
-
-@pytest.mark.parametrize("after", [1, 3], ids=["killed in epoch 2", "killed in epoch 4"])
-@pytest.mark.parametrize("name", ["SGD", "AdamW", "RAdam"])
-def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path: Path, name: str, after: int) -> None:
-    # 5 batches an epoch, gradients of 2 added up: the last step of an epoch has one batch only
-    options = {"norm": True, "dropout": 0.3, "view": "degraded"}
-    loop = LoopConfig(epochs=4, accumulate=2, ema_decay=0.9, clip_norm=1.0)
-    optimizer = OptimizerConfig(name, lr=0.01, schedule="cosine", warmup_epochs=1.5)
-    more = {"batch_size": 5, "augment": AUGMENT, "degradations": ("noise", "jpeg")}
-
-    def interrupt(method: Spoiled, step: int) -> None:
-        if step == 5 * after + 2:
-            raise Interrupted
-
-    trainer(tmp_path / "whole", supervised(**options), loop, optimizer, **more).fit()
-    forget_accelerator()
-    with pytest.raises(Interrupted):
-        trainer(tmp_path / "parts", spoiled(interrupt, **options), loop, optimizer, **more).fit()
-    assert last_of(tmp_path / "parts")["progress"]["epoch"] == after and not (tmp_path / "parts" / "DONE").exists()
-    torch.manual_seed(99)  # a new process: other global state, weights overwritten on resuming
-    forget_accelerator()
-    trainer(tmp_path / "parts", supervised(seed=55, **options), loop, optimizer, **more).fit()
-    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
-    trainer(tmp_path, supervised(), LoopConfig(epochs=1)).fit()
-    before = (tmp_path / "metrics.jsonl").read_bytes(), (tmp_path / "best.safetensors").stat().st_mtime_ns
-    forget_accelerator()
-    again = trainer(tmp_path, supervised(), LoopConfig(epochs=1)).fit()
-    assert ((tmp_path / "metrics.jsonl").read_bytes(), (tmp_path / "best.safetensors").stat().st_mtime_ns) == before
-    assert 0 <= again["validation/accuracy"] <= 1
-
-
-# --- losses that are not finite
-
-
-def poison(at: int) -> Callable[[Spoiled, int], None]:
-    def spoil(method: Spoiled, step: int) -> None:
-        if step == at:
-            nn.init.constant_(method.student.network.fc.bias, float("nan"))
-
-    return spoil
-
-
-def test_nan_loss_stops_the_run_naming_epoch_and_step_and_keeps_what_was_good(tmp_path: Path) -> None:
-    loop = trainer(tmp_path, spoiled(poison(5)), LoopConfig(epochs=3))
-    with pytest.raises(Stopped, match=r"loss is nan at epoch 2, step 2 of 4.*lower optimizer.lr \(now 0.1\)"):
-        loop.fit()
-    state = last_of(tmp_path)
-    assert state["progress"]["epoch"] == 1
-    assert all(torch.isfinite(v).all() for v in state["student"].values())
-    weights, description = load_checkpoint(tmp_path / "best.safetensors")
-    assert description["epoch"] == 1 and all(torch.isfinite(v).all() for v in weights.values())
-    assert not (tmp_path / "DONE").exists() and len(metrics_of(tmp_path)) == 1
-
-
-def test_nan_in_validation_stops_the_run_and_never_becomes_the_best(tmp_path: Path) -> None:
-    class Broken(Supervised):
-        def forward(self, batch: Batch) -> dict[str, Tensor]:
-            out = super().forward(batch)
-            late = not self.student.training and (tmp_path / "last" / "state.pt").is_file()
-            return {**out, "loss": out["loss"] * (float("nan") if late else 1)}
-
-    with pytest.raises(Stopped, match="validation loss is nan after epoch 2"):
-        trainer(tmp_path, supervised(kind=Broken), LoopConfig(epochs=3, monitor="loss")).fit()
-    assert load_checkpoint(tmp_path / "best.safetensors")[1]["epoch"] == 1
-    assert last_of(tmp_path)["progress"]["epoch"] == 1

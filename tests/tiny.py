@@ -68,5 +68,3 @@ def supervised(seed: int = 0, view: str = "clean", kind: type[Supervised] = Supe
     """A tiny classifier under cross-entropy, weights by `seed`."""
     seed_everything(seed)
     return kind(tiny_classifier(**options), tiny_source(), SupervisedConfig(view=view))
-
-

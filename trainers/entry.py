@@ -102,6 +102,7 @@ def run(config: TrainConfig, device: str | None = None, resume: Path | None = No
     data = config.data
     sources = {s: open_source(data.dataset, s, data.root, data.image_size, data.limit) for s in ("train", "validation")}
     method = kind.build(model, method_config, Context(sources["train"], data.degradations, config))
+    check_choice(config.loop.monitor, method.monitors, "value", f"config key 'loop.monitor' of method {config.method['name']}")
     loaders = {s: _loader(config, sources[s], s == "train", accelerator) for s in sources}
     folder = _run_folder(config, resume, run_id, accelerator)
     parameters = sum(p.numel() for p in method.student.parameters())

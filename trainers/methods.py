@@ -127,6 +127,8 @@ class DenoisingConfig:
 class _ClassifierMethod(Method):
     """A classifier as student."""
 
+    monitors = ("accuracy", "loss")
+
     def __init__(self, student: Classifier, source: ImageSource) -> None:
         super().__init__()
         self.student: Classifier = student
@@ -214,12 +216,12 @@ class Denoising(Method):
         return {"loss": denoising_loss(self.student, x0, t, noise).mean()}
 
     def picture(self, student: nn.Module) -> np.ndarray:
-        """64 samples of a chain of 50 steps, from fixed noise."""
+        """64 samples of a chain of 50 steps (or all, if there are fewer), from fixed noise."""
         assert isinstance(student, Denoiser)
         generators = [torch_generator("samples", i) for i in range(64)]
         size = student.image_size
         with torch.no_grad():
-            images = sample(student, student.schedule("50"), (3, size, size), generators)
+            images = sample(student, student.schedule(str(min(50, student.diffusion_steps))), (3, size, size), generators)
         return sample_grid(from_signed(images).permute(0, 2, 3, 1).cpu().numpy(), scale=2)
 
     def checkpoint(self, student: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:

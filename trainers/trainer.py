@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from trainers.config import LoopConfig, OptimizerConfig
+from trainers.optimizer import build_optimizer, learning_rate_factor
 from utils.checkpoint import save_checkpoint
 from utils.data.batches import Batch, BatchLoader
 from utils.device import move_batch
@@ -33,12 +34,13 @@ log = logging.getLogger(__name__)
 class Method(nn.Module):
     """What is trained, and the loss that trains it.
 
-    Subclasses set `student` (the module whose weights are optimised and saved) and give `forward(batch) -> dict` with `loss`
-    (scalar), optionally `hits` (bool [B], right predictions) and further scalars to be logged. Frozen teachers live in the
-    module and stay in eval mode.
+    Subclasses set `student` (the module whose weights are optimised and saved) and `monitors` (validation metrics that may choose
+    the best checkpoint), and give `forward(batch) -> dict` with `loss` (scalar), optionally `hits` (bool [B], right predictions)
+    and further scalars to be logged. Frozen teachers live in the module and stay in eval mode.
     """
 
     student: nn.Module
+    monitors: tuple[str, ...] = ("loss",)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -56,25 +58,6 @@ class Method(nn.Module):
     def picture(self, student: nn.Module) -> np.ndarray | None:
         """uint8 [H, W, 3] that shows what `student` has learnt, for methods that have something to show."""
         return None
-
-
-def learning_rate_factor(config: OptimizerConfig, epoch: float, epochs: int) -> float:
-    """Factor on the peak learning rate at a (fractional) epoch."""
-    if epoch < config.warmup_epochs:
-        return epoch / config.warmup_epochs
-    if config.schedule == "multistep":
-        return config.gamma ** sum(epoch >= m for m in config.milestones)
-    if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / epochs)))
-    return 1.0
-
-
-def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser over the parameters that require gradients."""
-    arguments: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.name == "SGD":
-        arguments["momentum"] = config.momentum
-    return getattr(torch.optim, config.name)([p for p in module.parameters() if p.requires_grad], **arguments)
 
 
 @dataclasses.dataclass
@@ -112,13 +95,8 @@ class Trainer:
         seed: int,
     ) -> None:
         self.method, self.train_loader, self.validation_loader = method, train, validation
-        self.optimizer_config, self.loop, self.accelerator, self.run, self.seed = (
-            optimizer,
-            loop,
-            accelerator,
-            run,
-            seed,
-        )
+        self.optimizer_config, self.loop = optimizer, loop
+        self.accelerator, self.run, self.seed = accelerator, run, seed
         if loop.channels_last:
             method.to(memory_format=torch.channels_last)
         method.to(accelerator.device)
@@ -251,6 +229,7 @@ class Trainer:
         return self.loop.patience is not None and self.progress.stale >= self.loop.patience
 
     def _compiled(self, module: nn.Module) -> nn.Module:
+        torch._dynamo.config.suppress_errors = True  # what fails to compile at the first batch runs as it is, with a warning
         try:
             return torch.compile(module)  # type: ignore[return-value]
         except RuntimeError as error:

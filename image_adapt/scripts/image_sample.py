@@ -72,7 +72,8 @@ def parse(argv: Sequence[str] | None) -> tuple[AdaptConfig, dict[str, str], argp
         p.add_argument(f"--{flag}", metavar="VALUE", help="must agree with the checkpoint")
     args, overrides = p.parse(argv)
     tree = read_yaml(args.config) if args.config else {}
-    tree = merge(merge(tree, overrides), _flag_tree(args, tree))
+    tree = merge(tree, overrides)
+    tree = merge(tree, _flag_tree(args, tree))
     for needed, flag in (("model", "--model_path"), ("save_dir", "--save_dir")):
         if needed not in tree:
             raise ValueError(f"{flag} is missing: give it, or `{needed}:` in the YAML")

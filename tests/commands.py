@@ -1,0 +1,139 @@
+"""Command lines out of documents, and whether the script that they name understands them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
+
+from models.diffusion import Denoiser, build_denoiser
+from tests.scripts import ROOT, run_script
+from trainers.config import TrainConfig
+from trainers.evaluation import EvaluationConfig, check_systems
+from trainers.methods import METHODS
+from utils.config import build
+
+PROGRAMS = ("python", "mpiexec", "torchrun", "make", "pip")
+
+
+class Understood(Exception):
+    """A script read its command line to the end; nothing has been run."""
+
+
+def of_markdown(text: str) -> list[str]:
+    """Command lines in the ```bash blocks of a document; `\\` joins lines."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def of_comments(text: str) -> list[str]:
+    """Command lines in comments or docstrings: lines that begin with a program; remarks in parentheses are left out."""
+    lines = (line.strip().lstrip("#").strip() for line in text.replace("\\\n", " ").splitlines())
+    return [re.sub(r"\([^)]*\)", "", line) for line in lines if line.split(" ")[0] in PROGRAMS]
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a command line without variables before it; none where it has placeholders (`<name>`, `...`)."""
+    if re.search(r"<\w[^>]*>|\.\.\.", re.sub(r"\s#.*", "", line)):
+        return []
+    words = shlex.split(line, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+        words.pop(0)
+    return words
+
+
+def _stop(check: Callable[[Any], object] = lambda config: None) -> Callable[..., NoReturn]:
+    """Stands for what a script would run next; `check` looks at its configuration."""
+
+    def stop(config: Any = None, *_: object, **__: object) -> NoReturn:
+        check(config)
+        raise Understood
+
+    return stop
+
+
+def _check_training(config: TrainConfig) -> None:
+    kind = METHODS[config.method["name"]]
+    build(kind.model, config.model, "model")
+    build(kind.method, config.method, "method")
+
+
+def _check_evaluation(config: EvaluationConfig) -> None:
+    check_systems(config)
+    assert config.data.cells()
+
+
+@functools.lru_cache
+def _denoiser() -> Denoiser:
+    return build_denoiser(32, [8])
+
+
+def _checkpoint(*_: object) -> Path:
+    return Path("runs/name/id/best.safetensors")
+
+
+# script -> what is put in the place of which function, so that it stops once its configuration is complete
+_TRAINING = {"trainers.entry.run": _stop(_check_training)}
+_EVALUATION = {"trainers.evaluation.evaluate": _stop(_check_evaluation), "utils.runs.resolve_checkpoint": _checkpoint}
+STOPS: dict[str, dict[str, Callable]] = {
+    "train.py": _TRAINING,
+    "train_all_deg.py": _TRAINING,
+    "test.py": _EVALUATION,
+    "test_ensemble.py": _EVALUATION,
+    "utils/model_soups.py": {"utils.data.sources.open_source": _stop()},
+    "utils/pipeline.py": {"subprocess.run": _stop(), "utils.files.write_atomic": _stop()},
+    "image_adapt/scripts/image_sample.py": {
+        "utils.runs.resolve_checkpoint": _checkpoint,
+        "models.loading.load_denoiser": lambda path: _denoiser(),
+        "image_adapt.work.plan_jobs": _stop(lambda config: config.input.cells()),
+    },
+}
+
+
+@contextlib.contextmanager
+def _stopped(script: str) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for place, function in STOPS[script].items():
+            stack.enter_context(mock.patch(place, function))
+        yield
+
+
+def check_command(words: Sequence[str]) -> None:
+    """Raise AssertionError, saying why, unless the script exists and takes these arguments."""
+    rest = list(words)
+    program = Path(rest[0]).name
+    if program == "make":
+        return _check_make(rest[1:])
+    if program == "pip":
+        return None
+    if program in ("mpiexec", "torchrun"):
+        place = next((i for i, word in enumerate(rest) if word.endswith(".py")), 0)
+        launcher, rest = rest[:place], ["python", *rest[place:]]
+        flags = {"mpiexec": "-n", "torchrun": "--nproc_per_node"}
+        assert flags[program] in launcher, f"{program} without {flags[program]}: {words}"
+    elif not program.startswith("python"):
+        raise AssertionError(f"unknown program {program}: {words}")
+    script, *arguments = rest[1:]
+    assert script in STOPS and (ROOT / script).is_file(), f"no script {script}: {words}"
+    try:
+        with _stopped(script):
+            done = run_script(script, *arguments)
+    except Understood:
+        return None
+    finished = "--dry_run" in arguments and done.status == 0
+    assert finished, f"{shlex.join(words)} ended with status {done.status}: {done.err}"
+    return None
+
+
+def _check_make(arguments: Sequence[str]) -> None:
+    text = (ROOT / "Makefile").read_text()
+    for word in arguments:
+        name, sign, _ = word.partition("=")
+        pattern = rf"^{name}\s*\?=" if sign else rf"^{name}:"
+        assert re.search(pattern, text, re.M), f"the Makefile knows no {name}"

@@ -1,0 +1,251 @@
+"""Every YAML builds what it describes; every command of the documents and the pipelines is one that its script takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from image_adapt.config import AdaptConfig
+from image_adapt.dda import DDA
+from models.classifiers import build_classifier, describe
+from models.diffusion import build_denoiser
+from tests.commands import check_command, of_comments, of_markdown, words_of
+from tests.scripts import ROOT, launch, run_script
+from trainers.config import TrainConfig, fill
+from trainers.evaluation import EvaluationConfig, check_systems
+from trainers.methods import METHODS, Context
+from trainers.trainer import build_optimizer
+from utils.checkpoint import save_checkpoint
+from utils.config import Tree, build, merge, read_yaml
+from utils.data.batches import BatchLoader, BatchSet
+from utils.data.image_source import ImageSource
+from utils.data.sources import open_source
+from utils.model_soups import SoupConfig
+from utils.pipeline import PipelineConfig, commands
+from utils.seeding import seed_everything
+
+CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml"))
+PIPELINES = [p for p in CONFIGS if p.parts[1] == "pipelines"]
+SHIPPED = [p for p in CONFIGS if p.parts[1] not in ("_base", "pipelines")]
+SCRIPTS = [
+    "train.py", "train_all_deg.py", "test.py", "test_ensemble.py", "utils/model_soups.py", "utils/pipeline.py",
+    "image_adapt/scripts/image_sample.py",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def source() -> ImageSource:
+    return open_source("Digits", "train", limit=20)
+
+
+class Parents:
+    """A root of runs in which every run that is asked for holds a fresh ResNet20."""
+
+    def __init__(self, root: Path, source: ImageSource) -> None:
+        self.root = root
+        network = build_classifier("ResNet20", 10, source.rgb_mean, source.rgb_std)
+        self.weights, self.meta = network.network.state_dict(), {**describe(network), "classes": list(source.classes)}
+
+    def make(self, name: str) -> None:
+        assert "{" not in name and not name.startswith("/")
+        save_checkpoint(self.root / name / "best.safetensors", self.weights, self.meta)
+
+
+# --- each file builds
+
+
+def _builds_training(tree: Tree, parents: Parents, source: ImageSource) -> None:
+    config = build(TrainConfig, merge(tree, {"save_dir": str(parents.root)}))
+    degradations = config.data.degradations or (["jpeg"] if "{deg}" in config.name + str(config.method) else [])
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, degradations=degradations))
+    assert "{" not in fill(config.name, config) and "{" not in fill(config.data.adapted or "", config, split="train")
+    context = Context(source, degradations, config)
+    if config.model.get("init_from"):
+        parents.make(context.reference(config.model["init_from"]))
+    for deg in degradations if "teachers" in config.method else []:
+        parents.make(context.reference(config.method["teachers"], deg))
+    kind = METHODS[config.method["name"]]
+    tiny = {"channels": [8] * len(config.model["channels"])} if "channels" in config.model else {}
+    model, method_config = build(kind.model, {**config.model, **tiny}, "model"), build(kind.method, config.method, "method")
+    method = kind.build(model, method_config, context).train()
+    batch = next(BatchLoader(BatchSet(source, degradations, 2, 0, config.data.augment)).epoch(0))
+    method(batch)["loss"].backward()
+    build_optimizer(config.optimizer, method.student).step()
+    assert all(torch.isfinite(p).all() for p in method.student.parameters())
+    assert config.loop.monitor in method.monitors
+
+
+def _builds_fusion(tree: Tree, parents: Parents, source: ImageSource) -> None:
+    config = build(SoupConfig, tree)
+    stand_in = TrainConfig(config.name, data=config.data, model={"arch": config.arch})
+    names = {fill(m.replace("{deg}", d), stand_in) for m in config.members for d in config.data.degradations}
+    assert len(names) == len(config.data.degradations) and not any("{" in name for name in names)
+
+
+def _builds_adaptation(tree: Tree, parents: Parents, source: ImageSource) -> None:
+    config = build(AdaptConfig, merge(tree, {"input": {"corruptions": ["all", "jpeg"]}}))
+    assert len(config.input.cells()) == 16
+    adapter = DDA(build_denoiser(32, [8]), **dataclasses.asdict(config.dda))
+    assert adapter.adapt(torch.zeros(1, 3, 32, 32), [torch.Generator()]).shape == (1, 3, 32, 32)
+    assert "{" not in config.fill(config.save_dir) + config.fill(config.model)
+
+
+def _builds_evaluation(tree: Tree, parents: Parents, source: ImageSource) -> None:
+    config = build(EvaluationConfig, merge(tree, {"data": {"corruptions": ["all"]}}))
+    check_systems(config)
+    assert config.systems and all(m.view == "raw" or m.view in config.views for m in config.members.values())
+    assert len(config.data.cells()) == 15 * len(config.data.severities)
+
+
+FAMILIES: dict[str, Callable[[Tree, Parents, ImageSource], None]] = {
+    "ind": _builds_training,
+    "sl": _builds_training,
+    "deg_all": _builds_training,
+    "diffusion": _builds_training,
+    "adapt": _builds_adaptation,
+    "ensemble": _builds_evaluation,
+}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=str)
+def test_config_builds_what_it_describes(path: Path, tmp_path: Path, source: ImageSource) -> None:
+    seed_everything(0)
+    builds = _builds_fusion if path.name.endswith("_soups.yaml") else FAMILIES[path.parts[1]]
+    builds(read_yaml(path), Parents(tmp_path, source), source)
+
+
+def names_in(tree: Tree) -> tuple[str, list[str]]:
+    """(name of the run that a configuration makes, names of the runs that it starts from)."""
+    model, members = tree.get("model", {}), tree.get("members", [])
+    parents = [model] if isinstance(model, str) else [model.get("init_from"), tree.get("method", {}).get("teachers")]
+    parents += members if isinstance(members, list) else [member["checkpoint"] for member in members.values()]
+    return tree.get("name", ""), [name for name in parents if name]
+
+
+@pytest.mark.parametrize("dataset", ["Digits", "CIFAR10", "ImageFolder"])
+def test_stages_start_from_runs_that_other_stages_make(dataset: str) -> None:
+    made, needed = set(), set()
+    for path in (p for p in SHIPPED if p.parts[2] == dataset):
+        name, parents = names_in(read_yaml(path))
+        for deg in ("jpeg", "blur", "noise"):
+            filled = [n.replace("{deg}", deg).replace("{arch}", "ResNet20").replace("{dataset}", dataset) for n in (name, *parents)]
+            made.add(filled[0])
+            needed |= set(filled[1:])
+    assert len(needed) > 8 and needed <= made, f"no stage makes {sorted(needed - made)}"
+
+
+# --- commands in documents
+
+
+def documented() -> list[tuple[str, str]]:
+    """(where, command line) of the README, the configs' headers and the scripts' docstrings."""
+    found = [("README.md", line) for line in of_markdown((ROOT / "README.md").read_text())]
+    for path in CONFIGS:
+        header = re.match(r"(?:#.*\n)*", (ROOT / path).read_text())
+        assert header is not None
+        found += [(str(path), line) for line in of_comments(header[0])]
+    for script in SCRIPTS:
+        found += [(script, line) for line in of_comments((ROOT / script).read_text().split('"""')[1])]
+    return found
+
+
+@pytest.mark.parametrize(("where", "line"), documented(), ids=[f"{where}: {line}" for where, line in documented()])
+def test_documented_command_is_understood(where: str, line: str) -> None:
+    words = words_of(line)
+    if words:
+        check_command(words)
+
+
+@pytest.mark.parametrize("path", [*SHIPPED, *PIPELINES], ids=str)
+def test_config_opens_with_a_command_that_reads_it(path: Path) -> None:
+    lines = [line for where, line in documented() if where == str(path)]
+    reads = f"--dataset {path.parts[2]}" if path.name.endswith("_soups.yaml") else f"-c {path}"
+    assert any(reads in line for line in lines), f"{path} opens with {lines}"
+
+
+def test_enough_commands_are_found_and_few_left_out() -> None:
+    lines = documented()
+    assert len([where for where, _ in lines if where == "README.md"]) > 10
+    skipped = [line for _, line in lines if not words_of(line)]
+    assert len(skipped) <= 4, skipped
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "python train.py -c configs/ind/Digits/ResNet20_nothing.yaml",
+        "python train.py -c configs/ind/Digits/ResNet20_clean.yaml --learning_rte 0.1",
+        "python train.py -c configs/ind/Digits/ResNet20_clean.yaml --loop.epoch 3",
+        "python train.py -c configs/ind/Digits/ResNet20_clean.yaml --model.arhc ResNet20",
+        "python train.py -c configs/adapt/Digits/dda.yaml",
+        "python trian.py -c configs/ind/Digits/ResNet20_clean.yaml",
+        "python utils/model_soups.py --dataset Digit",
+        "python test.py --dt jpeg",
+        "python test.py -r some/run --dt jpg",
+        "python test.py -r some/run --corruption all --severity 7",
+        "python test_ensemble.py --corruption all",
+        "python test_ensemble.py -c configs/ensemble/Digits/diffaud.yaml --ensemble sum",
+        "mpiexec python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption fog",
+        "mpiexec -n 2 python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption fgo",
+        "mpiexec -n 2 python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption fog --D 50",
+        "python utils/pipeline.py -c configs/pipelines/diffaud.yaml --datset Digits",
+        "make dmo",
+        "make demo DATASTE=x",
+        "pyhton train.py -c configs/ind/Digits/ResNet20_clean.yaml",
+    ],
+)
+def test_wrong_command_would_be_found(line: str) -> None:
+    with pytest.raises(AssertionError):
+        check_command(words_of(line))
+
+
+def test_commands_are_found_in_documents() -> None:
+    markdown = "text\n```bash\npython a.py \\\n  --b 1   # remark\n# only a remark\nmake demo\n```\n```\nno command\n```\n"
+    assert [words_of(line) for line in of_markdown(markdown)] == [["python", "a.py", "--b", "1"], ["make", "demo"]]
+    header = "# Some text: python is not first\n#   python a.py --dt x     (then y) --c z\nkey: value\n"
+    assert [words_of(line) for line in of_comments(header)] == [["python", "a.py", "--dt", "x", "--c", "z"]]
+    assert words_of("python a.py -r <run folder>") == [] == words_of("python a.py -c ...")
+    assert words_of("CUDA_VISIBLE_DEVICES=0 python a.py") == ["python", "a.py"]
+
+
+# --- pipelines
+
+
+@pytest.mark.parametrize("dataset", ["Digits", "CIFAR10", "some/photos"])
+@pytest.mark.parametrize("path", PIPELINES, ids=str)
+def test_every_command_of_a_pipeline_is_understood(path: Path, dataset: str) -> None:
+    stages = commands(build(PipelineConfig, read_yaml(path)), {"dataset": dataset, "out": "runs/x"})
+    assert len(stages) > 5
+    files = [word for stage in stages for word in stage.words if word.endswith(".yaml")]
+    assert files and all((ROOT / file).is_file() for file in files)
+    family = dataset if dataset != "some/photos" else "ImageFolder"
+    assert {Path(file).parts[2] for file in files} == {family}
+    for stage in stages:
+        check_command(stage.words)
+
+
+def test_dry_run_of_the_pipeline_prints_its_commands() -> None:
+    done = run_script("utils/pipeline.py", "-c", PIPELINES[0], "--dataset", "Digits", "--dry_run").check()
+    lines = done.out.splitlines()
+    assert len(lines) > 5 and all(re.match(r"[\w-]+: .*\.py ", line) for line in lines)
+
+
+# --- help
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_printed(script: str) -> None:
+    done = run_script(script, "--help").check()
+    assert done.out.startswith(f"usage: {Path(script).name}") and "--config" in done.out
+    assert len(done.out.splitlines()) > 8 and done.err == ""
+
+
+@pytest.mark.parametrize("script", ["train.py", "image_adapt/scripts/image_sample.py"])
+def test_help_comes_quickly_in_a_process_of_its_own(script: str) -> None:
+    assert "usage: " in launch(sys.executable, script, "--help", timeout=60).check().out
