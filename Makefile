@@ -34,7 +34,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("undegrade needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev,$(MPI)]"
+	$(BIN)/python -m pip install -qq --editable ".[dev,$(MPI)]"
 	touch $(READY)
 
 clean:

@@ -51,7 +51,8 @@ def heat_map(rows: Sequence[Result]) -> Figure:
     for (line, system), row in arranged.cells.items():
         values[arranged.systems.index(system), arranged.lines.index(line)] = 100 * row.accuracy
     height, width = values.shape
-    figure = _figure(1.9 + 0.56 * width, 1.5 + 0.42 * height)
+    names = 0.09 * max(len(name) for name in arranged.systems)
+    figure = _figure(max(6.5, 1.5 + names + 0.56 * width), 2.2 + 0.42 * height)
     axes = figure.add_subplot()
     lowest = min(float(np.nanmin(values)), 50.0)
     dark = lowest + 0.6 * (100 - lowest)
@@ -70,7 +71,8 @@ def heat_map(rows: Sequence[Result]) -> Figure:
     axes.spines[:].set_visible(False)
     for x in (index for index, line in enumerate(arranged.lines) if arranged.is_mean(line)):
         axes.axvline(x - 0.5, color="white", linewidth=6)
-    axes.set_title(f"{caption(rows)}; best of each column in bold", fontsize=10, loc="left", color=QUIET)
+    legend = "; best of each column in bold" if height > 1 else ""
+    axes.set_title(caption(rows) + legend, fontsize=10, loc="left", color=QUIET)
     return figure
 
 

@@ -123,6 +123,8 @@ def _scope(levels: dict[str, list[float]]) -> str:
     if len(sweeps) > 1:
         return "mean over the levels of each corruption"
     values = [f"{value:g}" for value in sweeps.pop()]
+    if len(values) > 5:
+        return f"mean of {len(values)} levels from {values[0]} to {values[-1]}"
     return f"severity {values[0]}" if len(values) == 1 else f"mean of severities {', '.join(values)}"
 
 
