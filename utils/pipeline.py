@@ -134,7 +134,9 @@ def run_stages(stages: Sequence[Command], out: Path) -> dict[str, float]:
         Stopped: a stage failed; names it and its command.
     """
     seconds: dict[str, float] = {}
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    # threads that wait asleep: spinning ones make a stage many times slower as soon as anything else uses the cores
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"PATH": path}
     for number, stage in enumerate(stages, 1):
         marker = out / "stages" / f"{stage.name}.json"
         done = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
