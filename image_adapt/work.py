@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,7 +136,7 @@ def check_settings(job: Job, settings: dict[str, Any], overwrite: bool = False) 
         stored = json.loads(path.read_text(encoding="utf-8"))
         differing = [k for k in settings if stored.get(k) != json.loads(json.dumps(settings[k]))]
         if differing and overwrite:
-            shutil.rmtree(job.folder)
+            _clear(job)
         elif differing:
             shown = "; ".join(f"{k}: {stored.get(k)} there, {settings[k]} now" for k in differing)
             raise ValueError(
@@ -148,6 +147,15 @@ def check_settings(job: Job, settings: dict[str, Any], overwrite: bool = False) 
             return
     job.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(settings, indent=1, sort_keys=True) + "\n")
+
+
+def _clear(job: Job) -> None:
+    """Remove adapted images, those of the manifest and those about to be written, and nothing else that lies in the folder."""
+    manifest = job.folder / MANIFEST
+    lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
+    listed = [job.folder / json.loads(line)["file"] for line in lines]
+    for path in [*listed, *(job.path(i) for i in range(len(job.source))), manifest, job.folder / SETTINGS]:
+        path.unlink(missing_ok=True)
 
 
 def write_manifest(job: Job, settings: dict[str, Any], broken: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ def launch(*words: object, timeout: float = 240, **variables: str) -> Done:
     done = subprocess.run(
         [str(w) for w in words],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | variables,  # this checkout, whatever is installed
         capture_output=True,
         text=True,
         timeout=timeout,

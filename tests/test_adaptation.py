@@ -13,9 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from image_adapt.config import AdaptConfig, InputConfig
 from image_adapt.dda import DDA
+from image_adapt.mpi import World
+from image_adapt.work import adapt_batch, plan_jobs, run_jobs
 from models.loading import load_denoiser
 from tests.adapting import adapt, digits, manifest_of, pixels, pngs, save_images
+from tests.photo_like import photo_like
 from utils.checkpoint import file_digest
 from utils.data.cells import Cell, OnTheFly
 from utils.data.pixels import from_signed, to_signed
@@ -81,6 +85,56 @@ def test_batches_of_1_and_of_16_differ_by_a_grey_level_at_most(ddpm: Path, tmp_p
     assert names == list(pngs(tmp_path / "16")) and len(names) == 18
     difference = np.abs(np.stack([pixels(tmp_path / "1" / n) - pixels(tmp_path / "16" / n) for n in names]))
     assert difference.max() <= 1 and (difference > 0).mean() <= 1e-3
+
+
+def test_every_batch_has_the_full_shape_and_each_image_its_own_stream() -> None:
+    seen = []
+
+    class Adapter:
+        def adapt(self, x: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+            seen.append((tuple(x.shape), [g.initial_seed() for g in generators]))
+            return x
+
+    images = photo_like(2, 8)
+    adapted = adapt_batch(Adapter(), images, ["a", "b"], 5, 4, torch.device("cpu"))
+    a, b = (torch_generator(5, "adapt", key).initial_seed() for key in "ab")
+    assert seen == [((4, 3, 8, 8), [a, b, b, b])]
+    assert torch.equal(adapted, images)
+
+
+class LoneRank(World):
+    """The second of three ranks, to which the others do not listen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rank, self.size, self.communicator = 1, 3, self
+        self.sent: list[int] = []
+
+    def bcast(self, value: object, root: int) -> object:
+        return value
+
+    def gather(self, value: object, root: int = 0) -> None:
+        return None
+
+    def isend(self, images: int, dest: int, tag: int) -> LoneRank:
+        self.sent.append(images)
+        return self
+
+    def wait(self) -> None:
+        pass
+
+
+def test_rank_adapts_its_own_share_of_the_batches(ddpm: Path, tmp_path: Path) -> None:
+    given = InputConfig(corruptions=["clean"], limit=18)
+    config = AdaptConfig("", str(tmp_path), batch_size=4, input=given)  # batches of 4, 4, 4, 4 and 2
+    adapter = DDA(load_denoiser(ddpm), respacing="10", start_step=1, guidance_weight=0)
+    (job,) = plan_jobs(config, 32)
+    rank = LoneRank()
+    run_jobs([job], adapter, config, "digest", rank, torch.device("cpu"))
+    keys = job.source.keys
+    assert set(pngs(job.folder)) == {f"{key}.png" for key in keys[4:8] + keys[16:18]}
+    assert rank.sent == [4, 2]
+    assert not (job.folder / "manifest.jsonl").exists()  # that is the first rank's
 
 
 def test_num_samples_takes_the_same_images_of_every_cell_with_their_levels(done_before: Path, ddpm: Path, tmp_path: Path) -> None:
