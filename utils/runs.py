@@ -1,7 +1,7 @@
 """Run folders: `<save_dir>/<name>/<run id>/{config.yaml, metrics.jsonl, events, best.safetensors, last/, DONE}`.
 
-Stages find each other by name: `resolve_checkpoint("sl/Digits/ResNet20-ResNet20/jpeg")` is the best checkpoint of the latest finished run
-of that name.
+Stages find each other by name: `resolve_checkpoint("sl/Digits/ResNet20-ResNet20/jpeg")` is the best checkpoint of the latest
+finished run of that name.
 """
 
 from __future__ import annotations
