@@ -89,10 +89,8 @@ def _pictures(evaluation: Evaluation, config: EvaluationConfig) -> Figure:
     for name, member in looks.items():
         heading = "corrupted" if name == "raw" else "adapted"
         columns[f"{heading} ({member.name})" if heading in columns else heading] = _column(member, shown, picks, scorer, evaluation)
-    labels = [
-        f"{cell.corruption}\n{cell.severity or 0:g}, {source.classes[int(source.labels[i])]}"
-        for cell, i in zip(shown, picks, strict=True)
-    ]
+    places = zip(shown, picks, strict=True)
+    labels = [f"{c.corruption}\nseverity {c.severity or 0:g}, {source.classes[int(source.labels[i])]}" for c, i in places]
     return image_grid(columns, labels)
 
 
