@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import time
@@ -194,10 +195,9 @@ def _read(job: Job, rows: list[int]) -> tuple[list[int], Tensor, list[str]]:
 
 
 def _save_png(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    Image.fromarray(image.transpose(1, 2, 0)).save(temporary, format="png", compress_level=1)
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, format="png", compress_level=1)
+    write_atomic(path, buffer.getvalue())
 
 
 @dataclasses.dataclass
