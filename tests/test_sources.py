@@ -1,4 +1,4 @@
-"""Data sets by name: Digits, CIFAR, and what every source does."""
+"""Data sets by name: Digits, CIFAR, the four splits, and what every source does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.data.image_source import ImageSource, array_source, cut
+from tests.test_folders import assert_reads_its_own_images, write_images
+from utils.data.image_source import ImageSource, array_source, concatenated, cut
 from utils.data.sources import open_source
 
 
@@ -195,10 +196,13 @@ def test_cifar_training_images_are_numbered_over_all_files(tmp_path: Path) -> No
     assert keys == [f"c{i % 10}/train_{i:05d}" for i in range(100)]
 
 
-def test_missing_cifar_is_reported_with_the_place_and_the_command_that_gets_it(tmp_path: Path) -> None:
+def test_missing_cifar_is_reported_with_what_is_there_and_the_command_that_gets_it(tmp_path: Path) -> None:
+    (tmp_path / "cifar-100-python.tar.gz").touch()
     message = (
-        f"CIFAR100 is not, or not intact, under {tmp_path.resolve()}/ (looked for cifar-100-python); get it with: python -c "
-        f"\"from torchvision.datasets import CIFAR100; CIFAR100('{tmp_path}', download=True)\", or point data.root at it"
+        f"CIFAR100 is not, or not intact, under {tmp_path.resolve()}: expected {tmp_path.resolve()}/cifar-100-python/ with train, "
+        f"test, meta as published (MD5 is checked), found: {tmp_path.resolve()} holds cifar-100-python.tar.gz; get it with: "
+        f"python -c \"from torchvision.datasets import CIFAR100; CIFAR100('{tmp_path}', download=True)\", or point data.root at "
+        "the folder that holds cifar-100-python"
     )
     with pytest.raises(FileNotFoundError, match=re.escape(message)):
         open_source("CIFAR100", "train", tmp_path)
@@ -206,21 +210,101 @@ def test_missing_cifar_is_reported_with_the_place_and_the_command_that_gets_it(t
 
 def test_damaged_cifar_files_are_not_read(tmp_path: Path) -> None:
     write_cifar(tmp_path, "CIFAR10")  # files of another content than the published
-    with pytest.raises(FileNotFoundError, match="CIFAR10 is not, or not intact, under"):
+    with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-py holds batches\.meta, data_batch_1, .*, test_batch; get it"):
         open_source("CIFAR10", "test", tmp_path)
+
+
+# --- trainval: all that is not the test part
+
+
+def assert_trainval(dataset: str, root: str | Path = "data") -> ImageSource:
+    """It holds the training and the validation images, and no image of the test part; all are normalised the same way."""
+    parts = {split: open_source(dataset, split, root) for split in ("train", "validation", "test", "trainval")}
+    together = parts["trainval"]
+    assert len(together) == len(parts["train"]) + len(parts["validation"])
+    for split in ("train", "validation"):
+        part = parts[split]
+        mine = together.aligned(part.keys, "trainval")
+        assert torch.equal(mine.images(range(len(mine))), part.images(range(len(part))))
+        assert torch.equal(mine.labels, part.labels)
+    assert together.name.endswith("/trainval")
+    assert len({(source.rgb_mean, source.rgb_std) for source in parts.values()}) == 1
+    return together
+
+
+def test_trainval_of_digits_is_in_the_order_of_the_scans(digits: dict[str, ImageSource]) -> None:
+    together = assert_trainval("Digits")
+    assert len(together) == 1438
+    assert not set(together.keys) & set(digits["test"].keys)
+    numbers = [key.split("/")[1] for key in together.keys]
+    assert numbers == sorted(numbers)
+
+
+@pytest.mark.usefixtures("any_checksum")
+def test_trainval_of_cifar_is_the_published_training_part(tmp_path: Path) -> None:
+    write_cifar(tmp_path, "CIFAR10")
+    assert assert_trainval("CIFAR10", tmp_path).keys == [f"c{i % 10}/train_{i:05d}" for i in range(100)]
+
+
+@pytest.mark.parametrize("layout", ["", "train"])
+def test_trainval_of_a_folder_without_test_part_is_all_but_the_images_cut_for_it(tmp_path: Path, layout: str) -> None:
+    write_images(tmp_path / layout, ["cat", "dog"], 20)
+    together = assert_trainval(str(tmp_path))
+    everything = [f"{name}/im{i:02d}" for name in ("cat", "dog") for i in range(20)]
+    test = open_source(str(tmp_path), "test").keys
+    assert len(test) == 8
+    assert together.keys == [key for key in everything if key not in test]
+    assert_reads_its_own_images(together)
+
+
+def test_trainval_beside_a_test_folder_is_the_training_folder(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", ["cat", "dog"], 20)
+    write_images(tmp_path / "test", ["cat", "dog"], 2)
+    assert assert_trainval(str(tmp_path)).keys == [f"{name}/im{i:02d}" for name in ("cat", "dog") for i in range(20)]
+
+
+def test_trainval_of_three_folders_is_training_then_validation_images_under_keys_of_their_own(tmp_path: Path) -> None:
+    for split, count in (("train", 2), ("val", 3), ("test", 1)):
+        write_images(tmp_path / split, ["cat", "dog"], count)
+    together = open_source(str(tmp_path), "trainval")
+    assert together.keys == [
+        "cat/im00", "cat/im01", "dog/im00", "dog/im01",
+        "cat/validation/im00", "cat/validation/im01", "cat/im02", "dog/validation/im00", "dog/validation/im01", "dog/im02",
+    ]  # fmt: skip
+    assert together.labels.tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 1, 1]
+    assert_reads_its_own_images(together)
+    train = open_source(str(tmp_path), "train")
+    assert (together.rgb_mean, together.rgb_std) == (train.rgb_mean, train.rgb_std)
+
+
+def test_concatenated_sources_are_read_in_any_order_and_can_be_pickled() -> None:
+    def numbered(first: int, names: list[str]) -> ImageSource:
+        images = np.arange(first, first + len(names), dtype=np.uint8)[:, None, None, None].repeat(3, 1)
+        return array_source("x", images, np.zeros(len(names), int), ["a"], names)
+
+    both = pickle.loads(pickle.dumps(concatenated(numbered(0, ["p", "v/q"]), numbered(2, ["p", "q", "r"]), "v")))
+    assert both.keys == ["a/p", "a/v/q", "a/v/p", "a/q", "a/r"]
+    for rows in ([4, 0, 2, 1], [0, 1], [3, 2], []):
+        assert both.images(rows)[:, 2, 0, 0].tolist() == rows
+    assert concatenated(numbered(0, ["p", "v/p"]), numbered(2, ["p"]), "v").keys == ["a/p", "a/v/p", "a/v/v/p"]
 
 
 # --- names
 
 
 def test_an_unknown_data_set_is_reported_with_the_closest() -> None:
-    message = "unknown dataset 'CIFAR-10': did you mean 'CIFAR10'? allowed: Digits, CIFAR10, CIFAR100, <path of an image folder>"
+    message = (
+        "unknown dataset 'CIFAR-10': did you mean 'CIFAR10'? allowed: Digits, CIFAR10, CIFAR100, TinyImagenet, "
+        "<path of an image folder>"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         open_source("CIFAR-10", "train")
 
 
 def test_an_unknown_split_is_reported_with_the_closest() -> None:
-    with pytest.raises(ValueError, match=r"unknown split 'valid': did you mean 'validation'\? allowed: train, validation, test"):
+    with pytest.raises(
+        ValueError, match=r"unknown split 'valid': did you mean 'validation'\? allowed: train, validation, test, trainval"
+    ):
         open_source("Digits", "valid")
 
 

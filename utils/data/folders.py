@@ -13,7 +13,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.data.image_source import TEST_SHARE, VALIDATION_SHARE, ImageSource, array_reader, cut, train_validation_test
+from utils.data.image_source import (
+    TEST_SHARE,
+    VALIDATION_SHARE,
+    ImageSource,
+    array_reader,
+    concatenated,
+    cut,
+    one_split,
+    train_validation_test,
+)
 from utils.data.images import IMAGE_SUFFIXES, BrokenImageError, list_images, read_image
 
 log = logging.getLogger(__name__)
@@ -22,7 +31,10 @@ PRELOAD_BYTES = 2 << 30  # folders that fit are decoded once and kept in memory
 
 
 def image_folder(root: Path, split: str, image_size: int | None) -> ImageSource:
-    """`<root>/<split>/<class>/*` as it is, or `<root>/<class>/*` cut into train, validation and test by a fixed draw."""
+    """`<root>/<split>/<class>/*` as it is, or `<root>/<class>/*` cut into train, validation and test by a fixed draw.
+
+    The split trainval is all but the test part; behind the training images come those of a validation folder.
+    """
     aliases = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
     folders = {s: next((root / a for a in names if (root / a).is_dir()), None) for s, names in aliases.items()}
     name = root.resolve().name
@@ -30,18 +42,18 @@ def image_folder(root: Path, split: str, image_size: int | None) -> ImageSource:
         below = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         if below and set(below) <= {alias for names in aliases.values() for alias in names}:
             raise ValueError(f"{root} holds {', '.join(below)} but no train folder: add {root}/train/<class>/*")
-        validation_share = VALIDATION_SHARE * (1 - TEST_SHARE)
-        test, validation, train = cut(folder_source(root, image_size, name), [TEST_SHARE, validation_share], name)
-        return train_validation_test(train, validation, test, split, name)
+        source = folder_source(root, image_size, name)
+        test, validation, train = cut(source, [TEST_SHARE, VALIDATION_SHARE * (1 - TEST_SHARE)], name)
+        trainval = cut(source, [TEST_SHARE], name)[1]  # one draw for both: the test parts are the same
+        return one_split({"train": train, "validation": validation, "test": test, "trainval": trainval}, split, name)
     train = folder_source(folders["train"], image_size, name)
     size = train.image_size
     given = {s: folder_source(f, size, name, train.classes) for s, f in folders.items() if f is not None and s != "train"}
+    if len(given) == 2:
+        return one_split({"train": train, "trainval": concatenated(train, given["validation"], "validation"), **given}, split, name)
     # a lone held-out part is the test part
-    validation_part = given.get("validation") if "test" in given else None
-    held_out: ImageSource | None = given.get("test") or given.get("validation")
-    if held_out is None:
-        held_out, train = cut(train, [TEST_SHARE], f"{name}/test")
-    return train_validation_test(train, validation_part, held_out, split, name)
+    test, rest = (*given.values(), train) if given else cut(train, [TEST_SHARE], f"{name}/test")
+    return train_validation_test(rest, test, split, name)
 
 
 def folder_source(folder: Path, image_size: int | None, name: str, classes: Sequence[str] | None = None) -> ImageSource:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -95,12 +96,54 @@ def array_reader(images: np.ndarray) -> Callable[[np.ndarray], Tensor]:
     return functools.partial(_read_array, images)
 
 
+class MappedReader:
+    """`read` over a `.npy` file, uint8 [N, 3, S, S], of which only the images asked for are brought into memory.
+
+    Pickled as its path and opened again: numpy pickles a memory map as a copy of all its pixels.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.images = np.load(self.path, mmap_mode="r")
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        return _read_array(self.images, rows)
+
+    def __reduce__(self) -> tuple[type[MappedReader], tuple[Path]]:
+        return MappedReader, (self.path,)
+
+
 def _read_array(images: np.ndarray, rows: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images[rows]))
 
 
 def _read_chosen(read: Callable[[np.ndarray], Tensor], chosen: np.ndarray, rows: np.ndarray) -> Tensor:
     return read(chosen[rows])
+
+
+def concatenated(first: ImageSource, second: ImageSource, mark: str) -> ImageSource:
+    """Both sources, one after the other; levels are dropped.
+
+    A key of `second` that is taken already, `<class>/<name>`, becomes `<class>/<mark>/<name>`: still a path below its class.
+    """
+    assert (first.classes, first.image_size) == (second.classes, second.image_size)
+    taken = dict.fromkeys(first.keys)
+    for key in second.keys:
+        while key in taken:
+            key = f"/{mark}/".join(key.split("/", 1))
+        taken[key] = None
+    read = functools.partial(_read_either, first.read, second.read, len(first))
+    return dataclasses.replace(first, labels=torch.cat([first.labels, second.labels]), keys=list(taken), read=read, level=None)
+
+
+def _read_either(
+    first: Callable[[np.ndarray], Tensor], second: Callable[[np.ndarray], Tensor], edge: int, rows: np.ndarray
+) -> Tensor:
+    before = rows < edge
+    head = first(rows[before])
+    images = head.new_empty((len(rows), *head.shape[1:]))
+    images[before], images[~before] = head, second(rows[~before] - edge)
+    return images
 
 
 def _by_class(labels: Tensor | np.ndarray) -> list[np.ndarray]:
@@ -121,16 +164,31 @@ def cut(source: ImageSource, shares: Sequence[float], stream: str) -> list[Image
 
 def _with_statistics(source: ImageSource, train: ImageSource) -> ImageSource:
     """`source` with the channel mean and deviation of (at most 5,000 of) the training images."""
-    pixels = train.limited(5000).images(range(min(5000, len(train)))).double().div(255)
-    mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp_min(1e-3)
+    few = train.limited(5000)
+    channels = few.images(range(len(few))).transpose(0, 1).flatten(1)
+    # counted by value: as floating point the pixels would take eight times the memory
+    counts = torch.stack([channel.bincount(minlength=256) for channel in channels]).double()
+    value, number = torch.arange(256).double() / 255, counts.sum(1)
+    mean = (counts * value).sum(1) / number
+    std = ((counts * (value - mean[:, None]) ** 2).sum(1) / (number - 1)).sqrt().clamp_min(1e-3)
     rounded = [tuple(round(float(v), 4) for v in values) for values in (mean, std)]
     return dataclasses.replace(source, rgb_mean=rounded[0], rgb_std=rounded[1])
 
 
-def train_validation_test(
-    train: ImageSource, validation: ImageSource | None, test: ImageSource, split: str, name: str
-) -> ImageSource:
-    if validation is None:
-        validation, train = cut(train, [VALIDATION_SHARE], f"{name}/validation")
-    chosen = {"train": train, "validation": validation, "test": test}[split]
-    return _with_statistics(dataclasses.replace(chosen, name=f"{name}/{split}"), train)
+def one_split(parts: Mapping[str, ImageSource], split: str, name: str) -> ImageSource:
+    """The part called `split` of train, validation, test and trainval; all of them carry the statistics of train."""
+    return _with_statistics(dataclasses.replace(parts[split], name=f"{name}/{split}"), parts["train"])
+
+
+def train_validation_test(trainval: ImageSource, test: ImageSource, split: str, name: str) -> ImageSource:
+    """One split of a set that comes in two parts: validation images are cut from the first, trainval is all of it."""
+    validation, train = cut(trainval, [VALIDATION_SHARE], f"{name}/validation")
+    return one_split({"train": train, "validation": validation, "test": test, "trainval": trainval}, split, name)
+
+
+def found_at(path: Path) -> str:
+    """For messages: what the folder `path`, or the closest parent that exists, holds."""
+    folder = next(p for p in (path.resolve(), *path.resolve().parents) if p.is_dir())
+    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+    more = f", ... ({len(names)} in all)" if len(names) > 8 else ""
+    return f"{folder} holds {', '.join(names[:8]) or 'nothing'}{more}"

@@ -1,8 +1,9 @@
 """Data sets behind one interface: labels, stable keys, and uint8 images by index.
 
-`open_source("Digits", "train")` is scikit-learn's digits, `open_source("CIFAR10", "test", root)` the torchvision data set, and any
-folder `<root>/<class>/*` or `<root>/<split>/<class>/*` is a data set by its path. Validation images are always cut from the
-training part, class by class, with a fixed draw: the test part chooses nothing.
+`open_source("Digits", "train")` is scikit-learn's digits, `open_source("CIFAR10", "test", root)` the torchvision data set,
+`TinyImagenet` the published folder, and any folder `<root>/<class>/*` or `<root>/<split>/<class>/*` is a data set by its path.
+Validation images are always cut from the training part, class by class, with a fixed draw: the test part chooses nothing.
+The split `trainval` is the training part before that cut, for published protocols that train on all of it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from PIL import Image
 
 from utils.choices import check_choice
 from utils.data.folders import image_folder
-from utils.data.image_source import TEST_SHARE, ImageSource, array_source, cut, train_validation_test
+from utils.data.image_source import TEST_SHARE, ImageSource, array_source, cut, found_at, train_validation_test
+from utils.data.tiny_imagenet import tiny_imagenet
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "trainval")
 
 
 def open_source(
@@ -27,14 +29,14 @@ def open_source(
 
     Args:
         dataset: a name of `DATASETS`, or the path of an image folder.
-        split: train | validation | test.
+        split: train | validation | test | trainval (training and validation images together, in the order of the training part).
         root: where downloaded data sets lie.
         image_size: side in pixels, for image folders (default: the shorter side of the first image).
         limit: class-balanced subset of so many images (a fixed draw).
 
     Raises:
-        ValueError: unknown data set or split, a folder without images or with one class.
-        FileNotFoundError: data set not there; says where it looked and how to get it.
+        ValueError: unknown data set or split, a folder without images or with one class, an image that cannot be decoded.
+        FileNotFoundError: data set not there or not in its layout; says what was expected and found, and how to get it.
     """
     check_choice(split, SPLITS, "split")
     if dataset in DATASETS:
@@ -61,7 +63,7 @@ def _digits(split: str, root: Path) -> ImageSource:
     names = [f"{i:04d}" for i in range(len(images))]
     everything = array_source("Digits", images, digits.target, [str(c) for c in range(10)], names)
     test, rest = cut(everything, [TEST_SHARE], "Digits/test")
-    return train_validation_test(rest, None, test, split, "Digits")
+    return train_validation_test(rest, test, split, "Digits")
 
 
 def _cifar(classes: int) -> Callable[[str, Path], ImageSource]:
@@ -75,15 +77,18 @@ def _cifar(classes: int) -> Callable[[str, Path], ImageSource]:
             try:
                 data = kind(str(root), train=train, download=False)
             except RuntimeError as error:
+                folder = root.resolve() / kind.base_folder
+                files = [file for file, _ in [*kind.train_list, *kind.test_list]] + [kind.meta["filename"]]
                 raise FileNotFoundError(
-                    f"{name} is not, or not intact, under {root.resolve()}/ (looked for {kind.base_folder}); get it with: "
+                    f"{name} is not, or not intact, under {folder.parent}: expected {folder}/ with {', '.join(files)} as published "
+                    f"(MD5 is checked), found: {found_at(folder)}; get it with: "
                     f"python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\", "
-                    "or point data.root at it"
+                    f"or point data.root at the folder that holds {kind.base_folder}"
                 ) from error
             part = "train" if train else "test"
             names = [f"{part}_{i:05d}" for i in range(len(data.data))]
             parts.append(array_source(name, data.data.transpose(0, 3, 1, 2), np.asarray(data.targets), data.classes, names))
-        return train_validation_test(parts[0], None, parts[1], split, name)
+        return train_validation_test(parts[0], parts[1], split, name)
 
     return load
 
@@ -92,4 +97,5 @@ DATASETS: dict[str, Callable[[str, Path], ImageSource]] = {
     "Digits": _digits,
     "CIFAR10": _cifar(10),
     "CIFAR100": _cifar(100),
+    "TinyImagenet": tiny_imagenet,
 }
