@@ -8,6 +8,7 @@ adapter writes it. Images of two views are paired by key, never by position.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -19,19 +20,12 @@ import torch
 from torch import Tensor
 
 from utils.choices import check_choice
-from utils.data.corruptions import ALL_CORRUPTIONS, CORRUPTIONS, corrupt, default_constants
-from utils.data.degradations import (
-    DEGRADATIONS,
-    NAMED_SEQUENCES,
-    check_degradation,
-    degrade,
-    sample_levels,
-    sweep_levels,
-    unit_level,
-)
+from utils.data.corruptions import ALL_CORRUPTIONS, CORRUPTIONS, SEVERITIES, default_constants
+from utils.data.degradations import CORRECT, NAMED_SEQUENCES, DegradationCompat, sweep_levels
 from utils.data.folders import folder_source
 from utils.data.image_source import ImageSource, array_source
 from utils.data.images import list_images
+from utils.data.perturbations import PERTURBATIONS, check_perturbation, draw_levels, perturb, unit_level
 
 CLEAN = "clean"
 MANIFEST = "manifest.jsonl"  # beside adapted images: a line an image
@@ -43,7 +37,7 @@ class Cell:
 
     Attributes:
         corruption: `clean`, one of the ImageNet-C corruptions, a degradation, or a sequence such as `blur+noise+jpeg`.
-        severity: 1..5 for corruptions; the level in the degradation's own unit; None draws a level for each image.
+        severity: 1..5 for corruptions; the level in the degradation's own unit; None draws a severity or level for each image.
     """
 
     corruption: str
@@ -74,7 +68,9 @@ def parse_severities(text: str) -> list[int]:
 
 
 def sweep_cells(degradation: str) -> list[Cell]:
-    """A cell for every level of a degradation (101 for jpeg, 51 for noise and blur, 26 for saltpepper)."""
+    """A cell for every level of a degradation (101 for jpeg, 51 for noise and blur, 26 for saltpepper), 5 for a corruption."""
+    if degradation in ALL_CORRUPTIONS:
+        return parse_cells([degradation], SEVERITIES)
     return [Cell(degradation, level) for level in sweep_levels(degradation)]
 
 
@@ -95,9 +91,9 @@ def parse_cells(corruptions: Sequence[str], severities: Sequence[int]) -> list[C
             cells.append(Cell(CLEAN, 0))
         else:
             if "+" in name:
-                check_degradation(name)
+                check_perturbation(name)
             else:
-                check_choice(name, [*ALL_CORRUPTIONS, *DEGRADATIONS, *NAMED_SEQUENCES, CLEAN], "corruption or degradation")
+                check_choice(name, [*PERTURBATIONS, CLEAN], "corruption or degradation")
             cells.append(Cell(name, 0 if name in NAMED_SEQUENCES else None))
     return cells
 
@@ -118,17 +114,19 @@ class View(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class OnTheFly:
-    """Corrupts a clean source as it is read; an image depends on (pixels, cell, key, seed) only.
+    """Corrupts a clean source as it is read; an image depends on (pixels, cell, key, seed) and the options here only.
 
     Attributes:
         clean: the clean images.
         seed: of all random streams.
         constants: set of the ImageNet-C constants: cifar | tiny | imagenet (None: by the image size).
+        compat: of the degradations (None: the right operations).
     """
 
     clean: ImageSource
     seed: int = 0
     constants: str | None = None
+    compat: DegradationCompat | None = None
 
     @property
     def name(self) -> str:
@@ -137,26 +135,27 @@ class OnTheFly:
     def source(self, cell: Cell) -> ImageSource:
         if cell.corruption == CLEAN:
             return self.clean
-        constants = self.constants or default_constants(self.clean.image_size)
+        return dataclasses.replace(self.clean, name=f"{self.clean.name}/{cell.folder}", read=functools.partial(self._read, cell))
 
-        def read(rows: np.ndarray) -> Tensor:
-            images, keys = self.clean.images(rows), [self.clean.keys[i] for i in rows]
-            if cell.is_corruption:
-                return corrupt(images, cell.corruption, int(cell.severity or 0), keys=keys, seed=self.seed, constants=constants)
-            level = self.levels(cell, keys)
-            return degrade(images, cell.corruption, level, keys=keys, seed=self.seed)
-
-        return dataclasses.replace(self.clean, name=f"{self.clean.name}/{cell.folder}", read=read)
+    def _read(self, cell: Cell, rows: np.ndarray) -> Tensor:
+        keys = [self.clean.keys[i] for i in rows]
+        return perturb(
+            self.clean.images(rows), cell.corruption, self.levels(cell, keys), keys=keys, seed=self.seed, compat=self.compat,
+            constants=self.constants,
+        )  # fmt: skip
 
     def identity(self, cell: Cell) -> str:
-        constants = self.constants or default_constants(self.clean.image_size)
-        size = self.clean.image_size
-        return _digest(self.clean.name, size, self.clean.keys, cell, self.seed, constants if cell.is_corruption else "")
+        size, option = self.clean.image_size, ""
+        if cell.is_corruption:
+            option = self.constants or default_constants(size)
+        elif cell.corruption != CLEAN and self.compat not in (None, CORRECT):
+            option = str(self.compat)
+        return _digest(self.clean.name, size, self.clean.keys, cell, self.seed, option)
 
     def levels(self, cell: Cell, keys: list[str]) -> Tensor:
-        """Level of each image in the degradation's own unit, [B] (or [B, stages] for a sequence)."""
+        """Level of each image in the degradation's own unit (a corruption's severity), [B] (or [B, stages] for a sequence)."""
         if cell.severity is None:
-            return sample_levels(cell.corruption, keys, self.seed)
+            return draw_levels(cell.corruption, keys, self.seed)
         return torch.full((len(keys),), float(cell.severity))
 
 
@@ -241,13 +240,13 @@ class FolderTree:
     def _levels(self, cell: Cell) -> Tensor | None:
         """Level of each image in [0, 1] from the manifest that the adapter leaves beside the images."""
         manifest = self.root / cell.folder / MANIFEST
-        if cell.corruption not in DEGRADATIONS or not manifest.is_file():
+        if not manifest.is_file():
             return None
         rows = (json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines())
         level = {row["key"]: row["level"] for row in rows if row.get("level") is not None}
         if not all(key in level for key in self.clean.keys):
             return None
-        return unit_level(cell.corruption, torch.tensor([float(level[key]) for key in self.clean.keys]))
+        return unit_level(cell.corruption, torch.tensor([level[key] for key in self.clean.keys]))
 
     def identity(self, cell: Cell) -> str:
         files = [
@@ -260,14 +259,16 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).hexdigest()[:16]
 
 
-def open_view(text: str, clean: ImageSource, seed: int, constants: str | None = None) -> View:
+def open_view(
+    text: str, clean: ImageSource, seed: int, constants: str | None = None, compat: DegradationCompat | None = None
+) -> View:
     """The view named by `text`: `raw` (corrupted on the fly), a folder of `.npy` files, or a folder tree of images.
 
     Raises:
         FileNotFoundError: neither `raw` nor an existing folder.
     """
     if text == "raw":
-        return OnTheFly(clean, seed, constants)
+        return OnTheFly(clean, seed, constants, compat)
     root = Path(text)
     if not root.is_dir():
         raise FileNotFoundError(f"view {text!r} is neither `raw` nor an existing folder of images or .npy files")

@@ -271,19 +271,43 @@ def unit_level(name: str, level: Tensor | float) -> Tensor:
     return ((levels - clean) / (worst - clean)).mean(-1)
 
 
-def sample_levels(name: str, keys: Sequence[str], seed: int) -> Tensor:
+def draw_numbers(
+    name: str, spans: Sequence[tuple[int, int]], keys: Sequence[str], seed: int, shared: bool = False
+) -> NDArray[np.int64]:
+    """One whole number [B, n] for each key and each of n spans, uniform from the first to the last of the span, both included.
+
+    Args:
+        name: of the perturbation.
+        spans: (first, last) of each stage.
+        keys: one string for each image.
+        seed: of the run.
+        shared: False: drawn by (seed, name, key), stage by stage. True: by (seed, key) alone, one u in [0, 1) for whatever name
+            and all stages, whose numbers are first + floor(u (last - first + 1)).
+    """
+    first, last = np.array(spans, dtype=np.int64).T
+    if shared:
+        u = np.array([numpy_generator(seed, "shared level", key).random() for key in keys]).reshape(-1, 1)
+        return first + np.floor(u * (last - first + 1)).astype(np.int64)
+    draws = [numpy_generator(seed, "level", name, key).integers(first, last + 1) for key in keys]
+    return np.array(draws, dtype=np.int64).reshape(len(keys), len(spans))
+
+
+def sample_levels(name: str, keys: Sequence[str], seed: int, shared: bool = False) -> Tensor:
     """One level for each key, uniform over the whole numbers of the sweep.
+
+    Args:
+        name: as for `degrade`.
+        keys: one string for each image.
+        seed: of the run.
+        shared: every degradation at the same place of its sweep (see `draw_numbers`).
 
     Returns:
         float32 [B] in own unit; [B, n] for a sequence of n; zeros [B] for a named sequence. An image's level depends on
-        (seed, name, key) only.
+        (seed, name, key) only; if shared, on (seed, key) and the sweep's range.
     """
     if name in NAMED_SEQUENCES:
         return torch.zeros(len(keys))
     rows = _rows(name)
-    low = [row.levels[0] for row in rows]
-    high = [row.levels[1] + 1 for row in rows]
-    scale = torch.tensor([row.scale for row in rows])
-    draws = [numpy_generator(seed, "level", name, key).integers(low, high) for key in keys]
-    levels = torch.from_numpy(np.array(draws).reshape(len(keys), len(rows))).float() / scale
+    numbers = draw_numbers(name, [row.levels for row in rows], keys, seed, shared)
+    levels = torch.from_numpy(numbers).float() / torch.tensor([row.scale for row in rows])
     return levels if len(rows) > 1 else levels.squeeze(1)

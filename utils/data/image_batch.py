@@ -29,8 +29,8 @@ def check_images(images: Tensor, keys: Sequence[str]) -> None:
 
 def map_images(images: Tensor, function: Callable[[Image, int], Image]) -> Tensor:
     """New [B, 3, H, W] with `function(image [H, W, 3] uint8, index in the batch)` of each image."""
-    result = torch.empty_like(images)
-    for index, image in enumerate(images):
-        height_width_channels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        result[index] = torch.tensor(function(height_width_channels, index)).permute(2, 0, 1)
-    return result
+    pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+    result = np.empty_like(pixels)
+    for index, image in enumerate(pixels):
+        result[index] = function(image, index)
+    return torch.from_numpy(np.ascontiguousarray(result.transpose(0, 3, 1, 2)))
