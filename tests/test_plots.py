@@ -79,6 +79,40 @@ def test_severity_plot_prefers_given_means_of_a_severity_but_not_the_overall_mea
     np.testing.assert_allclose(swept.lines[0].get_ydata(), [90, 80])
 
 
+def test_severity_plot_of_several_seeds_draws_their_mean_and_sample_deviation() -> None:
+    seeds = [[row("a", name, s, start - s / 10) for name in ("fog", "snow") for s in (1, 2)] for start in (0.5, 0.6, 0.9)]
+    figure = severity_plot(*seeds)
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert list(panels) == ["fog", "snow", "mean"]
+    for axes in panels.values():  # at severity 1: 40, 50, 80; mean 56.7, sample variance 433.3
+        np.testing.assert_allclose(axes.lines[0].get_ydata(), [170 / 3, 140 / 3])
+        band = axes.collections[0].get_paths()[0].vertices[:, 1]
+        assert (band.min(), band.max()) == pytest.approx((140 / 3 - (1300 / 3) ** 0.5, 170 / 3 + (1300 / 3) ** 0.5))
+    assert figure.get_supylabel() == "accuracy in %, mean ± standard deviation of 3 seeds"
+
+
+def test_severity_plot_draws_chosen_corruptions_in_order_under_their_titles() -> None:
+    rows = [*sweep((1, 2)), row("c", "clean", 0, 0.9), row("a", "mean", 1, 0.7)]
+    panels = severity_plot(rows, titles={"snow": ("Snow", "flakes"), "fog": ("Fog", "metres")}).axes
+    assert [(axes.get_title(), axes.get_xlabel()) for axes in panels if axes.get_title() != "mean"] == [
+        ("Snow", "flakes"),
+        ("Fog", "metres"),
+    ]
+    assert [line.get_color() for line in panels[0].lines] == list(PALETTE[:3])
+
+
+def test_severity_plot_refuses_seeds_that_differ_or_have_one_severity() -> None:
+    for first, second in ((sweep((1, 2)), sweep((1, 3))), (sweep((5,)), sweep((5,)))):
+        with pytest.raises(ValueError, match="needs the same systems and cells of each, and several severities"):
+            severity_plot(first, second)
+
+
+def test_markers_of_a_long_sweep_are_few_and_stand_at_places_of_their_own() -> None:
+    rows = [row(system, "jpeg", level, 0.5) for system in ("a", "b") for level in range(1, 102)]
+    first, second = severity_plot(rows).axes[0].lines
+    assert (first.get_markevery(), second.get_markevery()) == ((0, 11), (1, 11))
+
+
 def test_level_sweeps_that_differ_have_no_mean_panel() -> None:
     rows = [
         row("a", "jpeg", 10, 0.4),

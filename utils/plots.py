@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,10 @@ from utils.files import write_atomic
 from utils.results import CLEAN, MEAN, Result, average_rows
 from utils.tables import caption, column_names, levels_by_corruption, pivot
 
-# Okabe and Ito (2008), "Color universal design": told apart by colour-blind readers. Its yellow is too pale on white.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#333333")
-MARKERS = "osD^vP"  # one fewer than the colours: curves stay distinct when the colours begin again
+# Okabe and Ito (2008), "Color universal design": told apart by colour-blind readers. Its yellow is too pale on white. The last
+# two are of Tol's muted scheme.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#333333", "#882255", "#999933")
+MARKERS = "osD^vPX<"  # one fewer than the colours: curves stay distinct when the colours begin again
 INK, QUIET, RIGHT, WRONG = "#222222", "#777777", "#00734F", "#C03A00"
 DPI = 160
 
@@ -52,7 +54,7 @@ def heat_map(rows: Sequence[Result]) -> Figure:
         values[arranged.systems.index(system), arranged.lines.index(line)] = 100 * row.accuracy
     height, width = values.shape
     names = 0.09 * max(len(name) for name in arranged.systems)
-    figure = _figure(max(6.5, 1.5 + names + 0.56 * width), 2.2 + 0.42 * height)
+    figure = new_figure(max(6.5, 1.5 + names + 0.56 * width), 2.2 + 0.42 * height)
     axes = figure.add_subplot()
     lowest = min(float(np.nanmin(values)), 50.0)
     dark = lowest + 0.6 * (100 - lowest)
@@ -76,44 +78,56 @@ def heat_map(rows: Sequence[Result]) -> Figure:
     return figure
 
 
-def severity_plot(rows: Sequence[Result]) -> Figure:
+def severity_plot(
+    rows: Sequence[Result], *further: Sequence[Result], titles: Mapping[str, tuple[str, str]] | None = None
+) -> Figure:
     """Accuracy with its 95 % interval against severity, one panel a corruption and one for their mean.
 
     When no corruption has more than one severity, a bar chart with error bars is drawn instead. The mean panel is
     drawn when all corruptions have the same severities; it uses the mean rows of single severities where given, else
     averages the corruptions.
 
+    Args:
+        rows: results of one run.
+        further: the same systems and cells from other seeds: then curves are means over seeds, and bands are one sample
+            standard deviation over seeds to either side.
+        titles: the corruptions to draw, in order -> (title, what its levels are); by default all, titled by their names.
+
     Raises:
-        ValueError: no rows, or several data sets (draw one figure for each).
+        ValueError: no rows, several data sets (draw one figure for each), or seeds of different cells or of one severity.
     """
     datasets = sorted({row.dataset for row in rows})
     if len(datasets) != 1:
         raise ValueError(f"severity plot of {len(datasets)} data sets {datasets}: draw one figure for each")
-    levels = levels_by_corruption(rows)
-    if all(len(values) == 1 for values in levels.values()):
+    several = any(len(values) > 1 for values in levels_by_corruption(rows).values())
+    if further and (not several or any(_cells(run) != _cells(rows) for run in further)):
+        raise ValueError("severity plot of several seeds: needs the same systems and cells of each, and several severities")
+    if not several:
         return _bar_chart(rows)
-    panels = {name: [row for row in rows if row.corruption == name] for name in levels}
-    if len(levels) > 1 and len({tuple(values) for values in levels.values()}) == 1:
-        panels[MEAN] = _means_by_severity(rows, next(iter(levels.values())))
+    panels = _panels([rows, *further], titles)
     across = min(4, len(panels))
     down = math.ceil(len(panels) / across)
-    figure = _figure(2.9 * across + 0.3, 2.15 * down + 0.7)
+    figure = new_figure(2.9 * across + 0.3, (2.15 if down > 1 else 3.7) * down + 0.7)
     grid = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
     columns, colours = column_names(rows), system_colours(rows)
     for axes, (name, panel) in zip(grid, panels.items(), strict=False):
         for index, (key, column) in enumerate(columns.items()):
-            points = sorted((row for row in panel if (row.system, row.rule) == key), key=lambda row: row.severity)
-            _curve(axes, points, column, colours[column], MARKERS[index % len(MARKERS)])
-        axes.set_title(_label(name), fontsize=10, weight="bold" if name == MEAN else "normal")
-        ticks = sorted({row.severity for row in panel})
-        if len(ticks) <= 6:
+            own = [sorted((r for r in run if (r.system, r.rule) == key), key=lambda r: r.severity) for run in panel]
+            _curve(axes, own, column, colours[column], index)
+        title, axis = (titles or {}).get(name, (_label(name), "severity"))
+        axes.set_title(title, fontsize=10, weight="bold" if name == MEAN else "normal")
+        if len(ticks := sorted({row.severity for row in panel[0]})) <= 6:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        _tidy(axes)
+        if titles:
+            axes.set_xlabel(textwrap.fill(axis, 40), fontsize=9, color=INK)
+        tidy(axes)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     grid[0].set_ylim(top=102)
-    figure.supxlabel("severity", fontsize=10)
-    figure.supylabel("accuracy in %", fontsize=10)
+    if not titles:
+        figure.supxlabel("severity", fontsize=10)
+    band = f", mean ± standard deviation of {1 + len(further)} seeds" if further else ""
+    figure.supylabel(f"accuracy in %{band}", fontsize=10)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(columns)), frameon=False, fontsize=10)
     return figure
@@ -211,7 +225,7 @@ def _bar_chart(rows: Sequence[Result]) -> Figure:
     arranged, colours = pivot(rows), system_colours(rows)
     down = math.ceil(len(arranged.lines) / 9)
     across = math.ceil(len(arranged.lines) / down)
-    figure = _figure(11.5, 2.9 * down + 0.6)
+    figure = new_figure(11.5, 2.9 * down + 0.6)
     width = 0.84 / len(arranged.systems)
     for index, axes in enumerate(figure.subplots(down, 1, sharey=True, squeeze=False).ravel()):
         lines = arranged.lines[index * across : (index + 1) * across]
@@ -231,7 +245,7 @@ def _bar_chart(rows: Sequence[Result]) -> Figure:
         axes.set_xlim(-0.6, across - 0.4)
         axes.set_ylim(0, 100)
         axes.tick_params(axis="x", length=0)
-        _tidy(axes)
+        tidy(axes)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False, fontsize=10)
     figure.supylabel("accuracy in %, error bars: 95 % interval", fontsize=10)
@@ -251,20 +265,44 @@ def _means_by_severity(rows: Sequence[Result], severities: Sequence[float]) -> l
     return means
 
 
-def _curve(axes: Axes, points: Sequence[Result], label: str, colour: str, marker: str) -> None:
-    x = [row.severity for row in points]
-    axes.plot(x, [100 * row.accuracy for row in points], color=colour, marker=marker, markersize=4, linewidth=1.6, label=label)
-    low, high = [100 * row.ci95_low for row in points], [100 * row.ci95_high for row in points]
-    axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+def _cells(rows: Sequence[Result]) -> set[tuple[str, str, str, float]]:
+    return {(row.system, row.rule, row.corruption, row.severity) for row in rows}
 
 
-def _figure(width: float, height: float) -> Figure:
+def _panels(runs: Sequence[Sequence[Result]], names: Iterable[str] | None) -> dict[str, list[list[Result]]]:
+    """Corruption -> its rows in each run."""
+    levels = levels_by_corruption(runs[0])
+    levels = {name: levels[name] for name in names or levels}
+    panels = {name: [[row for row in run if row.corruption == name] for run in runs] for name in levels}
+    if len(levels) > 1 and len({tuple(values) for values in levels.values()}) == 1:
+        drawn = [[row for row in run if row.corruption in (MEAN, *levels)] for run in runs]
+        panels[MEAN] = [_means_by_severity(run, next(iter(levels.values()))) for run in drawn]
+    return panels
+
+
+def _curve(axes: Axes, runs: Sequence[Sequence[Result]], label: str, colour: str, index: int) -> None:
+    x = [row.severity for row in runs[0]]
+    accuracy, low, high = (
+        100 * np.array([[getattr(row, field) for row in run] for run in runs]) for field in ("accuracy", "ci95_low", "ci95_high")
+    )
+    y, bottom, top = accuracy.mean(0), low[0], high[0]
+    if len(runs) > 1:
+        bottom, top = y - accuracy.std(0, ddof=1), y + accuracy.std(0, ddof=1)
+    step = max(1, math.ceil(len(x) / 10))  # markers of a long sweep would hide the curves; each system has its own places
+    places, width = (index % step, step), 1.6 if step == 1 else 1.2
+    axes.plot(x, y, color=colour, marker=MARKERS[index % len(MARKERS)], markevery=places, ms=4, linewidth=width, label=label)
+    axes.fill_between(x, bottom, top, color=colour, alpha=0.15, linewidth=0)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A blank figure of its own, in inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Quiet axes: no frame at the top and right, pale lines across."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -1,0 +1,85 @@
+"""Mean and deviation over seeds by hand; results that do not belong together are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.seed_results import HEADINGS, cell, make, rows_of, write_runs
+from utils.results import MEAN, Result, write_json
+from utils.seed_statistics import layout, read_seeds, statistics
+
+
+def test_deviation_of_the_average_is_that_of_the_seeds_averages(tmp_path: Path) -> None:
+    better, worse = rows_of(), [r if r.corruption != "noise" else cell(r.system, "noise", r.severity, 33) for r in rows_of(2)]
+    seeds = read_seeds(write_runs(tmp_path, [better, worse]), "Digits")
+    found = statistics(seeds, layout(seeds.runs[0], HEADINGS))["soup"]
+    assert found["JPEG"].deviation == pytest.approx(math.sqrt(2))  # 60, 62
+    assert found["AWGN"].deviation == pytest.approx(12 / math.sqrt(2))  # 45, 33
+    assert found["Avg"].deviation == pytest.approx(5 / math.sqrt(2))  # 52.5, 47.5
+
+
+def without(corruption: str) -> list[Result]:
+    return [row for row in rows_of() if row.corruption != corruption]
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (rows_of()[:4], "differ in their systems: only the second has soup; evaluate every seed with the same"),
+        (without("noise"), "differ in their cells: only the second has soup (first) on noise 0, soup (first) on noise 50; "),
+        (rows_of()[:4] + rows_of()[-5:], "soup (first) on jpeg 50, soup (first) on jpeg 90 and 2 more; evaluate"),
+        (rows_of(n=500), "image counts: only the first has 500 (oracle (first) on jpeg 10), 500 (oracle (first) on jpeg 50), "),
+        ([dataclasses.replace(r, dataset="CIFAR10") for r in rows_of()], "holds results of CIFAR10, not of Digits"),
+        (without(MEAN), "is of an evaluation that did not finish"),
+        ([*rows_of(), cell("soup", "fog", 1, 3)], "has two rows for soup (first) on fog 1"),
+        ([], "is of an evaluation that did not finish"),
+    ],
+)
+def test_results_that_differ_are_refused_with_the_file_and_the_difference(
+    tmp_path: Path, second: list[Result], message: str
+) -> None:
+    done = make(tmp_path, [rows_of(), second])
+    assert done.status == 2 and message in done.err and f"error: {tmp_path}/seed2/results.json " in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("key", "value"), [("split", "validation"), ("constants", "tiny"), ("compat", {"salt_value": 1})])
+def test_results_of_other_settings_are_refused(tmp_path: Path, key: str, value: object) -> None:
+    first, second = write_runs(tmp_path, [rows_of(), rows_of()])
+    write_json(second, rows_of(), {"split": "test", "members": {}, key: value})
+    with pytest.raises(ValueError, match=f"differ in their settings: only the first has {key} "):
+        read_seeds([first, second], "Digits")
+
+
+def test_one_seed_cannot_be_counted_twice(tmp_path: Path) -> None:
+    first, _, third = write_runs(tmp_path, [rows_of(), rows_of(1), rows_of(2)])
+    with pytest.raises(ValueError, match="results.json is given twice"):
+        read_seeds([first, first.parent / ".." / "seed1" / "results.json"], "Digits")
+    third.write_text(first.read_text())
+    with pytest.raises(ValueError, match=r"seed3.*seed1.* are of the same networks: give one file a seed"):
+        read_seeds([first, tmp_path / "seed2" / "results.json", third], "Digits")
+
+
+def test_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    done = make(tmp_path, [rows_of()], "--results", tmp_path / "nothing.json")
+    assert done.status == 2
+    assert (
+        done.err == f"error: results file {tmp_path}/nothing.json does not exist; it is written by: make the-table DATASET=Digits\n"
+    )
+    with pytest.raises(FileNotFoundError, match=r"does not exist; it is written by: test_ensemble.py"):
+        read_seeds([tmp_path / "nothing.json"], "Digits")
+
+
+def test_results_without_any_column_are_refused(tmp_path: Path) -> None:
+    done = make(tmp_path, [[cell("soup", "weak_seq", 0, 50)]])
+    assert done.status == 2 and "no column to show: the results hold weak_seq, the table jpeg, noise" in done.err
+
+
+def test_heading_that_is_another_swept_degradation_is_refused() -> None:
+    rows = [cell("soup", "jpeg", 1, 50), cell("soup", "noise", 1, 50), cell("soup", "noise", 2, 50)]
+    with pytest.raises(ValueError, match="heading 'noise' stands for another corruption"):
+        layout(rows, {"jpeg": "noise"})

@@ -1,0 +1,51 @@
+"""Numbers that a paper published, for comparison with our own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from utils.choices import check_choice
+from utils.data.perturbations import check_perturbation
+
+AVERAGE, CLEAN_HEADING, UNSEEN = "Avg", "Clean", "Unseen"  # headings that a table makes itself
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedConfig:
+    """A YAML of published accuracies.
+
+    Attributes:
+        source: citation.
+        columns: corruption or degradation -> heading of its column, in the table's order.
+        rows: data set -> approach -> corruption -> accuracy in percent, mean over its levels. Cells may be missing.
+        made_by: command that writes a results file, for the message when one is missing; `{dataset}` is replaced.
+    """
+
+    source: str
+    columns: dict[str, str]
+    rows: dict[str, dict[str, dict[str, float]]]
+    made_by: str = ""
+
+
+def check_published(config: PublishedConfig) -> None:
+    """Raise ValueError on an unknown corruption, a heading used twice, a cell without column or outside 0..100."""
+    headings = [AVERAGE, CLEAN_HEADING, UNSEEN]
+    for name, heading in config.columns.items():
+        check_perturbation(name)
+        if heading in headings:
+            raise ValueError(
+                f"columns: heading {heading!r} of {name!r} is taken: give every column its own, not {', '.join(headings)}"
+            )
+        headings.append(heading)
+    for dataset, approaches in config.rows.items():
+        for approach, cells in approaches.items():
+            for name, value in cells.items():
+                check_choice(name, config.columns, "column", f"rows.{dataset}.{approach}")
+                if not 0 <= value <= 100:
+                    raise ValueError(f"rows.{dataset}.{approach}.{name} is {value:g}: an accuracy in percent lies in 0..100")
+
+
+def published_rows(config: PublishedConfig, dataset: str) -> dict[str, dict[str, float]]:
+    """Approach -> heading -> accuracy in percent, for one data set; empty when nothing was published for it."""
+    approaches = config.rows.get(dataset, {})
+    return {name: {config.columns[c]: value for c, value in cells.items()} for name, cells in approaches.items()}
