@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from models.schedule import NOISE_SCHEDULES, NoiseSchedule, make_schedule
 from utils.choices import check_choice
 
-_FACTS = ("noise_schedule", "diffusion_steps", "learn_sigma", "rescale_timesteps")
+FACTS = ("noise_schedule", "diffusion_steps", "learn_sigma", "rescale_timesteps")
+_OWN_KEYS = ("num_heads", "time_channels")
 
 
 class Denoiser(nn.Module):
@@ -24,6 +25,8 @@ class Denoiser(nn.Module):
         diffusion_steps: length T of the chain that it was trained on.
         learn_sigma: the second half of the output channels sets the variance (Nichol & Dhariwal 2021, equation 15).
         rescale_timesteps: the network is told tau * 1000 / T, as float, instead of tau.
+
+    A network with class embeddings (`num_classes` of them, else None) needs a label for each image.
 
     Raises:
         ValueError: unknown noise schedule; output channels that do not fit `learn_sigma`.
@@ -52,20 +55,36 @@ class Denoiser(nn.Module):
         self.learn_sigma = learn_sigma
         self.rescale_timesteps = rescale_timesteps
         self.image_size: int = config["sample_size"]
+        self.num_classes: int | None = config.get("num_class_embeds")
 
     def schedule(self, respacing: str = "") -> NoiseSchedule:
         """The chain that this network was trained on, whole or respaced (ValueError as `make_schedule`)."""
         return make_schedule(self.noise_schedule, self.diffusion_steps, respacing)
 
-    def forward(self, x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, tau: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Noise in x [B,3,H,W] (an image in [-1,1] plus noise) at time steps tau [B] int64 of the whole chain.
+
+        Args:
+            x, tau: see above.
+            y: labels [B] int64 in [0, num_classes) of a class-conditional network, None for any other.
 
         Returns:
             eps [B,3,H,W], and r [B,3,H,W] which places the log variance between its lower (-1) and upper (1) limit, or
             None without `learn_sigma`. Both have the dtype of x, under autocast too.
+
+        Raises:
+            ValueError: labels missing, or given to a network without classes.
         """
+        if y is None and self.num_classes is not None:
+            raise ValueError(
+                f"this diffusion model is class-conditional ({self.num_classes} classes): give the label of each image as y, "
+                "or use an unconditional model where labels are not known"
+            )
+        if y is not None and self.num_classes is None:
+            raise ValueError("this diffusion model is unconditional: leave the labels y out, or use a class-conditional model")
         times = tau.float() * (1000 / self.diffusion_steps) if self.rescale_timesteps else tau
-        output = self.unet(x, times, return_dict=False)[0].to(x.dtype)
+        labels = {} if y is None else {"class_labels": y}
+        output = self.unet(x, times, **labels, return_dict=False)[0].to(x.dtype)
         if not self.learn_sigma:
             return output, None
         eps, r = output.chunk(2, dim=1)
@@ -129,38 +148,75 @@ def build_denoiser(
     return Denoiser(unet, noise_schedule=noise_schedule, diffusion_steps=diffusion_steps, learn_sigma=learn_sigma)
 
 
+def build_unet(config: Mapping[str, Any]) -> Any:
+    """A `UNet2DModel` of a configuration that may hold two keys of our own, for what diffusers has no option for.
+
+    Args:
+        config: arguments of `UNet2DModel`, and
+            `num_heads`: heads of every attention block, whatever its width (`attention_head_dim` fixes their width instead);
+            `time_channels`: width of the sinusoidal time embedding where it is not that of the first level.
+
+    Raises:
+        ValueError: a key that the installed diffusers does not know.
+    """
+    from diffusers import UNet2DModel  # noqa: PLC0415  importing it takes seconds
+    from diffusers.models.embeddings import TimestepEmbedding, Timesteps  # noqa: PLC0415
+
+    own = {key: config[key] for key in _OWN_KEYS if config.get(key) is not None}
+    try:
+        unet: Any = UNet2DModel(**{key: value for key, value in config.items() if key not in _OWN_KEYS})
+    except TypeError as error:
+        raise ValueError(f"the installed diffusers cannot build the described network ({error}): update it") from error
+    if "time_channels" in own:
+        unet.time_proj = Timesteps(own["time_channels"], unet.config.flip_sin_to_cos, unet.config.freq_shift)
+        unet.time_embedding = TimestepEmbedding(own["time_channels"], 4 * own["time_channels"])
+    for attention in attentions(unet) if "num_heads" in own else ():
+        attention.heads = own["num_heads"]
+        attention.scale = (attention.inner_dim / attention.heads) ** -0.5
+    unet.register_to_config(**own)
+    return unet
+
+
+def attentions(unet: nn.Module) -> list[Any]:
+    """The attention blocks of a `UNet2DModel`."""
+    return [module for module in unet.modules() if hasattr(module, "to_q")]
+
+
 def describe(denoiser: Denoiser) -> dict[str, Any]:
     """JSON-able facts from which `from_description` builds the same network again."""
     config: Any = denoiser.unet.config
     unet = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if not k.startswith("_")}
-    facts = {name: getattr(denoiser, name) for name in _FACTS}
+    facts = {name: getattr(denoiser, name) for name in FACTS}
     return {"kind": "diffusion", "image_size": denoiser.image_size, "unet": unet, **facts}
 
 
 def from_description(meta: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Denoiser:
     """Denoiser of the description `meta` (see `describe`) with the weights `state_dict` of its `unet`.
 
+    Aligned float32 weights become its own without a copy (hence may stay in a mapped file), others are copied to float32.
+
     Raises:
         ValueError: not the description of a diffusion network; weights that do not fit it (names what differs).
     """
-    missing = [name for name in ("unet", *_FACTS) if name not in meta]
+    missing = [name for name in ("unet", *FACTS) if name not in meta]
     if meta.get("kind") != "diffusion" or missing:
         raise ValueError(
             f"not the description of a diffusion network: kind is {meta.get('kind')!r} ('diffusion' is needed), "
             f"missing: {', '.join(missing) or 'nothing'}"
         )
-    from diffusers import UNet2DModel  # noqa: PLC0415  importing it takes seconds
-
+    with torch.device("meta"):  # weights that are replaced at once take neither memory nor time
+        unet = build_unet(meta["unet"])
     try:
-        unet: Any = UNet2DModel(**meta["unet"])
-    except TypeError as error:
-        raise ValueError(f"the installed diffusers cannot build the described network ({error}): update it") from error
-    try:
-        unet.load_state_dict(state_dict)
+        unet.load_state_dict({name: _aligned(tensor.float()) for name, tensor in state_dict.items()}, assign=True)
     except RuntimeError as error:
         text = " ".join(str(error).split())
         raise ValueError(f"the weights do not fit the described network: {text[:600]}") from error
-    return Denoiser(unet, **{name: meta[name] for name in _FACTS})
+    return Denoiser(unet, **{name: meta[name] for name in FACTS})
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Kernels differ by alignment in their rounding, so that results would depend on where in a file the weights lie."""
+    return tensor.clone() if tensor.data_ptr() % 64 else tensor
 
 
 class ReverseStep(NamedTuple):
@@ -171,7 +227,14 @@ class ReverseStep(NamedTuple):
     std: Tensor | float  # 0 at i = 0: the last step adds no noise
 
 
-def p_mean_variance(denoiser: Denoiser, schedule: NoiseSchedule, x: Tensor, i: int, clip_denoised: bool = True) -> ReverseStep:
+def p_mean_variance(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x: Tensor,
+    i: int,
+    clip_denoised: bool = True,
+    y: Tensor | None = None,
+) -> ReverseStep:
     """One reverse step from level `i` of `schedule` (Ho et al. 2020, equations 7 and 15; differentiable in x).
 
     The variance is the learned one (Nichol & Dhariwal 2021, equation 15) or, without `learn_sigma`, beta_i.
@@ -179,8 +242,9 @@ def p_mean_variance(denoiser: Denoiser, schedule: NoiseSchedule, x: Tensor, i: i
     Args:
         x: [B,3,H,W] at level i.
         clip_denoised: clamp the predicted clean image to [-1, 1]; where it is clamped its gradient is 0.
+        y: labels [B] of a class-conditional network, see `Denoiser.forward`.
     """
-    eps, r = denoiser(x, schedule.timesteps[i].expand(len(x)).to(x.device))
+    eps, r = denoiser(x, schedule.timesteps[i].expand(len(x)).to(x.device), y)
     alpha_bar, beta = schedule.alpha_bar[i].item(), schedule.betas[i].item()
     x0 = math.sqrt(1 / alpha_bar) * x - math.sqrt(1 / alpha_bar - 1) * eps
     if clip_denoised:
@@ -217,6 +281,7 @@ def sample(
     generators: Sequence[torch.Generator],
     *,
     clip_denoised: bool = True,
+    y: Tensor | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Ancestral sampling (Ho et al. 2020, algorithm 2): new images [B,3,H,W] in about [-1,1], on the denoiser's device.
@@ -225,26 +290,27 @@ def sample(
         schedule: from `denoiser.schedule(respacing)`.
         shape: of one image, (3, H, W).
         generators: B CPU generators; image b depends on generator b only.
-        clip_denoised: see `p_mean_variance`.
+        clip_denoised, y: see `p_mean_variance`.
         on_step: called with (i, x) after level i is done, i falling to 0.
     """
     x = draw_noise(shape, generators, next(denoiser.parameters()))
     for i in reversed(range(len(schedule))):
-        step = p_mean_variance(denoiser, schedule, x, i, clip_denoised)
+        step = p_mean_variance(denoiser, schedule, x, i, clip_denoised, y)
         x = step.mean + step.std * draw_noise(shape, generators, x)
         if on_step is not None:
             on_step(i, x)
     return x
 
 
-def denoising_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+def denoising_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None) -> Tensor:
     """Mean squared error [B] of the predicted noise (Ho et al. 2020, equation 14); the learned variance is not trained.
 
     Args:
         x0: clean images [B,3,H,W] in [-1, 1].
         t: time steps [B] int64 in [0, diffusion_steps).
         noise: standard normal, shape of x0.
+        y: labels [B] of a class-conditional network.
     """
     noisy = denoiser.schedule().q_sample(x0, t, noise)
-    eps, _ = denoiser(noisy, t.to(x0.device))
+    eps, _ = denoiser(noisy, t.to(x0.device), y)
     return (eps - noise).square().flatten(1).mean(1)

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
+import os
+import secrets
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from torch.utils.serialization import config as serialization
 
 from models.classifiers import Classifier, from_description, load_network_state
-from models.diffusion import Denoiser
+from models.diffusion import FACTS, Denoiser
 from models.diffusion import from_description as denoiser_from_description
-from utils.checkpoint import load_checkpoint
+from models.guided_diffusion import denoiser_from_openai
+from models.model_flags import WITHOUT_EFFECT, ModelFlags, check_model_flags, parse_flags
+from utils.checkpoint import file_digest, load_checkpoint
 from utils.runs import resolve_checkpoint
 
 log = logging.getLogger(__name__)
+
+_CONFIG, _WEIGHTS, _FACTS_FILE = "config.json", "diffusion_pytorch_model.safetensors", "denoiser.json"
+# attention in folders that diffusers wrote before 2023
+_OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 def _check_classes(path: Path, found: Sequence[str], expected: Sequence[str]) -> None:
@@ -77,7 +92,117 @@ def load_denoiser(reference: str | Path, save_dir: str | Path = "runs") -> Denoi
     state, description = load_checkpoint(path, kind="diffusion")
     if not description:
         raise ValueError(
-            f"checkpoint {path} does not say what diffusion model it holds: train one with train.py -c configs/diffusion/..."
+            f"checkpoint {path} does not say what diffusion model it holds: train one with train.py -c configs/diffusion/..., "
+            "or convert it with image_adapt/scripts/convert_checkpoint.py if it is a checkpoint of guided-diffusion"
         )
     log.info("diffusion model from %s", path)
     return denoiser_from_description(description, state).eval().requires_grad_(False)
+
+
+def open_denoiser(path: str | Path, flags: Mapping[str, str]) -> Denoiser:
+    """A frozen diffusion model in eval mode from a file or folder of any format, float32.
+
+    Args:
+        path: our own `.safetensors`; a folder of diffusers (`UNet2DModel.save_pretrained`); else a state dict of guided-diffusion
+            or improved-diffusion, read as tensors alone and from the disk as they are needed.
+        flags: texts by names of `MODEL_FLAGS`. They describe a state dict; whatever a file says itself they must agree with.
+
+    Raises:
+        FileNotFoundError, ValueError: missing, damaged, holds Python objects, or does not fit the flags; names the path.
+    """
+    path = Path(path)
+    given = parse_flags(flags)
+    if path.is_dir():
+        denoiser = _from_folder(path, given)
+        check_model_flags(denoiser, flags)
+    elif path.suffix == ".safetensors":
+        denoiser = load_denoiser(path)
+        check_model_flags(denoiser, flags)
+    else:
+        mapped = zipfile.is_zipfile(path)  # files from before 2020 are none
+        with serialization.patch("load.mmap", mapped):  # type: ignore[attr-defined]
+            state, _ = load_checkpoint(path, kind="diffusion")
+        try:
+            denoiser = denoiser_from_openai(state, ModelFlags(**given))
+        except ValueError as error:
+            raise ValueError(f"checkpoint {path}: {error}") from error
+        log.info("diffusion model from %s, converted", path)
+    if given.get("use_checkpoint"):
+        denoiser.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+    return denoiser.eval().requires_grad_(False)
+
+
+def diffusers_folder(reference: str | Path) -> Path | None:
+    """The folder of the network if `reference` is one of diffusers (of a network or of a whole pipeline), else None."""
+    return next((f for f in (Path(reference), Path(reference) / "unet") if (f / _CONFIG).is_file()), None)
+
+
+def _from_folder(folder: Path, given: Mapping[str, Any]) -> Denoiser:
+    if not (folder / _CONFIG).is_file():
+        raise FileNotFoundError(f"folder {folder} holds no {_CONFIG}: give a folder that diffusers wrote, or a checkpoint file")
+    config = _read_json(folder / _CONFIG)
+    if config.get("_class_name") != "UNet2DModel":
+        raise ValueError(f"folder {folder} holds a {config.get('_class_name')}, a UNet2DModel is needed here")
+    if (folder / _FACTS_FILE).is_file():
+        facts = _read_json(folder / _FACTS_FILE)
+    elif "noise_schedule" in given:
+        facts = {name: given.get(name, getattr(ModelFlags, name)) for name in FACTS}
+        facts["learn_sigma"] = config["out_channels"] == 2 * config["in_channels"]
+    else:
+        raise ValueError(
+            f"folder {folder} does not say how its network was trained: give --noise_schedule (linear or cosine), "
+            "and --diffusion_steps unless it is 1000"
+        )
+    state, _ = load_checkpoint(folder / _WEIGHTS, kind="diffusion")
+    for old, new in _OLD_NAMES.items():
+        state = {name.replace(old, new): tensor for name, tensor in state.items()}
+    unet = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        denoiser = denoiser_from_description({"kind": "diffusion", "unet": unet, **facts}, state)
+    except ValueError as error:
+        raise ValueError(f"folder {folder}: {error}") from error
+    log.info("diffusion model from %s", folder)
+    return denoiser
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, names and values are needed")
+    return content
+
+
+def save_folder(denoiser: Denoiser, folder: str | Path) -> None:
+    """Write a folder that `open_denoiser` and diffusers read: the network, and beside it how it was trained.
+
+    Raises:
+        ValueError: the folder exists.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} exists already: choose another folder, or remove it")
+    temporary = folder.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        denoiser.unet.save_pretrained(temporary)  # type: ignore[operator]
+        shutil.copymode(temporary / _CONFIG, temporary / _WEIGHTS)  # safetensors makes files that only their owner can read
+        facts = {name: getattr(denoiser, name) for name in FACTS}
+        (temporary / _FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def denoiser_digest(path: str | Path, flags: Mapping[str, str]) -> str:
+    """16 hexadecimal digits that name the network of `open_denoiser(path, flags)`, for manifests."""
+    path = Path(path)
+    if path.is_file() and path.suffix == ".safetensors":
+        return file_digest(path)
+    files = [path / name for name in (_CONFIG, _WEIGHTS, _FACTS_FILE)] if path.is_dir() else [path]
+    parts: list[object] = [file_digest(file) for file in files if file.is_file()]
+    if not (path / _FACTS_FILE).is_file():  # the flags then say a part of what the network is
+        said = {name: value for name, value in vars(ModelFlags(**parse_flags(flags))).items() if name not in WITHOUT_EFFECT}
+        parts.append(said if path.is_file() else {name: said[name] for name in FACTS})
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

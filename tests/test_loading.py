@@ -12,7 +12,7 @@ from models.classifiers import Classifier, build_classifier, describe
 from models.diffusion import Denoiser, build_denoiser
 from models.diffusion import describe as describe_denoiser
 from models.loading import initialise_classifier, load_classifier, load_denoiser
-from models.model_flags import check_model_flags
+from models.model_flags import MODEL_FLAGS, check_model_flags
 from utils.checkpoint import save_checkpoint
 from utils.runs import BEST, mark_done
 
@@ -144,9 +144,9 @@ def test_a_classifier_is_no_diffusion_model(tmp_path: Path) -> None:
         load_denoiser("ind/clean", tmp_path)
 
 
-def test_a_diffusion_model_without_description_is_refused_with_the_command_that_trains_one(tmp_path: Path) -> None:
+def test_a_diffusion_model_without_description_is_refused_with_the_commands_that_make_one(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(1)}, tmp_path / "theirs.pt")
-    message = r"theirs\.pt does not say what diffusion model it holds: train one with train\.py -c configs/diffusion/"
+    message = r"theirs\.pt does not say what .*: train one with train\.py -c .*convert it with .*/convert_checkpoint\.py"
     with pytest.raises(ValueError, match=message):
         load_denoiser(tmp_path / "theirs.pt")
 
@@ -154,9 +154,12 @@ def test_a_diffusion_model_without_description_is_refused_with_the_command_that_
 # --- flags
 
 AGREEING = {
-    "image_size": "8", "num_channels": "8", "num_res_blocks": "1", "num_head_channels": "-1", "attention_resolutions": "4",
-    "class_cond": "False", "resblock_updown": "no", "use_scale_shift_norm": "f", "learn_sigma": "0", "diffusion_steps": "50",
-    "noise_schedule": "linear",
+    "image_size": "8", "num_channels": "8", "num_res_blocks": "1", "num_heads": "1", "num_heads_upsample": "-1",
+    "num_head_channels": "-1", "attention_resolutions": "4", "channel_mult": "1,2", "dropout": "0", "class_cond": "False",
+    "resblock_updown": "no", "use_scale_shift_norm": "f", "learn_sigma": "0", "diffusion_steps": "50", "noise_schedule": "linear",
+    "rescale_timesteps": "n", "predict_xstart": "False",
+    # of the file's layout, of memory, of training: these leave no trace in a network
+    "use_new_attention_order": "True", "use_checkpoint": "True", "use_kl": "True", "rescale_learned_sigmas": "True",
 }  # fmt: skip
 
 
@@ -168,10 +171,12 @@ def test_flags_that_agree_with_the_checkpoint_pass(denoiser: Denoiser) -> None:
 @pytest.mark.parametrize(
     ("flag", "text", "held"),
     [
-        ("image_size", "64", "8"), ("num_channels", "128", "8"), ("num_res_blocks", "3", "1"), ("num_head_channels", "64", "-1"),
+        ("image_size", "64", "8"), ("num_channels", "128", "8"), ("num_res_blocks", "3", "1"), ("num_heads", "4", "1"),
+        ("num_head_channels", "64", "16"), ("num_heads_upsample", "2", "1"), ("channel_mult", "1,2,2", "1,2"),
+        ("dropout", "0.3", "0.0"),
         ("attention_resolutions", "8,4", "4"), ("class_cond", "True", "False"), ("resblock_updown", "yes", "False"),
         ("use_scale_shift_norm", "true", "False"), ("learn_sigma", "True", "False"), ("diffusion_steps", "1000", "50"),
-        ("noise_schedule", "cosine", "linear"),
+        ("noise_schedule", "cosine", "linear"), ("rescale_timesteps", "True", "False"), ("predict_xstart", "True", "False"),
     ],
 )  # fmt: skip
 def test_a_flag_that_contradicts_the_checkpoint_is_reported_with_both_values(
@@ -192,7 +197,23 @@ def test_attention_sizes_are_named_from_the_largest_down() -> None:
     check_model_flags(both, {"attention_resolutions": "8, 4"})
 
 
-def test_the_table_of_flags_is_the_one_that_is_tested() -> None:
-    from models.model_flags import MODEL_FLAGS
+def test_number_of_heads_has_no_meaning_beside_their_width(denoiser: Denoiser) -> None:
+    check_model_flags(denoiser, {"num_heads": "4", "num_head_channels": "16"})
 
+
+@pytest.mark.parametrize(
+    ("flag", "text", "message"),
+    [
+        ("image_size", "large", "--image_size large is not understood: give a whole number"),
+        ("dropout", "some", "--dropout some is not understood: give a number"),
+        ("class_cond", "maybe", "--class_cond maybe is not understood: give True or False"),
+        ("attention_resolutions", "16;8", "--attention_resolutions 16;8 is not understood: give numbers joined by commas"),
+    ],
+)
+def test_a_text_that_is_no_value_of_its_flag_is_refused(denoiser: Denoiser, flag: str, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_model_flags(denoiser, {flag: text})
+
+
+def test_the_table_of_flags_is_the_one_that_is_tested() -> None:
     assert set(MODEL_FLAGS) == set(AGREEING)

@@ -19,9 +19,8 @@ from image_adapt.config import LAYOUTS, AdaptConfig
 from image_adapt.dda import DDA
 from image_adapt.mpi import World, connect
 from image_adapt.work import Outcome, plan_jobs, run_jobs
-from models.loading import load_denoiser
-from models.model_flags import MODEL_FLAGS, check_model_flags
-from utils.checkpoint import file_digest
+from models.loading import denoiser_digest, diffusers_folder, open_denoiser
+from models.model_flags import MODEL_FLAGS
 from utils.command_line import ScriptParser
 from utils.config import Tree, build, dotted_keys, merge, nested, parse_value, read_yaml
 from utils.data.cells import parse_severities
@@ -69,7 +68,7 @@ def parse(argv: Sequence[str] | None) -> tuple[AdaptConfig, dict[str, str], argp
     for flag, key in FLAGS.items():
         p.add_argument(f"--{flag}", metavar="VALUE", help=f"sets {key}")
     for flag in MODEL_FLAGS:
-        p.add_argument(f"--{flag}", metavar="VALUE", help="must agree with the checkpoint")
+        p.add_argument(f"--{flag}", metavar="VALUE", help="of a checkpoint that does not say it; else must agree with it")
     args, overrides = p.parse(argv)
     tree = read_yaml(args.config) if args.config else {}
     tree = merge(tree, overrides)
@@ -116,9 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, device_name: str | None) -> Outcome:
     """Load the model, plan, adapt."""
     device = choose_device(device_name, world.local_rank)
-    path = resolve_checkpoint(config.fill(config.model), config.runs, "python train.py -c configs/diffusion/<DATASET>/ddpm.yaml")
-    denoiser = load_denoiser(path)
-    check_model_flags(denoiser, model_flags)
+    reference, made_by = config.fill(config.model), "python train.py -c configs/diffusion/<DATASET>/ddpm.yaml"
+    path = diffusers_folder(reference) or resolve_checkpoint(reference, config.runs, made_by)
+    denoiser = open_denoiser(path, model_flags)
+    if denoiser.num_classes is not None:
+        raise ValueError(f"{path} is class-conditional and the classes of the images are not known: give an unconditional model")
     adapter = DDA(denoiser.to(device), autocast=config.use_fp16, **dataclasses.asdict(config.dda))
     jobs = plan_jobs(config, denoiser.image_size)
     images = sum(len(job.source) for job in jobs)
@@ -130,7 +131,7 @@ def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, device
         device.type,
         config.batch_size,
     )
-    return run_jobs(jobs, adapter, config, file_digest(path), world, device)
+    return run_jobs(jobs, adapter, config, denoiser_digest(path, model_flags), world, device)
 
 
 def report(outcome: Outcome, config: AdaptConfig) -> int:
