@@ -96,6 +96,12 @@ def test_gradient_norm_is_clipped(tmp_path: Path) -> None:
     assert moved.norm().item() == pytest.approx(1e-3, rel=0.01)
 
 
+def test_one_process_keeps_its_own_batchnorm(tmp_path: Path) -> None:
+    method = supervised(norm=True)
+    trainer(tmp_path, method, LoopConfig(epochs=1, sync_batchnorm=True))
+    assert type(method.student.network.norm) is nn.BatchNorm2d
+
+
 def test_bf16_autocast_runs_on_a_cpu(tmp_path: Path) -> None:
     method, kinds = supervised(norm=True), set()
     method.student.network.stage.register_forward_hook(lambda module, given, result: kinds.add(result.dtype))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from models.sync_batchnorm import convert
 from trainers.config import LoopConfig, OptimizerConfig
 from trainers.optimizer import build_optimizer, learning_rate_factor
 from utils.checkpoint import save_checkpoint
@@ -100,6 +101,8 @@ class Trainer:
         if loop.channels_last:
             method.to(memory_format=torch.channels_last)
         method.to(accelerator.device)
+        if loop.sync_batchnorm and accelerator.num_processes > 1:
+            convert(method.student)
         self.optimizer = build_optimizer(optimizer, method.student)
         self.wrapped, self.optimizer = accelerator.prepare(method, self.optimizer)
         if loop.compile:
@@ -142,6 +145,7 @@ class Trainer:
                 save(picture, self.run / "samples.png")
             mark_done(self.run)
         self.log.close()
+        self.accelerator.end_training()  # a process that ends while its group's threads still run may abort
         return best or {f"validation/{self.loop.monitor}": float("nan") if self.progress.best is None else self.progress.best}
 
     def _train_epoch(self, bar: tqdm) -> dict[str, float]:
@@ -160,11 +164,16 @@ class Trainer:
                 out = self.wrapped(self._prepare(batch))
                 self._check_finite(out["loss"], epoch, step)
                 sums.add(out, len(batch["key"]))
-                self.accelerator.backward(out["loss"])
+                self.accelerator.backward(out["loss"] * self._share(batch, step))
             if due:
                 self._optimizer_step()
             bar.update()
         return {**sums.means("train"), "train/lr": self.optimizer_config.lr * factor}
+
+    def _share(self, batch: Batch, step: int) -> float:
+        """Weight of this process's loss: the last step is uneven, and the mean of gradients shall be that over images."""
+        own = int((batch["deg"] == 0).sum())
+        return own * self.accelerator.num_processes / self.train_loader.global_images(step)
 
     def _optimizer_step(self) -> None:
         if self.loop.clip_norm is not None:
@@ -256,7 +265,7 @@ class Trainer:
         path = self.run / "last" / "state.pt"
         if not path.is_file():
             return
-        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.method.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:

@@ -1,0 +1,100 @@
+"""`torchrun --nproc_per_node 2 train.py` against one process with the doubled batch: the same training, to rounding.
+
+The network is one with smooth activations. A ReLU whose input is zero to rounding makes the gradient jump: after 9 steps two
+trainings of a ResNet20 in one process that differ only in the memory layout of the convolutions are several per cent of their way
+apart.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.loading import load_classifier
+from tests.loops import last_of, metrics_of
+from tests.scripts import launch, program, run_script
+
+CLEAN = "configs/ind/Digits/ResNet20_clean.yaml"
+STUDENT = "configs/deg_all/Digits/ResNet20-20_fusiondistill.yaml"
+# steps of 24, 24 and 11 images: in the last one of an epoch the first process has 6 images and the second 5
+COMMON = ("-d", "cpu", "--data.limit", 59, "--model.arch", "test_efficientnet")
+SGD = ("--optimizer.name", "SGD", "--optimizer.schedule", "constant", "--optimizer.warmup_epochs", 0, "--lr", 0.003)
+NOISY = ("--dt", "noise", "--method.view", "degraded")
+
+
+def one(root: Path, config: str, *words: object) -> Path:
+    """A run of one process; its folder."""
+    run_script("train.py", "-c", config, "--save_dir", root, "--run_id", "one", "--bs", 24, *COMMON, *SGD, *words).check()
+    (run,) = root.glob("*/*/*/one")
+    return run
+
+
+def two(root: Path, config: str, *words: object) -> Path:
+    """A run of two processes with half the batch each; its folder."""
+    torchrun("-c", config, "--save_dir", root, "--run_id", "two", "--bs", 12, *COMMON, *SGD, *words)
+    (run,) = root.glob("*/*/*/two")
+    return run
+
+
+def torchrun(*words: object) -> None:
+    command = program("torchrun")
+    assert command is not None, "torchrun comes with PyTorch"
+    launch(command, "--standalone", "--nproc_per_node", 2, "train.py", *words).check()
+
+
+def assert_same_training(a: Path, b: Path) -> None:
+    """The same metrics, weights and checkpoint; what is allowed is ten times what rounding does."""
+    rows, others = metrics_of(a), metrics_of(b)
+    assert len(rows) == len(others)
+    for row, other in zip(rows, others, strict=True):
+        assert other == pytest.approx(row, rel=1e-4, abs=1e-5)
+    last, other_last = last_of(a), last_of(b)
+    assert_close(last["student"], other_last["student"])
+    assert_close(last["ema"] or {}, other_last["ema"] or {})
+    assert_close(*(load_classifier(run / "best.safetensors", run).state_dict() for run in (a, b)))
+
+
+def assert_close(state: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert state.keys() == other.keys()
+    for name, value in state.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three epochs in one process."""
+    return one(tmp_path_factory.mktemp("single"), CLEAN, *NOISY, "--loop.epochs", 3)
+
+
+def test_two_processes_train_as_one_also_when_the_run_is_gone_on_with(single: Path, tmp_path: Path) -> None:
+    run = two(tmp_path, CLEAN, *NOISY, "--loop.epochs", 2)
+    assert len(metrics_of(run)) == 2
+    torchrun("-r", run, "-d", "cpu", "--loop.epochs", 3)
+    assert_same_training(single, run)
+    losses = [row["train/loss"] for row in metrics_of(run)]
+    assert losses[0] > losses[1] + 0.1 > losses[2] + 0.2  # it did learn
+
+
+def test_two_processes_distil_as_one(single: Path, tmp_path: Path) -> None:
+    """Two degradations, gradients of two steps added up, clipped, a moving average of the weights."""
+    teacher = single / "best.safetensors"
+    words = (
+        "--model.init_from", teacher, "--method.teachers", teacher, "--data.degradations", "[jpeg, noise]",
+        "--method.feature_weights", "{stage3: 0, pooled: 1}", "--method.logit_weight", 1,
+        "--loop.epochs", 2, "--loop.accumulate", 2, "--loop.clip_norm", 0.5, "--loop.ema_decay", 0.5,
+    )  # fmt: skip
+    a, b = one(tmp_path, STUDENT, *words), two(tmp_path, STUDENT, *words)
+    assert [row["step"] for row in metrics_of(b)] == [2, 4]
+    assert_same_training(a, b)
+
+
+def test_statistics_of_each_process_alone_train_otherwise(single: Path, tmp_path: Path) -> None:
+    """The comparison can fail, and the option does what it says."""
+    run = two(tmp_path, CLEAN, *NOISY, "--loop.epochs", 1, "--loop.sync_batchnorm", "false")
+    first, other = metrics_of(single)[0], metrics_of(run)[0]
+    assert other.keys() == first.keys()
+    assert not math.isclose(other["train/loss"], first["train/loss"], rel_tol=5e-3)
