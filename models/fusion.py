@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,35 @@ def average(
     if network is None or loader is None:
         return fused
     return _recalibrated(fused, network, loader)
+
+
+def greedy_soup(
+    count: int, fuse: Callable[[list[int]], dict[str, Tensor]], accuracy: Callable[[dict[str, Tensor]], float]
+) -> tuple[list[int], dict[str, Tensor]]:
+    """Greedy soup (Wortsman et al. 2022, recipe 1): from the best on, keep each network that does not make the average worse.
+
+    Args:
+        count: number of networks N.
+        fuse: indices of networks -> their average (of one: that network).
+        accuracy: of an average, on held-out images.
+
+    Returns:
+        (indices that were kept, best first; their average).
+
+    Raises:
+        ValueError: no network.
+    """
+    if count < 1:
+        raise ValueError("no state dict to average: give at least one")
+    alone = [accuracy(fuse([i])) for i in range(count)]
+    first, *others = sorted(range(count), key=lambda i: -alone[i])  # of equals the earlier
+    kept, best, soup = [first], alone[first], fuse([first])
+    for index in others:
+        candidate = fuse([*kept, index])
+        value = accuracy(candidate)
+        if value >= best:
+            kept, best, soup = [*kept, index], value, candidate
+    return kept, soup
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import re
 from pathlib import Path
 
 BEST = "best.safetensors"
@@ -41,7 +42,36 @@ def finished_runs(save_dir: str | Path, name: str) -> list[Path]:
     return sorted(runs, key=lambda run: ((run / DONE).stat().st_mtime_ns, run.name))
 
 
-def resolve_checkpoint(reference: str | Path, save_dir: str | Path = "runs", made_by: str = "") -> Path:
+_PUBLISHED = re.compile(r"saved/(?P<deg>[^/]+)/(?P<trainer>\w+)/(?P<name>[^/]+)/train(/(?P<run>[^/]+))?(/model_best\.pth)?")
+# trainer folder and name of the published FusionDistill code (dataset D) -> run name here
+_PUBLISHED_NAMES = (
+    (r"IndTrainer/(?P<arch>\w+?)_(?P<D>\w+)_clean", "ind/{D}/{arch}_clean"),
+    (r"SLTrainer/(?P<arch>\w+)-\d+_(?P<D>\w+)_soups", "deg_all/{D}/{arch}_soups"),
+    (r"SLTrainer/(?P<arch>\w+)-\d+_(?P<D>\w+)", "sl/{D}/{arch}-{arch}/{deg}"),
+    (r"SLDA_Trainer/(?P<arch>\w+)-\d+_(?P<D>\w+)", "deg_all/{D}/{arch}-{arch}_fusiondistill"),
+    (r"IndDATrainer/(?P<arch>\w+?)_(?P<D>\w+)_deg_(?P<kind>scratch|vanilla)", "deg_all/{D}/{arch}_base_{kind}"),
+    (r"IndDATrainer/(?P<arch>\w+?)_(?P<D>\w+)_deg_fused", "deg_all/{D}/{arch}_fused"),
+)
+
+
+def published_run(reference: str) -> str | None:
+    """Run name (and id) meant by a path of the published FusionDistill commands, None for anything else.
+
+    `saved/combined_deg/SLDA_Trainer/ResNet56-56_CIFAR10/train/<run id>/model_best.pth` is the run
+    `deg_all/CIFAR10/ResNet56-ResNet56_fusiondistill/<run id>`; without the run id, or with `latest`, the latest finished one.
+    """
+    path = _PUBLISHED.fullmatch(reference)
+    if path is None:
+        return None
+    for pattern, name in _PUBLISHED_NAMES:
+        match = re.fullmatch(pattern, f"{path['trainer']}/{path['name']}")
+        if match:
+            run = path["run"] if path["run"] not in (None, "latest", "model_best.pth") else ""
+            return "/".join(filter(None, [name.format(deg=path["deg"], **match.groupdict()), run]))
+    return None
+
+
+def resolve_checkpoint(reference: str | Path, save_dir: str | Path = "runs", made_by: str = "", run_id: str | None = None) -> Path:
     """The checkpoint file meant by `reference`.
 
     Args:
@@ -49,6 +79,7 @@ def resolve_checkpoint(reference: str | Path, save_dir: str | Path = "runs", mad
             `name/run_id` names one run).
         save_dir: where runs are stored.
         made_by: the command that makes it, for the message.
+        run_id: take the run of this id of a name (its latest finished run for None); files and run folders are taken as they are.
 
     Raises:
         FileNotFoundError: says where it looked, which names exist, and the command that makes it.
@@ -58,7 +89,16 @@ def resolve_checkpoint(reference: str | Path, save_dir: str | Path = "runs", mad
             return path
         if (path / BEST).is_file():
             return path / BEST
+    published = published_run(str(reference))
+    if published:
+        return resolve_checkpoint(published, save_dir, made_by, run_id)
     runs = finished_runs(save_dir, str(reference))
+    if run_id is not None and runs:
+        chosen = [run for run in runs if run.name == run_id]
+        if not chosen:
+            have = ", ".join(run.name for run in runs)
+            raise FileNotFoundError(f"no finished run {run_id!r} of {str(reference)!r} under {save_dir}/ (finished there: {have})")
+        runs = chosen
     if runs:
         return runs[-1] / BEST
     folder = Path(save_dir) / reference
