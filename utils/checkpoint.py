@@ -55,13 +55,28 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
     return state, description
 
 
+def read_description(path: str | Path) -> dict[str, Any]:
+    """The description of a `.safetensors` checkpoint without its tensors; `{}` for a foreign file."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get(_META, "{}"))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be read as safetensors (truncated, or another format?): {error}")
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
             return state, json.loads((file.metadata() or {}).get(_META, "{}"))
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors (truncated, or another format?): {error}") from error
+        raise _unreadable(path, error) from error
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:

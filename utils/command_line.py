@@ -50,6 +50,8 @@ class ScriptParser(argparse.ArgumentParser):
         return self.parse_args(own), read_overrides(others, self.keys)
 
     def _check_flag(self, name: str) -> None:
+        if name[2:] in self.keys:
+            return
         meant = [f"--{key}" for key in self.keys if "." in key and key.rpartition(".")[2] == name[2:]]
         if meant:
             raise ValueError(f"unknown option {name!r}: did you mean {' or '.join(meant)}?")

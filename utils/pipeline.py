@@ -40,11 +40,13 @@ class StageConfig:
     Attributes:
         run: command line; `{name}` is replaced by a variable. `{stage_id}` is the stage's identity, `{mpiexec}` is empty where
             there is no mpiexec.
-        each: run it once for each of these values, as `{each}`.
+        each: run it once for each of these values, as `{each}`; a value may be a variable that lists several, joined by commas.
+        once: run it a single time, after all repetitions of the pipeline's `repeat`.
     """
 
     run: str
     each: list[str] = field(default_factory=list)
+    once: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +56,13 @@ class PipelineConfig:
     Attributes:
         variables: texts for the commands; any of them is an option of the command line (`--ranks 4`).
         stages: by name, in the order in which they run.
+        repeat: `{variable: values joined by commas}`: run the stages for each value of that variable, for example of the seed; each
+            repetition stands on its own, so that more values leave finished ones as they are.
     """
 
     stages: dict[str, StageConfig]
     variables: dict[str, str] = field(default_factory=dict)
+    repeat: dict[str, str] = field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +91,34 @@ def commands(config: PipelineConfig, given: Mapping[str, str]) -> list[Command]:
         ValueError: a stage uses a variable that nobody sets.
     """
     variables = _all_variables(config, given)
-    if not variables["mpiexec"]:
+    if not variables["mpiexec"] and any("{mpiexec}" in stage.run for stage in config.stages.values()):
         log.warning("no mpiexec found: adaptation runs as a single process (pip install mpich brings one)")
+    if len(config.repeat) > 1:
+        raise ValueError(f"repeat names {', '.join(config.repeat)}: give one variable")
+    repetitions = [(key, value) for key, text in config.repeat.items() for value in _values(text, variables, "repeat")]
     out: list[Command] = []
-    for name, stage in config.stages.items():
-        for value in stage.each or [""]:
+    for key, value in repetitions or [("", "")]:
+        stages = {n: stage for n, stage in config.stages.items() if not (repetitions and stage.once)}
+        out += _chain(stages, {**variables, key: value}, f"{key}{value}/" if key else "", "")
+    last = {n: stage for n, stage in config.stages.items() if repetitions and stage.once}
+    return out + _chain(last, variables, "", "".join(command.identity for command in out))
+
+
+def _chain(stages: Mapping[str, StageConfig], variables: Mapping[str, str], prefix: str, before: str) -> list[Command]:
+    """Commands of stages that follow each other."""
+    out: list[Command] = []
+    for name, stage in stages.items():
+        for value in [v for text in stage.each for v in _values(text, variables, name)] or [""]:
             text = _fill(stage.run, {**variables, "each": value, "stage_id": _STAGE_ID}, name)
-            identity = _identity(text, out[-1].identity if out else "")
-            out.append(Command(f"{name}-{value}" if value else name, shlex.split(text.replace(_STAGE_ID, identity)), identity))
+            before = _identity(text, before)
+            full = prefix + (f"{name}-{value}" if value else name)
+            out.append(Command(full, shlex.split(text.replace(_STAGE_ID, before)), before))
     return out
+
+
+def _values(text: str, variables: Mapping[str, str], stage: str) -> list[str]:
+    """The comma-separated values of a text that may name variables."""
+    return [value for value in _fill(text, variables, stage).split(",") if value]
 
 
 def _all_variables(config: PipelineConfig, given: Mapping[str, str]) -> dict[str, str]:
