@@ -1,6 +1,6 @@
-"""Ranks of an `mpiexec` launch. They share the file system, one list of work and a progress counter, nothing else.
+"""Ranks of an `mpiexec` or `srun` launch. They share the file system, one list of work and a progress counter, nothing else.
 
-Without mpi4py, or without `mpiexec`, a single process does the same work.
+Ranks may lie on several machines, with GPUs or without. Without mpi4py, or without a launcher, a single process does the same work.
 """
 
 from __future__ import annotations
@@ -16,10 +16,17 @@ from typing import Any
 from tqdm import tqdm
 
 _PROGRESS_TAG = 7
+# environment variable of a launcher with the number of processes that it started
+_LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
 
 
 class World:
-    """Rank, size and the few things that ranks tell each other."""
+    """Rank, size and the few things that ranks tell each other.
+
+    Attributes:
+        rank, size: of this process among all.
+        local_rank: of this process among those on its machine (that share memory with it): selects its GPU.
+    """
 
     def __init__(self, communicator: Any = None) -> None:
         self.communicator = communicator
@@ -63,18 +70,24 @@ def connect() -> World:
     """The world that this process was launched in.
 
     Raises:
-        ValueError: launched by mpiexec with several ranks, but mpi4py or its MPI library cannot be loaded.
+        ValueError: launched as several ranks, but mpi4py or its MPI library cannot be loaded, or does not see the others: each
+            process would do all the work.
     """
+    launched = max((int(os.environ[v]) for v in _LAUNCHED if os.environ.get(v, "").isdigit()), default=1)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        launched = next((int(os.environ[v]) for v in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS") if v in os.environ), 1)
         if launched > 1:
             raise ValueError(
                 f"launched as {launched} MPI ranks, but mpi4py cannot be loaded ({error}); install it against this MPI "
                 '(pip install "undegrade[mpi]", or "undegrade[mpich]" for an MPI from PyPI), or run without mpiexec'
             ) from error
         return World()
+    if launched > 1 and MPI.COMM_WORLD.Get_size() == 1:
+        raise ValueError(
+            f"launched as {launched} processes, but MPI sees one rank: the launcher is not that of mpi4py's MPI. Use the mpiexec "
+            "of that MPI (inside a SLURM allocation too), or srun with the --mpi that it supports (`srun --mpi=list`: pmi2, pmix)"
+        )
     return World(MPI.COMM_WORLD)
 
 

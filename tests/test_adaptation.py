@@ -268,7 +268,7 @@ def test_single_process_works_without_mpi4py(
     assert pngs(tmp_path) == pngs(done_before)
 
 
-@pytest.mark.parametrize("variable", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
+@pytest.mark.parametrize("variable", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
 def test_ranks_without_mpi4py_are_refused_instead_of_working_apart(
     ddpm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
@@ -277,6 +277,14 @@ def test_ranks_without_mpi4py_are_refused_instead_of_working_apart(
     done = digits(ddpm, tmp_path)
     assert done.status == 2 and "launched as 2 MPI ranks, but mpi4py cannot be loaded" in done.err
     assert "undegrade[mpi]" in done.err
+
+
+def test_processes_that_mpi_does_not_join_are_refused(ddpm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mpi4py.MPI")
+    monkeypatch.setitem(os.environ, "SLURM_STEP_NUM_TASKS", "8")
+    done = digits(ddpm, tmp_path / "out")
+    assert done.status == 2 and "launched as 8 processes, but MPI sees one rank" in done.err and "--mpi" in done.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_sequences_draw_a_level_for_each_stage(ddpm: Path, tmp_path: Path) -> None:

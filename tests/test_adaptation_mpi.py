@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.photo_like import photo_like
 from tests.scripts import Done, launch, program, run_script
 from utils.data.sources import open_source
 
@@ -69,3 +71,28 @@ def test_failure_of_one_rank_ends_them_all(ddpm: Path, tmp_path: Path) -> None:
     blocked.unlink()
     assert "adapted" in run_script(SCRIPT, *words(ddpm, out)).check().err  # and the same command goes on
     assert len(list((out / "gaussian_noise/5").rglob("*.png"))) == 10
+
+
+def test_arrays_are_the_same_from_two_ranks(ddpm: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in/fog.npy", photo_like(35, 32).numpy().transpose(0, 2, 3, 1))
+    np.save(tmp_path / "in/labels.npy", np.tile([3, 0, 9, 9, 1, 5, 5], 5))
+    given = ("--model_path", ddpm, "--timestep_respacing", 10, "--N", 3, "--guidance_weight", 3, "--batch_size", 4)
+    given += ("--base_samples", tmp_path / "in", "--corruption", "fog", "--severity", "1-5", "--output", "npy")
+    run_script(SCRIPT, *given, "--save_dir", tmp_path / "one").check()
+    two_ranks(*given, "--save_dir", tmp_path / "two").check()
+    one = files(tmp_path / "one")
+    assert len(one) == 5 * (7 + 2) + 2
+    assert files(tmp_path / "two") == one
+
+
+def test_dry_run_of_two_ranks_is_printed_once_for_both(ddpm: Path, tmp_path: Path) -> None:
+    done = two_ranks(*words(ddpm, tmp_path / "out"), "--dry_run").check()
+    assert done.out.count("cell ") == 1 and "ranks: 2, at most 3 batches of 4 each" in done.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranks_of_one_machine_are_counted_for_their_gpus() -> None:
+    program = "from image_adapt.mpi import connect; w = connect(); print(sorted(w.gather((w.rank, w.local_rank)) or []))"
+    done = launch(MPIEXEC, "-n", 2, sys.executable, "-c", program).check()
+    assert "[(0, 0), (1, 1)]" in done.out

@@ -1,26 +1,32 @@
-"""Adapt images with a diffusion model (DDA), on any number of MPI ranks; the same command again goes on where it was stopped.
+"""Adapt images with a diffusion model (DDA, ILVR), on any number of MPI ranks; the same command again goes on where it was stopped.
 
 mpiexec -n 2 python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption gaussian_noise --severity 5
 python image_adapt/scripts/image_sample.py --model_path diffusion/Digits/ddpm --base_samples photos --save_dir adapted/photos
+python image_adapt/scripts/image_sample.py -c configs/adapt/CIFAR10/dda.yaml --base_samples CIFAR-10-C --corruption all --severity 5
+python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption all --severity random --dry_run --time
+
+docs/adaptation.md: inputs, outputs, several machines, the published program. Flags that take true or false also take yes, no, t, f,
+y, n, 1, 0.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from image_adapt.adapters import ADAPTERS, build_adapter, with_start_step
 from image_adapt.config import LAYOUTS, AdaptConfig
-from image_adapt.dda import DDA
 from image_adapt.mpi import World, connect
+from image_adapt.plan import describe_plan, time_batch
 from image_adapt.work import Outcome, plan_jobs, run_jobs
 from models.loading import denoiser_digest, diffusers_folder, open_denoiser
-from models.model_flags import MODEL_FLAGS
+from models.model_flags import MODEL_FLAGS, parse_flag
+from utils.choices import check_choice
 from utils.command_line import ScriptParser
 from utils.config import Tree, build, dotted_keys, merge, nested, parse_value, read_yaml
 from utils.data.cells import parse_severities
@@ -31,64 +37,112 @@ from utils.runs import resolve_checkpoint
 
 log = logging.getLogger("image_sample")
 
-# flag of the published command line -> key of the YAML (paper letters are aliases of the field's names)
+# flag -> key of the YAML; {adapter} stands for the section of the adapter in use (paper letters are aliases of the field's names)
 FLAGS: dict[str, str] = {
     "model_path": "model",
     "save_dir": "save_dir",
     "base_samples": "input.folder",
+    "adapter": "adapter",
     "batch_size": "batch_size",
     "num_samples": "num_samples",
-    "timestep_respacing": "dda.respacing",
-    "D": "dda.downscale_factor",
-    "N": "dda.start_step",
+    "list": "input.list_file",
+    "timestep_respacing": "{adapter}.respacing",
+    "D": "{adapter}.downscale_factor",
+    "N": "{adapter}.start_step",
+    "noise_level": "{adapter}.noise_level",
+    "variance": "{adapter}.variance",
+    "clip_denoised": "{adapter}.clip_denoised",
     "guidance_weight": "dda.guidance_weight",
     "guidance_norm": "dda.guidance_norm",
+    "range_t": "ilvr.range_t",
     "train": "input.train",
+    "resize": "input.resize",
     "use_fp16": "use_fp16",
     "split": "input.split",
     "limit": "input.limit",
+    "output": "output",
     "seed": "seed",
     "skip_broken": "skip_broken",
     "overwrite": "overwrite",
     "runs": "runs",
 }
+# how the flag's text is read where it is not as in a YAML
+_BOOLEANS = ("clip_denoised", "train", "resize", "use_fp16", "skip_broken", "overwrite")
+_TEXTS = ("model_path", "save_dir", "base_samples", "list", "timestep_respacing", "runs")
+_OF = {"guidance_weight": "dda", "guidance_norm": "dda", "scale": "dda", "range_t": "ilvr"}  # flags that one adapter has
+_WITHOUT_EFFECT = ("use_ddim", "save_latents")  # in the published program too
+_SWAPPED = (50, 4)  # D and N as the published commands print them
 
 
-def parse(argv: Sequence[str] | None) -> tuple[AdaptConfig, dict[str, str], argparse.Namespace]:
-    """(configuration, given model flags, other arguments) of the command line."""
+def parser() -> ScriptParser:
+    """The command line."""
     p = ScriptParser(__doc__, dotted_keys(AdaptConfig))
-    p.add_argument("-c", "--config", help="YAML file (image_adapt/config.py lists the keys)")
+    p.add_argument(
+        "-c", "--config", nargs="+", help="YAML file (image_adapt/config.py lists the keys); of several the later ones win"
+    )
     p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers; default: a GPU a local rank if there are any")
     p.add_argument("--threads", type=int, default=1, help="CPU threads a rank")
-    p.add_argument("--corruption", help="one, or several joined by commas: corruptions, degradations, sequences, clean")
-    p.add_argument("--severity", help="one of 1..5, several joined by commas, or a range such as 1-5")
-    p.add_argument("--dataset", help="Digits, CIFAR10, CIFAR100, an image folder; with --base_samples its layout: "
+    p.add_argument("--dry_run", action="store_true", help="print what would be done, write nothing")
+    p.add_argument("--time", action="store_true", help="with --dry_run: time one batch, and print how long the launch would take")
+    p.add_argument(
+        "--corruption", help="one, or several joined by commas: corruptions, degradations, sequences, clean, all (the 15)"
+    )
+    p.add_argument("--severity", help="one of 1..5, several joined by commas, a range such as 1-5, or random (one for each image)")
+    p.add_argument("--dataset", help="Digits, CIFAR10, CIFAR100, TinyImagenet, an image folder; with --base_samples its layout: "
                    "imagenetc, imagenet, cifar10, cifar10c")  # fmt: skip
     p.add_argument("--scale", type=float, help="guidance weight as the paper counts it, for a batch of 4: an image's is half of it")
     for flag, key in FLAGS.items():
         p.add_argument(f"--{flag}", metavar="VALUE", help=f"sets {key}")
+    for flag in _WITHOUT_EFFECT:
+        p.add_argument(f"--{flag}", metavar="VALUE", help="has no effect, as in the published program")
     for flag in MODEL_FLAGS:
         p.add_argument(f"--{flag}", metavar="VALUE", help="of a checkpoint that does not say it; else must agree with it")
-    args, overrides = p.parse(argv)
-    tree = read_yaml(args.config) if args.config else {}
+    return p
+
+
+def parse(argv: Sequence[str] | None) -> tuple[AdaptConfig, dict[str, str], argparse.Namespace]:
+    """(configuration, given model flags, other arguments) of the command line."""
+    args, overrides = parser().parse(argv)
+    tree: Tree = {}
+    for path in args.config or []:
+        tree = merge(tree, read_yaml(path))
     tree = merge(tree, overrides)
     tree = merge(tree, _flag_tree(args, tree))
     for needed, flag in (("model", "--model_path"), ("save_dir", "--save_dir")):
         if needed not in tree:
             raise ValueError(f"{flag} is missing: give it, or `{needed}:` in the YAML")
+    for flag in _WITHOUT_EFFECT:
+        if parse_flag(flag, getattr(args, flag) or "no", bool):
+            log.warning("--%s has no effect, as in the published program", flag)
+    if args.time and not args.dry_run:
+        raise ValueError("--time is a part of --dry_run: give both, or neither")
     config = build(AdaptConfig, tree)
+    if (config.options.downscale_factor, config.options.start_step) == _SWAPPED:
+        raise ValueError(
+            "--D 50 --N 4 is a misprint of the published commands, with the two numbers swapped (D must divide the image size): "
+            "use --D 4 --N 50"
+        )
     return config, {f: getattr(args, f) for f in MODEL_FLAGS if getattr(args, f) is not None}, args
 
 
 def _flag_tree(args: argparse.Namespace, tree: Tree) -> Tree:
     """The given flags as keys of the YAML."""
-    text_keys = ("model", "save_dir", "runs", "input.folder", "dda.respacing")
-    given = {key: getattr(args, flag) for flag, key in FLAGS.items() if getattr(args, flag) is not None}
-    values: dict[str, Any] = {key: text if key in text_keys else parse_value(text) for key, text in given.items()}
+    adapter = check_choice(args.adapter or tree.get("adapter", "dda"), ADAPTERS, "adapter")
+    given = {flag: getattr(args, flag) for flag in FLAGS if getattr(args, flag) is not None}
+    for flag, owner in _OF.items():
+        if owner != adapter and getattr(args, flag) is not None:
+            raise ValueError(f"--{flag} is an option of the adapter {owner}, {adapter} is used here: leave it out")
+    readers: dict[str, Callable[[str], Any]] = dict.fromkeys(_TEXTS, str)
+    readers |= {flag: lambda text, flag=flag: parse_flag(flag, text, bool) for flag in _BOOLEANS}  # type: ignore[misc]
+    values: dict[str, Any] = {
+        FLAGS[flag].format(adapter=adapter): readers.get(flag, parse_value)(text) for flag, text in given.items()
+    }
+    if (args.N is None) != (args.noise_level is None):  # one takes the place of the other in the YAML; both are an error
+        values[f"{adapter}.{'noise_level' if args.noise_level is None else 'start_step'}"] = None
     if args.corruption is not None:
         values["input.corruptions"] = args.corruption.split(",")
     if args.severity is not None:
-        values["input.severities"] = parse_severities(args.severity)
+        values["input.severities"] = args.severity if args.severity == "random" else parse_severities(args.severity)
     if args.dataset is not None:
         reads_folder = args.base_samples is not None or tree.get("input", {}).get("folder")
         values["input.layout" if reads_folder and args.dataset in LAYOUTS else "input.dataset"] = args.dataset
@@ -108,20 +162,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         setup_logging(quiet=world.rank != 0)
         config, model_flags, args = parse(argv)
         torch.set_num_threads(args.threads)
-        outcome = adapt(config, model_flags, world, args.device)
-    return report(outcome, config) if world.rank == 0 else 0
+        outcome = adapt(config, model_flags, world, args)
+    return report(outcome, config) if world.rank == 0 and outcome else 0
 
 
-def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, device_name: str | None) -> Outcome:
-    """Load the model, plan, adapt."""
-    device = choose_device(device_name, world.local_rank)
+def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, args: argparse.Namespace) -> Outcome | None:
+    """Load the model, plan, adapt; a dry run prints the plan and returns None."""
+    device = choose_device(args.device, world.local_rank)
     reference, made_by = config.fill(config.model), "python train.py -c configs/diffusion/<DATASET>/ddpm.yaml"
     path = diffusers_folder(reference) or resolve_checkpoint(reference, config.runs, made_by)
     denoiser = open_denoiser(path, model_flags)
     if denoiser.num_classes is not None:
         raise ValueError(f"{path} is class-conditional and the classes of the images are not known: give an unconditional model")
-    adapter = DDA(denoiser.to(device), autocast=config.use_fp16, **dataclasses.asdict(config.dda))
+    adapter = build_adapter(config, denoiser.to(device))
+    config = with_start_step(config, adapter.start_step)
     jobs = plan_jobs(config, denoiser.image_size)
+    digest = denoiser_digest(path, model_flags)
+    if args.dry_run:
+        if world.rank == 0:
+            seconds = time_batch(jobs, adapter, config, device) if args.time else None
+            print(describe_plan(jobs, adapter, config, digest, world.size, seconds), end="")
+        return None
     images = sum(len(job.source) for job in jobs)
     log.info(
         "%d images in %d cells, %d rank(s) on %s, batches of %d",
@@ -131,7 +192,7 @@ def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, device
         device.type,
         config.batch_size,
     )
-    return run_jobs(jobs, adapter, config, denoiser_digest(path, model_flags), world, device)
+    return run_jobs(jobs, adapter, config, digest, world, device)
 
 
 def report(outcome: Outcome, config: AdaptConfig) -> int:

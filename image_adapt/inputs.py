@@ -1,0 +1,195 @@
+"""Which images a configuration asks for: one source a cell, from a data set, a folder tree or the arrays of CIFAR-10-C."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from image_adapt.config import LAYOUTS, AdaptConfig, InputConfig
+from utils.data.cells import CLEAN, Cell, OnTheFly, ReleasedArrays
+from utils.data.degradations import CORRECT
+from utils.data.folders import plain_source
+from utils.data.image_source import ImageSource
+from utils.data.images import list_images, read_image
+from utils.data.sources import open_source
+
+log = logging.getLogger(__name__)
+
+LABELS = "labels.npy"  # beside the published arrays
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """Images of one cell, the folder of their outputs below `save_dir`, and the level of each (None where it has none)."""
+
+    cell: Cell
+    source: ImageSource
+    below: str
+    levels: list[Any]
+
+
+def open_inputs(config: AdaptConfig, image_size: int) -> list[Input]:
+    """One input a cell; a subset (`list_file`, `limit`, `num_samples`) takes the same keys of every cell.
+
+    Args:
+        config: what is adapted.
+        image_size: side that the diffusion model was trained on, pixels.
+
+    Raises:
+        ValueError, FileNotFoundError: data set, folder, array or listed image missing, nothing there, cells that lack images of the
+            subset, image side of the data set other than the model's, options that have no meaning for the kind of input.
+    """
+    given = config.input
+    if given.folder is None:
+        return list(_generated(config, image_size))
+    if given.compat != CORRECT:
+        raise ValueError("input.compat is about degrading clean images, those of a folder are taken as they are: leave it out")
+    folder = Path(given.folder)
+    return list(_arrays(folder, config, image_size) if (folder / LABELS).is_file() else _folders(folder, config, image_size))
+
+
+def _chosen(source: ImageSource, config: AdaptConfig) -> ImageSource:
+    """The subset of a source that the configuration asks for."""
+    given = config.input
+    if given.list_file is not None:
+        wanted = read_list(Path(given.list_file), source.keys)
+        source = source.subset([i for i, key in enumerate(source.keys) if key in wanted])
+    return source.limited(given.limit).limited(config.num_samples)
+
+
+def read_list(path: Path, keys: Sequence[str]) -> set[str]:
+    """The keys that a text file lists: a key or relative path (with a suffix) a line; `#` opens a remark line.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, nothing in it, lines that name no image (the first of them).
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"list file {path} does not exist")
+    lines = [line.strip().removeprefix("./") for line in path.read_text(encoding="utf-8").splitlines()]
+    names = [line for line in lines if line and not line.startswith("#")]
+    known = set(keys)
+    found = {name: name if name in known else Path(name).with_suffix("").as_posix() for name in names}
+    unknown = [name for name, key in found.items() if key not in known]
+    if unknown or not names:
+        what = f"{len(unknown)} of {len(names)} lines name no image here, e.g. {', '.join(unknown[:3])}" if names else "it is empty"
+        raise ValueError(f"list file {path}: {what}; a line is a key or relative path such as {keys[0]}")
+    return set(found.values())
+
+
+def _check_size(source: ImageSource, image_size: int, name: str) -> None:
+    if source.image_size != image_size:
+        raise ValueError(f"{name} has {source.image_size} px images, the diffusion model was trained on {image_size} px")
+
+
+def _generated(config: AdaptConfig, image_size: int) -> Iterator[Input]:
+    """Clean images of a data set, corrupted as they are read."""
+    given = config.input
+    clean = _chosen(open_source(given.dataset, given.split, given.root, image_size), config)
+    _check_size(clean, image_size, given.dataset)
+    view = OnTheFly(clean, given.seed, given.constants, given.compat)
+    for cell in given.cells():
+        drawn = cell.severity is None
+        levels = view.levels(cell, clean.keys).tolist() if drawn else [None] * len(clean)
+        yield Input(cell, view.source(cell), cell.folder, levels)
+
+
+def _arrays(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Input]:
+    """The published arrays; keys are those of the clean test set, `<class>/test_<row>`."""
+    given = config.input
+    cells = given.cells()
+    random = [cell.folder for cell in cells if cell.severity is None]
+    if random or cells == [Cell("", 0)]:
+        raise ValueError(
+            f"{folder} holds arrays of the severities 1..5: name corruptions and severities, not {random or 'nothing'}"
+        )
+    view = ReleasedArrays(folder, _chosen(_clean_of_arrays(folder, given, CLEAN in given.corruptions), config))
+    _check_size(view.clean, image_size, str(folder))
+    for cell in cells:
+        source = view.source(cell)
+        yield Input(cell, source, cell.folder, [None] * len(source))
+
+
+def _clean_of_arrays(folder: Path, given: InputConfig, read: bool) -> ImageSource:
+    """The clean test set: from the labels alone where its images (`read`) and the class names of CIFAR-100 are not needed."""
+    labels = np.load(folder / LABELS)
+    labels = labels[: len(labels) // 5]
+    hundred = int(labels.max(initial=0)) >= len(CIFAR10_CLASSES)
+    if read or hundred:
+        return open_source("CIFAR100" if hundred else "CIFAR10", "test", given.root)
+    keys = [f"{CIFAR10_CLASSES[label]}/test_{i:05d}" for i, label in enumerate(labels)]
+    return ImageSource("CIFAR10/test", CIFAR10_CLASSES, torch.as_tensor(labels, dtype=torch.int64), keys, 32, _no_images)
+
+
+def _no_images(rows: np.ndarray) -> Tensor:
+    raise AssertionError("only the keys and labels of this source are known")
+
+
+def _folders(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Input]:
+    """Images on disk, in one of the `LAYOUTS`."""
+    given = config.input
+    pattern, parts = LAYOUTS[given.layout]
+    if not pattern and given.corruptions:
+        raise ValueError(
+            f"--corruption {','.join(given.corruptions)} has no meaning for a plain folder: give its layout with --dataset "
+            f"({', '.join(name for name in LAYOUTS if name != 'plain')}), or corrupt clean images by --dataset <folder> instead of "
+            "--base_samples"
+        )
+    cells = {pattern.format(cell=cell, part=parts.get(given.train, "")): cell for cell in given.cells()}
+    if "{cell.folder}" not in pattern:  # all severities are one folder
+        cells = {below: Cell(cell.corruption) if cell.is_corruption else cell for below, cell in cells.items()}
+    smallest = 0 if given.resize else (image_size + 1) // 2
+    chosen: list[str] | None = None
+    for below, cell in cells.items():
+        found = _images_below(folder / below, image_size, below or "images", smallest)
+        if chosen is None:
+            chosen, origin = _chosen(_by_folder(found, given.layout), config).keys, found
+        if len(chosen) < len(origin):
+            _check_subset(chosen, origin, found)
+            found = found.aligned(chosen, below)
+        else:
+            _compare(origin, found)
+        yield Input(cell, found, below, [None] * len(found))
+
+
+def _images_below(folder: Path, image_size: int, name: str, smallest: int) -> ImageSource:
+    """Every image below a folder; those with a shorter side below `smallest` pixels count as broken."""
+    paths = list_images(folder)
+    source = plain_source(folder, image_size, name, paths)
+    return dataclasses.replace(source, read=functools.partial(_read, paths, image_size, smallest))
+
+
+def _read(paths: Sequence[Path], size: int, smallest: int, rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.stack([read_image(paths[i], size, smallest=smallest) for i in rows]))
+
+
+def _by_folder(source: ImageSource, name: str) -> ImageSource:
+    """Folders as classes, so that a subset is drawn evenly from them, and the same from every cell."""
+    folders = [key.rpartition("/")[0] for key in source.keys]
+    number = {folder: i for i, folder in enumerate(sorted(set(folders)))}
+    return dataclasses.replace(source, name=name, labels=torch.tensor([number[folder] for folder in folders]))
+
+
+def _check_subset(chosen: Sequence[str], origin: ImageSource, other: ImageSource) -> None:
+    lacking = set(chosen) - set(other.keys)
+    if lacking:
+        raise ValueError(
+            f"{other.name} lacks {len(lacking)} of the {len(chosen)} images that were chosen from {origin.name}, e.g. "
+            f"{min(lacking)}: choose some that every cell has, by --list"
+        )
+
+
+def _compare(origin: ImageSource, other: ImageSource) -> None:
+    """Trees that differ are adapted as they are, but said: images are paired by key later."""
+    for few, many in ((origin, other), (other, origin)):
+        lacking = set(many.keys) - set(few.keys)
+        if lacking:
+            log.warning("%s lacks %d images that %s has, e.g. %s", few.name, len(lacking), many.name, min(lacking))

@@ -1,0 +1,162 @@
+"""What lies in an output folder: images, the settings they were made with, a manifest; and arrays made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from image_adapt.config import AdaptConfig
+from image_adapt.inputs import LABELS
+from image_adapt.job import Job
+from utils.data.cells import MANIFEST, Cell
+from utils.data.corruptions import SEVERITIES
+from utils.data.degradations import CORRECT
+from utils.files import write_atomic
+
+SETTINGS = "settings.json"
+
+# output -> suffix of the files and how Pillow writes them. jpeg: Pillow's own quality (75) and subsampling (4:2:0)
+_PNG: dict[str, Any] = {"format": "png", "compress_level": 1}
+ENCODINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "png": (".png", _PNG),
+    "jpeg": (".jpeg", {"format": "jpeg"}),
+    "npy": (".png", _PNG),
+}
+# options that came after the first adapted folders: not part of their settings where they change nothing
+_LATER = {"noise_level": None, "variance": None, "clip_denoised": True}
+
+
+def settings_of(config: AdaptConfig, model: str, job: Job) -> dict[str, Any]:
+    """Everything that the images of a job depend on besides their own pixels and keys."""
+    data = dataclasses.asdict(config.input)
+    given = {k: data[k] for k in (("folder", "layout") if config.input.folder else ("dataset", "split", "constants", "seed"))}
+    if config.input.compat != CORRECT:
+        given["compat"] = data["compat"]
+    options = dataclasses.asdict(config.options)
+    settings = {
+        "adapter": config.adapter,
+        "parameters": {k: v for k, v in options.items() if k not in _LATER or v != _LATER[k]},
+        "model": model,
+        "seed": config.seed,
+        "bfloat16": config.use_fp16,
+        "corruption": job.cell.corruption,
+        "severity": job.cell.severity,
+        "input": given,
+    }
+    if config.batch_matters:
+        settings["batch_size"] = config.batch_size
+    for name, usual in (("rounding", ("round",)), ("output", ("png", "npy"))):
+        if getattr(config, name) not in usual:
+            settings[name] = getattr(config, name)
+    return settings
+
+
+def other_settings(job: Job, settings: dict[str, Any]) -> list[str]:
+    """What differs between the settings and those of the images in the folder (nothing if there are none)."""
+    path = job.folder / SETTINGS
+    if not path.is_file():
+        return []
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(settings))
+    return [f"{k}: {stored.get(k)} there, {now.get(k)} now" for k in sorted({*stored, *now}) if stored.get(k) != now.get(k)]
+
+
+def check_settings(job: Job, settings: dict[str, Any], overwrite: bool = False) -> list[str]:
+    """Never mix images of two settings in one folder; returns what differs if that may be overwritten.
+
+    Raises:
+        ValueError: the folder holds images made with other settings; names what differs.
+    """
+    differing = other_settings(job, settings)
+    if differing and not overwrite:
+        raise ValueError(
+            f"{job.folder} holds images adapted with other settings ({'; '.join(differing)}): choose another "
+            "--save_dir, or replace them with --overwrite true"
+        )
+    return differing
+
+
+def prepare(job: Job, settings: dict[str, Any], overwrite: bool = False) -> None:
+    """Store the settings beside the images, after removing those of other settings if that is allowed (see `check_settings`)."""
+    if check_settings(job, settings, overwrite):
+        _clear(job)
+    elif (job.folder / SETTINGS).is_file():
+        return
+    job.folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(job.folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True) + "\n")
+
+
+def _clear(job: Job) -> None:
+    """Remove adapted images, those of the manifest and those about to be written, and nothing else that lies in the folder."""
+    manifest = job.folder / MANIFEST
+    lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
+    listed = [job.folder / json.loads(line)["file"] for line in lines]
+    for path in [*listed, *(job.path(i) for i in range(len(job.source))), manifest, job.folder / SETTINGS]:
+        path.unlink(missing_ok=True)
+
+
+def write_manifest(job: Job, settings: dict[str, Any], broken: Sequence[str]) -> None:
+    """`manifest.jsonl`: a line an image with key, file, class index, level, seed and a digest of the settings; sorted by key."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    lines = []
+    for i in sorted(range(len(job.source)), key=job.source.keys.__getitem__):
+        key = job.source.keys[i]
+        if key not in broken:
+            row = {"key": key, "file": job.file(i), "label": int(job.source.labels[i]), "level": job.levels[i]}
+            lines.append(json.dumps({**row, "seed": settings["seed"], "settings": digest}))
+    write_atomic(job.folder / MANIFEST, "\n".join(lines) + "\n")
+
+
+def save_image(path: Path, image: np.ndarray, output: str) -> None:
+    """Write uint8 [3, H, W] in one step."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, **ENCODINGS[output][1])
+    write_atomic(path, buffer.getvalue())
+
+
+# --- arrays in the layout of CIFAR-10-C
+
+
+def check_arrays(jobs: Sequence[Job]) -> None:
+    """Whether arrays can be made of the jobs: whole test sets in their published order, all severities of each corruption.
+
+    Raises:
+        ValueError: otherwise; says what is needed.
+    """
+    cells = {job.cell for job in jobs}
+    lacking = sorted({Cell(job.cell.corruption, s).folder for job in jobs for s in SEVERITIES} - {cell.folder for cell in cells})
+    if lacking or len(cells) != len(SEVERITIES) * len({cell.corruption for cell in cells}):
+        raise ValueError(
+            "--output npy needs --severity 1-5 of each corruption, and nothing else: the arrays hold all severities"
+            + (f" (missing: {', '.join(lacking[:5])})" if lacking else "")
+        )
+    for job in jobs:
+        first = job.source.keys[0]
+        if any(key.rpartition("/")[2] != f"test_{i:05d}" for i, key in enumerate(job.source.keys)):
+            raise ValueError(
+                f"--output npy is for whole test sets with keys <class>/test_00000, ... (CIFAR-10, CIFAR-100 and their corrupted "
+                f"arrays), {job.source.name} begins with {first}: use png"
+            )
+
+
+def write_arrays(jobs: Sequence[Job], save_dir: Path) -> None:
+    """`<save_dir>/<corruption>.npy` uint8 [5 N, H, W, 3], severity s at rows (s-1) N, and `labels.npy`, from the written images."""
+    for corruption in dict.fromkeys(job.cell.corruption for job in jobs):
+        rows = sorted((job for job in jobs if job.cell.corruption == corruption), key=lambda job: job.cell.severity or 0)
+        images = [np.asarray(Image.open(job.path(i))) for job in rows for i in range(len(job.source))]
+        _save_array(save_dir / f"{corruption}.npy", np.stack(images))
+    _save_array(save_dir / LABELS, np.tile(jobs[0].source.labels.numpy().astype(np.uint8), len(SEVERITIES)))
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomic(path, buffer.getvalue())

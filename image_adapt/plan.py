@@ -1,0 +1,86 @@
+"""What a launch would do, as a table: cells, images, batches, passes of the network, disk, and time if a batch was timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from image_adapt.config import AdaptConfig
+from image_adapt.job import Job
+from image_adapt.output import check_settings, settings_of
+from image_adapt.reverse import ReverseChain
+from image_adapt.work import adapt_batch, cut_batches, missing, read_rows
+
+# bytes a pixel, on the generous side: png of noisy photographs, jpeg of quality 75, arrays beside png
+_BYTES = {"png": 3.0, "jpeg": 0.5, "npy": 6.0}
+
+
+def describe_plan(
+    jobs: Sequence[Job], adapter: ReverseChain, config: AdaptConfig, model: str, ranks: int, seconds: float | None = None
+) -> str:
+    """The table as text; nothing is written.
+
+    Args:
+        jobs, adapter, config: of the launch.
+        model: digest of the model, to compare settings with those of images that are there.
+        ranks: number of processes.
+        seconds: that one batch takes, None if that was not measured.
+
+    Raises:
+        ValueError: as the launch would (images of other settings in an output folder).
+    """
+    stale = {j for j, job in enumerate(jobs) if check_settings(job, settings_of(config, model, job), config.overwrite)}
+    pending = missing(jobs, stale)
+    batches = cut_batches(pending, config.batch_size)
+    lines = [["cell", "images", "there", "to do", "batches"]]
+    for j, job in enumerate(jobs):
+        left = sum(k == j for k, _ in pending)
+        counts = (len(job.source), len(job.source) - left, left, sum(k == j for k, _ in batches))
+        lines.append([job.cell.folder if job.cell.corruption else "images", *map(str, counts)])
+    totals = [sum(int(line[column]) for line in lines[1:]) for column in range(1, 5)]
+    lines.append(["total", *map(str, totals)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = [
+        "  ".join([line[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(line[1:], widths[1:], strict=True))]) for line in lines
+    ]
+    return "\n".join([*table, *_summary(adapter, config, ranks, len(pending), len(batches), seconds)]) + "\n"
+
+
+def _summary(adapter: ReverseChain, config: AdaptConfig, ranks: int, images: int, batches: int, seconds: float | None) -> list[str]:
+    rounds, steps, size = -(-batches // ranks), adapter.start_step, adapter.denoiser.image_size
+    alpha_bar = adapter.schedule.alpha_bar[adapter.start_level].item()
+    backward = steps if adapter.uses_gradient else 0
+    mib = images * size * size * _BYTES[config.output] / 2**20
+    lines = [
+        f"ranks: {ranks}, at most {rounds} batches of {config.batch_size} each",
+        f"steps: {steps} of a chain of {len(adapter.schedule)}, from noise level alpha_bar {alpha_bar:.4g}",
+        f"U-Net passes an image: {steps} forward, {backward} backward; in all {images * steps} and {images * backward}",
+        f"disk: at most about {mib:.1f} MiB ({config.output}) in {config.fill(config.save_dir)}",
+    ]
+    if seconds is not None:
+        lines.append(f"time: {_duration(rounds * seconds)} ({seconds:.2f} s for a batch on this machine)")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
+
+
+def time_batch(jobs: Sequence[Job], adapter: ReverseChain, config: AdaptConfig, device: torch.device) -> float:
+    """Seconds for the first batch of the first cell, reading and the network's first call included; nothing is written.
+
+    Raises:
+        ValueError: none of its images can be read.
+    """
+    job = jobs[0]
+    start = time.perf_counter()
+    rows, images, broken = read_rows(job, list(range(min(config.batch_size, len(job.source)))))
+    if not rows:
+        raise ValueError(f"none of the images of the first batch can be read, e.g. {broken[0]}")
+    adapt_batch(adapter, images, [job.source.keys[i] for i in rows], config.seed, config.batch_size, device)
+    return time.perf_counter() - start
