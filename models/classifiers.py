@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from models.resnet import BLOCKS_PER_STAGE, build_resnet
+from models import mmcls
+from models.resnet import ARCHS, build_resnet
 from utils.choices import check_choice
 
 _KIND = "classifier"
@@ -50,18 +51,30 @@ class Classifier(nn.Module):
 
     def __init__(self, network: nn.Module, arch: str, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        for name, values in (("mean", mean), ("std", std)):
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise ValueError(f"normalisation {name} must be 3 numbers (red, green, blue), got {list(values)}")
-        if min(std) <= 0:
-            raise ValueError(f"normalisation std must be positive, got {list(std)}")
         self.network = network
         self.arch = arch
         self.num_classes = num_classes
-        # Kept beside the float32 buffers so that the description repeats the numbers that were given.
-        self._normalisation = {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
-        self.register_buffer("mean", torch.tensor(mean).float().view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).float().view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.ones(1, 3, 1, 1), persistent=False)
+        self._normalisation: dict[str, list[float]] = {}
+        self.set_normalisation(mean, std)
+
+    def set_normalisation(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+        """Replace mean and std (per channel, on the scale of [0,1]; None: as it is).
+
+        Raises:
+            ValueError: not three finite numbers, or a std that is not positive.
+        """
+        for name, values in (("mean", mean), ("std", std)):
+            if values is None:
+                continue
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"normalisation {name} must be 3 numbers (red, green, blue), got {list(values)}")
+            if name == "std" and min(values) <= 0:
+                raise ValueError(f"normalisation std must be positive, got {list(values)}")
+            # Kept beside the float32 buffer so that the description repeats the numbers that were given.
+            self._normalisation[name] = [float(value) for value in values]
+            self.get_buffer(name).copy_(torch.tensor(values).view(1, 3, 1, 1))
 
     @property
     def feature_names(self) -> list[str]:
@@ -155,41 +168,61 @@ def _heads(network: nn.Module) -> list[str]:
 
 
 def build_classifier(
-    arch: str, num_classes: int, mean: Sequence[float], std: Sequence[float], pretrained: bool = False
+    arch: str,
+    num_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    pretrained: bool = False,
+    drop_path: float | None = None,
 ) -> Classifier:
-    """Classifier with fresh weights, or timm's pretrained ones with a new head of `num_classes`.
+    """Classifier with fresh weights, or timm's pretrained ones with a new head where `num_classes` is not theirs.
 
     Args:
-        arch: ResNet20, ResNet56, ResNet110 (CIFAR networks, `models.resnet`) or any timm name, with or without weights
-            tag.
+        arch: a name of `models.resnet.ARCHS` or any timm name, with or without weights tag.
         num_classes: K, at least 2.
         mean, std: input normalisation per channel, on the scale of [0,1].
-        pretrained: load timm's weights (from the network, or its local cache).
+        pretrained: load timm's weights (from the network, or its local cache), and take the mean and std that belong to them.
+        drop_path: rate of stochastic depth, for timm networks that have it (None: timm's default).
 
     Raises:
-        ValueError: unknown `arch` (names the closest), fewer than 2 classes, no pretrained weights of that name, unfit
-            mean or std.
+        ValueError: unknown `arch` (names the closest), fewer than 2 classes, no pretrained weights of that name, no stochastic
+            depth in that network, unfit mean or std.
     """
     if num_classes < 2:
         raise ValueError(f"a classifier needs at least 2 classes, got {num_classes}")
-    if arch not in BLOCKS_PER_STAGE:
-        return Classifier(_build_timm(arch, num_classes, pretrained), arch, num_classes, mean, std)
+    if arch not in ARCHS:
+        classifier = Classifier(_build_timm(arch, num_classes, pretrained, drop_path), arch, num_classes, mean, std)
+        if pretrained:
+            classifier.set_normalisation(*published_normalisation(classifier))
+        return classifier
     if pretrained:
         raise ValueError(f"there are no pretrained weights for {arch}: train it, or start from a checkpoint")
+    if drop_path is not None:
+        raise ValueError(f"{arch} has no stochastic depth: leave drop_path out")
     return Classifier(build_resnet(arch, num_classes), arch, num_classes, mean, std)
 
 
-def _build_timm(arch: str, num_classes: int, pretrained: bool) -> nn.Module:
+def _build_timm(arch: str, num_classes: int, pretrained: bool, drop_path: float | None) -> nn.Module:
     import timm  # here, since it takes seconds and the CIFAR networks do without
 
     if not timm.is_model(arch):
-        close = difflib.get_close_matches(arch, [*BLOCKS_PER_STAGE, *timm.list_models()], n=4)
+        close = difflib.get_close_matches(arch, [*ARCHS, *timm.list_models()], n=4)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise ValueError(f"unknown arch {arch!r}: {hint}allowed: {', '.join(BLOCKS_PER_STAGE)} or a name in timm.list_models()")
-    try:
-        return timm.create_model(arch, pretrained=pretrained, num_classes=num_classes)
+        raise ValueError(f"unknown arch {arch!r}: {hint}allowed: {', '.join(ARCHS)} or a name in timm.list_models()")
+    try:  # timm leaves out what is None
+        return timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, drop_path_rate=drop_path)
     except RuntimeError as error:  # timm's answer to a weights tag it does not know
         raise ValueError(f"timm cannot build {arch!r} with pretrained={pretrained}: {error}") from error
+    except TypeError as error:
+        if drop_path is None:
+            raise
+        raise ValueError(f"timm's {arch} does not take drop_path: leave it out ({error})") from error
+
+
+def published_normalisation(classifier: Classifier) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """(mean, std) with which timm's weights of this network were trained; (None, None) for networks that are not timm's."""
+    published = getattr(classifier.network, "pretrained_cfg", {})
+    return published.get("mean"), published.get("std")
 
 
 def describe(classifier: Classifier) -> dict[str, Any]:
@@ -223,14 +256,16 @@ def from_description(meta: Mapping[str, Any], state_dict: Mapping[str, Tensor]) 
 def load_network_state(classifier: Classifier, state_dict: Mapping[str, Tensor]) -> None:
     """Load weights into `classifier.network`, strictly: every entry, and none more.
 
-    A prefix of wrappers before all names ("module.", "network.", "_orig_mod.") is taken off. Only BatchNorm's
-    `num_batches_tracked` may be absent (files older than PyTorch 0.4.1).
+    A prefix of wrappers before all names ("module.", "network.", "_orig_mod.") is taken off, and the names of mm-classification
+    are translated. Only BatchNorm's `num_batches_tracked` may be absent (files older than PyTorch 0.4.1).
 
     Raises:
         ValueError: weights of another architecture (names the first differing entries) or number of classes (found,
             expected); the classifier is then unchanged.
     """
-    state = _without_wrappers(state_dict)
+    state = without_wrappers(state_dict)
+    if mmcls.is_mmcls(state):
+        state = mmcls.to_timm(state)
     own = classifier.network.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
@@ -239,7 +274,8 @@ def load_network_state(classifier: Classifier, state_dict: Mapping[str, Tensor])
     if not missing and not unexpected and misshapen and all(name.startswith(head) for name in misshapen):
         raise ValueError(
             f"the weights are for {len(state[misshapen[0]])} classes, {classifier.arch} was built for "
-            f"{classifier.num_classes}: set num_classes to that of the weights, or take weights trained on this dataset"
+            f"{classifier.num_classes}: take weights trained on this data set, or, where it holds some of their classes only, "
+            "name all of them in their order (data.classes)"
         )
     if missing or unexpected or misshapen:
         shapes = [f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}" for name in misshapen]
@@ -249,10 +285,11 @@ def load_network_state(classifier: Classifier, state_dict: Mapping[str, Tensor])
     classifier.network.load_state_dict(dict(state))
 
 
-def _without_wrappers(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def without_wrappers(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights without the prefix that data parallelism, `Classifier` or torch.compile puts before every name."""
     for prefix in _WRAPPER_PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
-            return _without_wrappers({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+            return without_wrappers({name.removeprefix(prefix): tensor for name, tensor in state.items()})
     return state
 
 

@@ -13,9 +13,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.utils.serialization import config as serialization
 
-from models.classifiers import Classifier, from_description, load_network_state
+from models import mmcls
+from models.classifiers import (
+    Classifier,
+    build_classifier,
+    from_description,
+    load_network_state,
+    published_normalisation,
+    without_wrappers,
+)
 from models.diffusion import FACTS, Denoiser
 from models.diffusion import from_description as denoiser_from_description
 from models.guided_diffusion import denoiser_from_openai
@@ -40,46 +49,92 @@ def _check_classes(path: Path, found: Sequence[str], expected: Sequence[str]) ->
         )
 
 
-def load_classifier(reference: str | Path, save_dir: str | Path = "runs", classes: Sequence[str] | None = None) -> Classifier:
+def load_classifier(
+    reference: str | Path,
+    save_dir: str | Path = "runs",
+    classes: Sequence[str] | None = None,
+    arch: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Classifier:
     """A classifier in eval mode.
 
     Args:
         reference: checkpoint file, run folder, or run name under `save_dir` (latest finished run).
         save_dir: root of the runs.
         classes: class names that the data set has; a checkpoint with others is refused.
+        arch: name of the network (`models.classifiers.build_classifier`), for a file of another program, which does not say it:
+            a state dict of timm, torchvision, mm-classification or FusionDistill; `classes` is needed then.
+        mean, std: input normalisation per channel, in place of the one that the checkpoint has. Files of mm-classification have
+            that program's, other files of timm networks have timm's.
 
     Raises:
-        FileNotFoundError, ValueError: missing, foreign (no description of its network inside), or of other classes.
+        FileNotFoundError, ValueError: missing, foreign without `arch`, of another network than `arch`, of other classes, or of
+            unknown normalisation.
     """
     path = resolve_checkpoint(reference, save_dir)
     state, description = load_checkpoint(path, kind="classifier")
-    if not description:
+    if not description and (arch is None or classes is None):
         raise ValueError(
-            f"checkpoint {path} does not say what network it holds; start a run from it instead "
-            "(model.arch and model.init_from in a training config), the run's own checkpoint will say it"
+            f"checkpoint {path} does not say what network it holds: name it (test.py --arch, or `arch` of an ensemble's member), "
+            "or start a run from it (model.arch and model.init_from in a training config), the run's own checkpoint will say it"
         )
-    if classes is not None:
-        _check_classes(path, description.get("classes", []), classes)
-    log.info("classifier %s from %s", description["arch"], path)
-    return from_description(description, state).eval()
+    if description:
+        _check_arch(path, description, arch, "arch")
+        if classes is not None:
+            _check_classes(path, description.get("classes", []), classes)
+        classifier = from_description(description, state)
+    else:
+        assert arch is not None and classes is not None
+        classifier = build_classifier(arch, len(classes), (0.0,) * 3, (1.0,) * 3)
+        _load_state(path, classifier, state)
+        found = _normalisation(classifier, state, description)
+        if None in found and (mean is None or std is None):
+            raise ValueError(f"checkpoint {path} does not say with which mean and std its {arch} was trained: give both")
+        classifier.set_normalisation(*found)
+    classifier.set_normalisation(mean, std)
+    log.info("classifier %s from %s", classifier.arch, path)
+    return classifier.eval()
 
 
 def initialise_classifier(classifier: Classifier, reference: str | Path, save_dir: str | Path, classes: Sequence[str]) -> None:
-    """Load the weights that `reference` names into `classifier`; a file without description is matched by its tensor names.
+    """Load the weights that `reference` names into `classifier`, and the normalisation that belongs to them.
+
+    A file without description is matched by its tensor names (timm's, mm-classification's, or those of our own networks); where
+    nothing says its normalisation, that of `classifier` stays.
 
     Raises:
         FileNotFoundError, ValueError: missing, another architecture, or other classes.
     """
     path = resolve_checkpoint(reference, save_dir)
     state, description = load_checkpoint(path, kind="classifier")
-    if description and description["arch"] != classifier.arch:
-        raise ValueError(f"checkpoint {path} holds a {description['arch']}, model.arch is {classifier.arch}: make them equal")
+    _check_arch(path, description, classifier.arch, "model.arch")
     _check_classes(path, description.get("classes", []), classes)
+    _load_state(path, classifier, state)
+    classifier.set_normalisation(*_normalisation(classifier, state, description))
+    log.info("weights from %s", path)
+
+
+def _check_arch(path: Path, description: Mapping[str, Any], arch: str | None, what: str) -> None:
+    if description and arch is not None and description["arch"] != arch:
+        raise ValueError(f"checkpoint {path} holds a {description['arch']}, {what} is {arch}: make them equal")
+
+
+def _load_state(path: Path, classifier: Classifier, state: Mapping[str, Tensor]) -> None:
     try:
         load_network_state(classifier, state)
     except ValueError as error:
         raise ValueError(f"checkpoint {path}: {error}") from error
-    log.info("weights from %s", path)
+
+
+def _normalisation(
+    classifier: Classifier, state: Mapping[str, Tensor], description: Mapping[str, Any]
+) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """(mean, std) that belong to weights: their description's, mm-classification's, or timm's; None where nothing says."""
+    if description:
+        return description["mean"], description["std"]
+    names = without_wrappers(state)
+    return mmcls.normalisation(names) if mmcls.is_mmcls(names) else published_normalisation(classifier)
 
 
 def load_denoiser(reference: str | Path, save_dir: str | Path = "runs") -> Denoiser:

@@ -1,7 +1,10 @@
-"""CIFAR-style residual networks (He et al. 2016, section 4.2) with the 2x2-pooled head that FusionDistill uses.
+"""Residual networks for small images.
 
-State-dict names and their order are those of the FusionDistill checkpoints, so that either side loads the other's
-weights strictly.
+ResNet20, ResNet56, ResNet110: the CIFAR networks of He et al. 2016, section 4.2, with the 2x2-pooled head that FusionDistill uses.
+State-dict names and their order are those of the FusionDistill checkpoints, so that either side loads the other's weights strictly.
+
+ResNet18_CIFAR, ResNet50_CIFAR: ImageNet's ResNets with a 3x3 stem of stride 1 and no max-pool (mm-classification's ResNet_CIFAR),
+which DiffAUD uses; built of timm's ResNet, with its names.
 """
 
 from __future__ import annotations
@@ -13,6 +16,11 @@ from utils.choices import check_choice
 
 BLOCKS_PER_STAGE = {"ResNet20": 3, "ResNet56": 9, "ResNet110": 18}
 _WIDTHS = (16, 32, 64)
+_WIDE = {
+    "ResNet18_CIFAR": ("BasicBlock", (2, 2, 2, 2)),
+    "ResNet50_CIFAR": ("Bottleneck", (3, 4, 6, 3)),
+}  # timm's block, blocks a stage
+ARCHS = (*BLOCKS_PER_STAGE, *_WIDE)
 
 
 class BasicBlock(nn.Module):
@@ -71,13 +79,23 @@ class CifarResNet(nn.Module):
         return self.fc
 
 
-def build_resnet(arch: str, num_classes: int) -> CifarResNet:
-    """ResNet20, ResNet56 or ResNet110 with weights from torch's global generator.
+def build_resnet(arch: str, num_classes: int) -> nn.Module:
+    """A network of `ARCHS` with weights from torch's global generator.
 
     Raises:
         ValueError: another `arch`.
     """
-    return CifarResNet(BLOCKS_PER_STAGE[check_choice(arch, BLOCKS_PER_STAGE, "CIFAR ResNet")], num_classes)
+    check_choice(arch, ARCHS, "CIFAR ResNet")
+    if arch in BLOCKS_PER_STAGE:
+        return CifarResNet(BLOCKS_PER_STAGE[arch], num_classes)
+    from timm.models import resnet  # here, since it takes seconds and the other networks do without
+
+    block, layers = _WIDE[arch]
+    network: nn.Module = resnet.ResNet(getattr(resnet, block), layers, num_classes)
+    stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")  # as timm's other convolutions
+    network.conv1, network.maxpool = stem, nn.Identity()
+    return network
 
 
 def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:

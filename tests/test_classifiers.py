@@ -277,3 +277,36 @@ def test_unknown_arch_names_the_closest_of_timm_and_of_ours() -> None:
 def test_unknown_weights_tag_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot build 'resnet18.no_such_tag'"):
         build_classifier("resnet18.no_such_tag", 10, MEAN, STD, pretrained=True)
+
+
+# ---- options of timm's networks
+
+
+def test_stochastic_depth_is_set_where_the_network_has_it() -> None:
+    built = build_classifier("test_convnext", 4, MEAN, STD, drop_path=0.3)
+    rates = [m.drop_prob for m in built.modules() if type(m).__name__ == "DropPath"]
+    assert max(rates) == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="ResNet20 has no stochastic depth: leave drop_path out"):
+        build_classifier("ResNet20", 4, MEAN, STD, drop_path=0.1)
+    with pytest.raises(ValueError, match="timm's vgg11 does not take drop_path: leave it out"):
+        build_classifier("vgg11", 4, MEAN, STD, drop_path=0.1)
+
+
+def test_published_weights_come_with_their_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *args, **options: real(*args, **{**options, "pretrained": False}))
+    built = build_classifier("tf_efficientnet_lite0", 4, MEAN, STD, pretrained=True)
+    assert (describe(built)["mean"], describe(built)["std"]) == ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
+    fresh = build_classifier("tf_efficientnet_lite0", 4, MEAN, STD)
+    assert describe(fresh)["mean"] == list(MEAN)
+
+
+def test_normalisation_can_be_replaced_in_part(small: Classifier) -> None:
+    changed = copy.deepcopy(small)
+    changed.set_normalisation(std=(0.5, 0.5, 0.5))
+    assert (describe(changed)["mean"], describe(changed)["std"]) == (list(MEAN), [0.5, 0.5, 0.5])
+    assert changed.std.flatten().tolist() == [0.5, 0.5, 0.5] and torch.equal(changed.mean, small.mean)
+    with pytest.raises(ValueError, match="std must be positive"):
+        changed.set_normalisation(std=(0.5, -0.5, 0.5))

@@ -94,7 +94,7 @@ def test_a_class_that_training_lacks_is_reported(tmp_path: Path) -> None:
     write_images(tmp_path / "train", ["cat", "dog"], 2)
     write_images(tmp_path / "test", ["cat", "horse"], 2)
     with pytest.raises(
-        ValueError, match=r"test has class folders \['horse'\] that the training part lacks \(it has \['cat', 'dog'\]\)"
+        ValueError, match=r"test has class folders \['horse'\] that are not among the classes of the .* \(\['cat', 'dog'\]\)"
     ):
         open_source(str(tmp_path), "test")
 
@@ -249,6 +249,39 @@ def test_a_palette_becomes_its_colours(tmp_path: Path) -> None:
     image.putpalette([0, 0, 0, 9, 8, 7])
     image.save(tmp_path / "a.gif")
     assert read_image(tmp_path / "a.gif", 4)[:, 0, 0].tolist() == [9, 8, 7]
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
+    levels = np.array([[0, 257], [128, 65535]], np.uint16)  # 128 / 257 rounds down
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(levels).save(tmp_path / name)
+        assert read_image(tmp_path / name, 2)[1].tolist() == [[0, 1], [0, 255]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_unknown_range_are_refused_by_name(tmp_path: Path, dtype: type) -> None:
+    Image.fromarray(np.full((4, 4), 7, dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(BrokenImageError, match=r"a\.tif: its pixels \([IF]\) are 32-bit numbers of unknown range"):
+        read_image(tmp_path / "a.tif", 4)
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif", 4)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
+def test_an_animation_is_its_first_frame(tmp_path: Path, name: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("white", "black")]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    assert (read_image(tmp_path / name, 8) > 250).all()
+
+
+def test_an_image_smaller_than_allowed_is_refused_by_name(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 9)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", 8, smallest=4).shape == (3, 8, 8)
+    with pytest.raises(BrokenImageError, match=r"a\.png: 4 x 9 px is too small to be enlarged to 8"):
+        read_image(tmp_path / "a.png", 8, smallest=5)
 
 
 def grid(width: int, height: int) -> Image.Image:

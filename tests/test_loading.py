@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models.classifiers import Classifier, build_classifier, describe
 from models.diffusion import Denoiser, build_denoiser
@@ -18,6 +19,7 @@ from utils.runs import BEST, mark_done
 
 CLASSES = ["cat", "dog", "horse"]
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
+TIMM = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of test_efficientnet
 
 
 def make_classifier(seed: int = 0, arch: str = "ResNet20") -> Classifier:
@@ -82,7 +84,7 @@ def test_classes_are_not_compared_where_the_checkpoint_names_none(tmp_path: Path
 
 def test_a_classifier_without_description_cannot_be_loaded_but_says_how_to_use_it(tmp_path: Path) -> None:
     torch.save(make_classifier().network.state_dict(), tmp_path / "theirs.pth")
-    message = r"theirs\.pth does not say what network it holds; start a run from it instead \(model\.arch and model\.init_from"
+    message = r"theirs\.pth does not say what network it holds: name it \(test\.py --arch.*start a run from it \(model\.arch and"
     with pytest.raises(ValueError, match=message):
         load_classifier(tmp_path / "theirs.pth")
 
@@ -120,6 +122,69 @@ def test_foreign_weights_of_another_architecture_are_refused_with_the_names_that
     message = r"theirs\.pth: the weights are not those of ResNet20 but of another architecture .*unexpected: conv\.weight"
     with pytest.raises(ValueError, match=message):
         initialise_classifier(make_classifier(), tmp_path / "theirs.pth", tmp_path, CLASSES)
+
+
+# --- lone files of other programs, and normalisation
+
+
+def save_lone(path: Path, arch: str) -> Classifier:
+    torch.manual_seed(0)
+    inside = build_classifier(arch, len(CLASSES), MEAN, STD).eval()
+    save_file(inside.network.state_dict(), path)
+    return inside
+
+
+def test_a_lone_file_of_a_timm_network_is_loaded_by_its_name_with_timms_normalisation(tmp_path: Path) -> None:
+    inside = save_lone(tmp_path / "lone.safetensors", "test_efficientnet")
+    loaded = load_classifier(tmp_path / "lone.safetensors", classes=CLASSES, arch="test_efficientnet")
+    inside.set_normalisation(*TIMM)
+    images = torch.rand(1, 3, 32, 32)
+    assert not loaded.training
+    assert torch.equal(loaded(images), inside(images))
+    told = load_classifier(tmp_path / "lone.safetensors", classes=CLASSES, arch="test_efficientnet", std=STD)
+    assert (describe(told)["mean"], describe(told)["std"]) == (list(TIMM[0]), list(STD))
+
+
+def test_a_lone_file_of_our_networks_needs_its_normalisation(tmp_path: Path) -> None:
+    inside = save_lone(tmp_path / "lone.safetensors", "ResNet20")
+    options = {"classes": CLASSES, "arch": "ResNet20"}
+    for given in ({}, {"mean": MEAN}):
+        with pytest.raises(ValueError, match=r"does not say with which mean and std its ResNet20 was trained: give both"):
+            load_classifier(tmp_path / "lone.safetensors", **options, **given)  # type: ignore[arg-type]
+    loaded = load_classifier(tmp_path / "lone.safetensors", **options, mean=MEAN, std=STD)  # type: ignore[arg-type]
+    images = torch.rand(1, 3, 16, 16)
+    assert torch.equal(loaded(images), inside(images))
+
+
+def test_a_lone_file_of_other_classes_or_another_network_is_refused_by_name(tmp_path: Path) -> None:
+    save_lone(tmp_path / "lone.safetensors", "ResNet20")
+    with pytest.raises(ValueError, match=r"lone\.safetensors: the weights are for 3 classes, ResNet20 was built for 2: take"):
+        load_classifier(tmp_path / "lone.safetensors", classes=CLASSES[:2], arch="ResNet20")
+    with pytest.raises(ValueError, match=r"lone\.safetensors: the weights are not those of ResNet56"):
+        load_classifier(tmp_path / "lone.safetensors", classes=CLASSES, arch="ResNet56")
+
+
+def test_a_name_that_contradicts_the_checkpoint_is_refused_and_its_normalisation_may_be_replaced(tmp_path: Path) -> None:
+    path = save_run(tmp_path, make_classifier())
+    with pytest.raises(ValueError, match=re.escape(f"checkpoint {path} holds a ResNet20, arch is ResNet56: make them equal")):
+        load_classifier("ind/clean", tmp_path, CLASSES, arch="ResNet56")
+    loaded = load_classifier("ind/clean", tmp_path, CLASSES, arch="ResNet20", mean=(0.1, 0.2, 0.3))
+    assert (describe(loaded)["mean"], describe(loaded)["std"]) == ([0.1, 0.2, 0.3], list(STD))
+
+
+def test_a_student_takes_over_the_normalisation_of_the_weights_it_starts_from(tmp_path: Path) -> None:
+    save_run(tmp_path, make_classifier())
+    save_lone(tmp_path / "timm.safetensors", "test_efficientnet")
+    save_lone(tmp_path / "ours.safetensors", "ResNet20")
+    other = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    for reference, arch, mean in (
+        ("ind/clean", "ResNet20", MEAN),
+        (tmp_path / "timm.safetensors", "test_efficientnet", TIMM[0]),
+        (tmp_path / "ours.safetensors", "ResNet20", other[0]),
+    ):
+        student = build_classifier(arch, len(CLASSES), *other)
+        initialise_classifier(student, reference, tmp_path, CLASSES)
+        assert describe(student)["mean"] == list(mean)
 
 
 # --- diffusion models

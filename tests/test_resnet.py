@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.classifiers import build_classifier
 from models.resnet import build_resnet
 
 BN = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
@@ -110,3 +111,29 @@ def test_a_block_computes_its_formula_and_the_head_reads_a_two_by_two_pool() -> 
 def test_unknown_depth_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="unknown CIFAR ResNet 'ResNet55'.*did you mean 'ResNet56'"):
         build_resnet("ResNet55", 10)
+
+
+# --- the ResNets of DiffAUD
+
+
+@pytest.mark.parametrize(("arch", "parameters", "width"), [("ResNet18_CIFAR", 11.17e6, 512), ("ResNet50_CIFAR", 23.52e6, 2048)])
+def test_wide_networks_have_the_published_size_and_keep_small_images_large(arch: str, parameters: float, width: int) -> None:
+    with torch.device("meta"):
+        built = build_classifier(arch, 10, (0.5,) * 3, (0.25,) * 3)
+        found = built.features(torch.zeros(1, 3, 32, 32))
+    assert sum(p.numel() for p in built.parameters()) == pytest.approx(parameters, abs=5e3)
+    assert [t.shape[-1] for name, t in found.items() if name != "pooled"] == [32, 32, 16, 8, 4]
+    assert found["pooled"].shape == (1, width)
+
+
+def test_wide_networks_differ_from_timms_by_the_stem_alone() -> None:
+    import timm
+
+    torch.manual_seed(0)
+    network = build_resnet("ResNet50_CIFAR", 10)
+    with torch.device("meta"):
+        theirs = {name: tensor.shape for name, tensor in timm.create_model("resnet50", num_classes=10).state_dict().items()}
+    mine = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    assert list(mine) == list(theirs)
+    assert {name for name in mine if mine[name] != theirs[name]} == {"conv1.weight"}
+    assert network.get_parameter("conv1.weight").std().item() == pytest.approx(math.sqrt(2 / 576), rel=0.05)  # fan_out 64 * 9

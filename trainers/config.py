@@ -7,7 +7,10 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-from utils.data.batches import AugmentConfig
+from utils.data.batches import AugmentConfig, BatchSet
+from utils.data.degradations import DegradationCompat
+from utils.data.image_source import ImageSource
+from utils.data.sources import open_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,10 +18,22 @@ class DataConfig:
     """What is trained on.
 
     Attributes:
-        dataset: `Digits`, `CIFAR10`, `CIFAR100`, or the path of an image folder.
+        dataset: `Digits`, `CIFAR10`, `CIFAR100`, `TinyImagenet`, `Imagenet`, or the path of an image folder.
         root: where downloaded data sets lie.
-        image_size: side in pixels, for image folders (null: of the first image).
-        degradations: names; each image of a step appears once for every one. Empty: clean training.
+        image_size: side in pixels, for image folders (null: of the first image) and Imagenet (null: 224 of a shorter side of 256).
+        resize: for both: side to which the shorter side is brought before the centre of image_size is cut (null: image_size).
+        classes: for both: the list that numbers the classes, `imagenet-1k` or a file (null: the training folders; imagenet-1k).
+        subset: file that names the images to use, one a line, by key (`<class>/<name>`) or path (null: all).
+        degradations: any number of degradations, sequences such as `blur+noise` and ImageNet-C corruptions; each image of a step
+            appears once for every one. Empty: clean training.
+        pairing: paired (the same images, flips and crops for every degradation) | independent (each has its own).
+        levels: independent (a level for each image and degradation) | shared (one draw an image, as the reference program does by
+            accident: blur and noise then have the same number).
+        compat: how degradations are computed (utils/data/degradations.py); the defaults are the right operations.
+        constants: set of the corruption constants: cifar | tiny | imagenet (null: by image size).
+        validation: held_out (a tenth of the training images) | test (train on all, choose the best epoch on the test images, as
+            the reference program does; its accuracy is then too high).
+        seed: of order, levels, degradation and augmentation (null: the run's seed).
         adapted: folder of adapted images (`<adapted>/<degradation>/random/<class>/*`) to train on in place of degrading on the fly.
         batch_size: images a step and process, before they are multiplied by the degradations.
         workers: processes that make batches (0: the training process itself).
@@ -29,12 +44,44 @@ class DataConfig:
     dataset: str = "Digits"
     root: str = "data"
     image_size: int | None = None
+    resize: int | None = None
+    classes: str | None = None
+    subset: str | None = None
     degradations: list[str] = field(default_factory=list)
+    pairing: Literal["paired", "independent"] = "paired"
+    levels: Literal["independent", "shared"] = "independent"
+    compat: DegradationCompat = field(default_factory=DegradationCompat)
+    constants: Literal["cifar", "tiny", "imagenet"] | None = None
+    validation: Literal["held_out", "test"] = "held_out"
+    seed: int | None = None
     adapted: str | None = None
     batch_size: int = 128
     workers: int = 0
     limit: int | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def source(self, split: str) -> ImageSource:
+        """The images of a split (utils/data/sources.py)."""
+        return open_source(
+            self.dataset, split, self.root, self.image_size, self.limit,
+            resize=self.resize, classes=self.classes, subset=self.subset,
+        )  # fmt: skip
+
+    def batches(
+        self,
+        source: ImageSource,
+        seed: int,
+        train: bool,
+        adapted: dict[str, ImageSource] | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> BatchSet:
+        """Batches of `source` as this section describes them; `seed` is the run's, `train` switches augmentation on."""
+        return BatchSet(
+            source, self.degradations, self.batch_size, seed if self.seed is None else self.seed, self.augment if train else None,
+            adapted, rank, world, pairing=self.pairing, levels=self.levels, compat=self.compat,
+            constants=self.constants,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +122,8 @@ class LoopConfig:
         accumulate: steps over which gradients are added up before the optimiser steps.
         clip_norm: largest gradient norm (null: no clipping).
         ema_decay: keep an exponential moving average of the weights, validate and save it (null: none).
+        sync_batchnorm: BatchNorm's training statistics are those of the images of all processes, so that n processes train as one
+            with the n-fold batch; without effect for one process.
         channels_last: memory layout of the convolutions (faster on CPU and on tensor cores).
         compile: torch.compile the loss; falls back with a message where it does not work.
     """
@@ -87,6 +136,7 @@ class LoopConfig:
     accumulate: int = 1
     clip_norm: float | None = None
     ema_decay: float | None = None
+    sync_batchnorm: bool = True
     channels_last: bool = True
     compile: bool = False
 
@@ -99,7 +149,7 @@ class TrainConfig:
         name: the run goes to `<save_dir>/<name>/<run id>`; `{dataset}`, `{arch}` and `{deg}` (the degradations
             joined by `+`) are replaced, here and in the names of parent runs.
         save_dir: root of all runs.
-        seed: of weights, order, degradation and augmentation.
+        seed: of weights and, unless data.seed is given, of order, degradation and augmentation.
         data, optimizer, loop: see there.
         method: `name` and the keys of that method (trainers/methods.py).
         model: keys of the network that the method trains (trainers/methods.py).

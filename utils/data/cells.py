@@ -150,7 +150,7 @@ class OnTheFly:
             option = self.constants or default_constants(size)
         elif cell.corruption != CLEAN and self.compat not in (None, CORRECT):
             option = str(self.compat)
-        return _digest(self.clean.name, size, self.clean.keys, cell, self.seed, option)
+        return _digest(self.clean.name, self.clean.frame, self.clean.keys, cell, self.seed, option)
 
     def levels(self, cell: Cell, keys: list[str]) -> Tensor:
         """Level of each image in the degradation's own unit (a corruption's severity), [B] (or [B, stages] for a sequence)."""
@@ -234,7 +234,8 @@ class FolderTree:
                 + "; make them with: mpiexec -n 2 python image_adapt/scripts/image_sample.py -c <config> "
                 f"--corruption {cell.corruption} --save_dir {self.root}"
             )
-        found = folder_source(folder, self.clean.image_size, f"{self.root.name}/{cell.folder}", self.clean.classes)
+        clean = self.clean
+        found = folder_source(folder, clean.image_size, f"{self.root.name}/{cell.folder}", clean.classes, clean.resize)
         return dataclasses.replace(found.aligned(self.clean.keys, str(folder)), level=self._levels(cell))
 
     def _levels(self, cell: Cell) -> Tensor | None:
@@ -252,7 +253,7 @@ class FolderTree:
         files = [
             (str(p.relative_to(self.root)), p.stat().st_size, p.stat().st_mtime_ns) for p in list_images(self.root / cell.folder)
         ]
-        return _digest(self.clean.keys, self.clean.image_size, cell, files)
+        return _digest(self.clean.keys, self.clean.frame, cell, files)
 
 
 def _digest(*parts: object) -> str:

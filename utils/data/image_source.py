@@ -30,6 +30,8 @@ class ImageSource:
         read: numpy index array [B] -> uint8 tensor [B, 3, S, S].
         level: float [N] in [0, 1], how strongly each image was degraded (0 = clean) before it was adapted; None where unknown.
         rgb_mean, rgb_std: channel statistics of the training images, range [0, 1], for the classifier's normalisation.
+        resize: to what the shorter side of the files was brought before the S x S centre was cut (None: to S); adapted versions of
+            the images are read in the same way, so that both show the same part.
     """
 
     name: str
@@ -41,9 +43,15 @@ class ImageSource:
     rgb_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     rgb_std: tuple[float, ...] = (0.25, 0.25, 0.25)
     level: Tensor | None = None
+    resize: int | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def frame(self) -> str:
+        """Which part of a file an image shows, for caches."""
+        return f"{self.image_size}" if self.resize is None else f"{self.image_size} of {self.resize}"
 
     def images(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """uint8 [B, 3, S, S] of the images at `indices`."""

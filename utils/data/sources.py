@@ -1,13 +1,15 @@
 """Data sets behind one interface: labels, stable keys, and uint8 images by index.
 
 `open_source("Digits", "train")` is scikit-learn's digits, `open_source("CIFAR10", "test", root)` the torchvision data set,
-`TinyImagenet` the published folder, and any folder `<root>/<class>/*` or `<root>/<split>/<class>/*` is a data set by its path.
+`TinyImagenet` and `Imagenet` are the published folders, and any folder `<root>/<class>/*` or `<root>/<split>/<class>/*` is a data
+set by its path.
 Validation images are always cut from the training part, class by class, with a fixed draw: the test part chooses nothing.
 The split `trainval` is the training part before that cut, for published protocols that train on all of it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +19,23 @@ from PIL import Image
 from utils.choices import check_choice
 from utils.data.folders import image_folder
 from utils.data.image_source import TEST_SHARE, ImageSource, array_source, cut, found_at, train_validation_test
+from utils.data.imagenet import imagenet, preloaded, read_classes
+from utils.data.images import IMAGE_SUFFIXES
 from utils.data.tiny_imagenet import tiny_imagenet
 
 SPLITS = ("train", "validation", "test", "trainval")
 
 
 def open_source(
-    dataset: str, split: str, root: str | Path = "data", image_size: int | None = None, limit: int | None = None
+    dataset: str,
+    split: str,
+    root: str | Path = "data",
+    image_size: int | None = None,
+    limit: int | None = None,
+    *,
+    resize: int | None = None,
+    classes: str | None = None,
+    subset: str | None = None,
 ) -> ImageSource:
     """Open one split of a data set.
 
@@ -31,25 +43,61 @@ def open_source(
         dataset: a name of `DATASETS`, or the path of an image folder.
         split: train | validation | test | trainval (training and validation images together, in the order of the training part).
         root: where downloaded data sets lie.
-        image_size: side in pixels, for image folders (default: the shorter side of the first image).
+        image_size: side in pixels, for image folders (default: the shorter side of the first image) and Imagenet (224).
         limit: class-balanced subset of so many images (a fixed draw).
+        resize: for image folders and Imagenet: side to which the shorter side of the files is brought before the centre of
+            `image_size` is cut (default: `image_size` itself; 256 for Imagenet without `image_size`).
+        classes: for image folders and Imagenet: the list that numbers the classes (`imagenet.read_classes`; default: the sorted
+            names of the training folders; the 1,000 classes for Imagenet).
+        subset: file that names the images to use, one a line, by key or path below the data set's folder. A test set must have all
+            of them, another split has those that fell into it.
 
     Raises:
-        ValueError: unknown data set or split, a folder without images or with one class, an image that cannot be decoded.
+        ValueError: unknown data set or split, a folder without images or with one class, an image that cannot be decoded, options
+            that the data set does not have, a subset that is not there.
         FileNotFoundError: data set not there or not in its layout; says what was expected and found, and how to get it.
     """
     check_choice(split, SPLITS, "split")
-    if dataset in DATASETS:
+    if resize is not None and resize < (image_size or 1):
+        raise ValueError(f"data.resize {resize} is smaller than data.image_size {image_size}: nothing could be cut from it")
+    is_folder = dataset not in DATASETS and Path(dataset).is_dir()
+    order = read_classes(classes) if classes is not None else None
+    if dataset == "Imagenet":
+        source = imagenet(split, Path(root), image_size, resize, order)
+    elif is_folder:
+        source = image_folder(Path(dataset), split, image_size, resize, order)
+    elif dataset in DATASETS:
+        for name, value in (("resize", resize), ("classes", classes)):
+            if value is not None:
+                raise ValueError(f"data.{name} is for Imagenet and image folders, {dataset} has its own: leave it out")
         source = DATASETS[dataset](split, Path(root))
-    elif Path(dataset).is_dir():
-        source = image_folder(Path(dataset), split, image_size)
     elif "/" in dataset:
         raise FileNotFoundError(
             f"image folder {dataset} does not exist; expected {dataset}/<class>/* or {dataset}/<split>/<class>/*"
         )
     else:
         check_choice(dataset, [*DATASETS, "<path of an image folder>"], "dataset")
-    return source.limited(limit)
+    source = _named_in(subset, source, split).limited(limit)
+    return preloaded(source) if dataset == "Imagenet" else source
+
+
+def _named_in(subset: str | None, source: ImageSource, split: str) -> ImageSource:
+    """The images that a subset list names, in the source's order."""
+    if subset is None:
+        return source
+    if not Path(subset).is_file():
+        raise FileNotFoundError(f"data.subset {subset} does not exist; expected a file with one image key or path a line")
+    lines = [Path(line.strip()) for line in Path(subset).read_text(encoding="utf-8").splitlines() if line.strip()]
+    named = [(p.with_suffix("") if p.suffix.lower() in IMAGE_SUFFIXES else p).as_posix() for p in lines]
+    wanted = {re.sub(r"^(\./)?((train|val|valid|validation|test)/)?", "", name) for name in named}
+    rows = [i for i, key in enumerate(source.keys) if key in wanted]
+    missing = wanted - {source.keys[i] for i in rows}
+    if not rows or (missing and split == "test"):
+        raise ValueError(
+            f"{subset}: {len(missing)} of {len(wanted)} images are not in {source.name}, e.g. {', '.join(sorted(missing)[:3])} "
+            f"(keys there look like {source.keys[0]})"
+        )
+    return source.subset(rows)
 
 
 def _digits(split: str, root: Path) -> ImageSource:
@@ -98,4 +146,5 @@ DATASETS: dict[str, Callable[[str, Path], ImageSource]] = {
     "CIFAR10": _cifar(10),
     "CIFAR100": _cifar(100),
     "TinyImagenet": tiny_imagenet,
+    "Imagenet": imagenet,
 }
