@@ -1,6 +1,7 @@
 """Evaluate one checkpoint: degradation levels, corruptions x severities, clean images.
 
 python test.py -r sl/Digits/ResNet20-ResNet20/jpeg --dt jpeg       # every level of a degradation (--dt all: of all four)
+python test.py -r sl/Digits/ResNet20-ResNet20/jpeg                 # of the degradations that it was trained on
 python test.py -r ind/Digits/ResNet20_clean --corruption all --severity 1-5    # the 15 corruptions of ImageNet-C
 python test.py -r runs/<name>/<run id>/best.safetensors --corruption clean,gaussian_noise --severity 5
 """
@@ -9,13 +10,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainers.evaluation import EvaluationConfig, evaluate, print_outcome
-from trainers.evaluation_entry import data_overrides, evaluation_parser, training_data
+from trainers.evaluation import evaluate, print_outcome
+from trainers.evaluation_config import EvaluationConfig
+from trainers.evaluation_entry import data_overrides, evaluation_parser, run_data, test_keys
+from trainers.parents import find_parent
 from utils.config import Tree, build, merge, read_yaml
+from utils.data.corruptions import ALL_CORRUPTIONS
+from utils.data.degradations import DEGRADATIONS
 from utils.device import choose_device
 from utils.errors import user_errors
 from utils.run_log import setup_logging
-from utils.runs import resolve_checkpoint
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,21 +28,31 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "-r", "--resume", "--checkpoint", dest="resume", required=True, help="checkpoint file, run folder or run name"
     )
-    parser.add_argument("-c", "--config", help="YAML whose `data:` section says what to evaluate on (default: the run's own data)")
+    parser.add_argument(
+        "-c", "--config", nargs="+", default=[],
+        help="YAML whose `data:` section says what to evaluate on (default: the run's); keys of training alone are ignored",
+    )  # fmt: skip
+    parser.add_argument("--arch", help="network of a checkpoint of another program, which does not say it itself: a timm name")
     parser.add_argument("-m", "--mode", default="eval", help="folder below the run for the results")
     args, overrides = parser.parse(argv)
-    checkpoint = resolve_checkpoint(args.resume, args.runs)
-    tree: Tree = {"data": training_data(checkpoint)}
-    tree = merge(tree, {"data": read_yaml(args.config).get("data", {})} if args.config else {})
+    checkpoint = find_parent(args.resume, args.runs)
+    trained = run_data(checkpoint)
+    tree: Tree = {"data": test_keys(trained)}
+    for path in args.config:
+        trained = merge(trained, read_yaml(path).get("data", {}))
+        tree = merge(tree, {"data": test_keys(trained)})
     tree = merge(merge(tree, data_overrides(args)), overrides)
     if not any(tree["data"].get(k) for k in ("corruptions", "sweep")):
-        tree["data"]["corruptions"] = ["clean"]
+        known = trained.get("degradations", [])
+        swept = [deg for deg in known if deg in (*DEGRADATIONS, *ALL_CORRUPTIONS)]
+        drawn = [deg for deg in known if deg not in swept]  # sequences: levels are drawn for each image
+        tree["data"] |= {"sweep": swept, "corruptions": drawn if known else ["clean"]}
     what = "-".join(dict.fromkeys(tree["data"].get("sweep", []) + tree["data"].get("corruptions", [])))
     tree["out"] = args.out or str(checkpoint.parent / args.mode / what)
-    tree |= {"runs": args.runs, "members": {"model": {"checkpoint": str(checkpoint)}}}
+    tree |= {"runs": args.runs, "members": {"model": {"checkpoint": str(checkpoint), "arch": args.arch}}}
     tree["systems"] = {Path(args.resume).name if Path(args.resume).is_dir() else _shown(checkpoint): {"members": ["model"]}}
     config = build(EvaluationConfig, tree)
-    print_outcome(evaluate(config, choose_device(args.device)), config.out)
+    print_outcome(evaluate(config, choose_device(args.device)))
 
 
 def _shown(checkpoint: Path) -> str:

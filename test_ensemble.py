@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 
 from models.rules import INPUT_RULES, RULES
-from trainers.evaluation import EvaluationConfig, evaluate, print_outcome
-from trainers.evaluation_entry import data_overrides, evaluation_parser
+from trainers.evaluation import evaluate, print_outcome
+from trainers.evaluation_config import EvaluationConfig
+from trainers.evaluation_entry import data_overrides, evaluation_parser, test_keys
 from trainers.evaluation_report import write_evaluation_report
 from utils.config import Tree, build, merge, read_yaml
 from utils.device import choose_device
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "positional", nargs="*", metavar="config [checkpoint]", help="YAML and, for two members, the first checkpoint"
     )
-    parser.add_argument("-c", "--config", help="YAML with members, systems and data")
+    parser.add_argument("-c", "--config", nargs="+", help="YAML with members, systems and data; of several the later ones win")
     parser.add_argument("--second_model_prefix", help="checkpoint of the second member (default: the first)")
     parser.add_argument("--data_prefix1", default="raw", help="view of the first member")
     parser.add_argument("--data_prefix2", help="view of the second member")
@@ -33,11 +34,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--report", help="also write one self-contained HTML file: table, plots, pictures, configs")
     parser.add_argument("--metrics", default="accuracy", choices=["accuracy"], help="what is reported")
     args, overrides = parser.parse(argv)
-    path = args.config or (args.positional.pop(0) if args.positional else None)
-    if path is None:
+    paths = args.config or args.positional[:1]
+    if not paths:
         parser.error("give a config: -c configs/ensemble/<DATASET>/<name>.yaml")
+    args.positional = args.positional if args.config else args.positional[1:]
     _check_positional(args)
-    tree = read_yaml(path)
+    tree = read_yaml(paths[0])
+    for path in paths[1:]:
+        tree = merge(tree, {"data": test_keys(read_yaml(path).get("data", {}))})
     if args.positional:
         tree = merge(tree, two_members(args.positional[0], args))
         tree["systems"] = two_member_systems(args.ensemble or "sum")
@@ -47,9 +51,9 @@ def main(argv: list[str] | None = None) -> None:
         tree["out"] = args.out
     config = build(EvaluationConfig, tree)
     evaluation = evaluate(config, choose_device(args.device))
-    print_outcome(evaluation, config.out)
+    print_outcome(evaluation)
     if args.report:
-        write_evaluation_report(args.report, evaluation, config)
+        write_evaluation_report(args.report, evaluation)
         print(f"report: {args.report}")
 
 

@@ -22,7 +22,7 @@ from utils.data.pixels import to_unit
 from utils.files import write_atomic
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # a key of what is kept in memory
 class Member:
     """A classifier and what it looks at.
 
@@ -50,11 +50,35 @@ class Scorer:
 
     def __init__(self, cache: Path | None, batch_size: int = 256, on_images: Callable[[int], object] = lambda n: None) -> None:
         self.cache, self.batch_size, self.on_images = cache, batch_size, on_images
+        self._prepared: dict[tuple[Member, Cell], Tensor] = {}
 
     def logits(self, member: Member, cell: Cell) -> Tensor:
         """float32 [N, K] of a member on the images of a cell, in the order of its view's keys."""
-        identity = _digest(member.digest, member.view.identity(cell))
-        return self._cached(f"{member.name}/{cell.folder.replace('/', '-')}", identity, lambda: self._pass(member, cell))
+        if (member, cell) not in self._prepared:
+            self.prepare([member], cell)
+        return self._prepared[member, cell]
+
+    def prepare(self, members: Sequence[Member], cell: Cell) -> None:
+        """Make the logits of `members` on a cell; the images of a view are made once for all members that look at it.
+
+        Only the latest cell that was prepared is kept in memory.
+        """
+        self._prepared = {place: logits for place, logits in self._prepared.items() if place[1] == cell}
+        by_view: dict[str, list[Member]] = {}
+        for member in members:
+            stored = _read_cache(self._path(member, cell), _identity(member, cell))
+            if stored is None:
+                by_view.setdefault(member.view.identity(cell), []).append(member)
+            else:
+                self._prepared[member, cell] = stored
+        for group in by_view.values():
+            batches = (images for _, images in self._batches(group[0].view.source(cell)))
+            for member, logits in zip(group, self._forward([m.classifier for m in group], batches), strict=True):
+                self._prepared[member, cell] = logits
+                self._keep(self._path(member, cell), _identity(member, cell), logits)
+
+    def _path(self, member: Member, cell: Cell) -> Path | None:
+        return self.cache and self.cache / member.name / f"{cell.folder.replace('/', '-')}.npz"
 
     def scores(self, rule: str, members: Sequence[Member], cell: Cell, double_softmax: bool = False) -> Tensor:
         """Scores [N, K] of an ensemble on a cell; the argmax is its prediction.
@@ -68,17 +92,18 @@ class Scorer:
         weights = mixing_weights(rule, logits, double_softmax)
         first, second = members
         identity = _digest(first.digest, second.digest, first.view.identity(cell), second.view.identity(cell), str(double_softmax))
-        name = f"{first.name}+{second.name}/{rule}-{cell.folder.replace('/', '-')}"
-        return self._cached(name, identity, lambda: self._mixed_pass(first, second, weights, cell))
-
-    def _pass(self, member: Member, cell: Cell) -> Tensor:
-        batches = (images for _, images in self._batches(member.view.source(cell)))
-        return self._forward(member.classifier, batches)
+        path = self.cache and self.cache / f"{first.name}+{second.name}" / f"{rule}-{cell.folder.replace('/', '-')}.npz"
+        stored = _read_cache(path, identity)
+        if stored is None:
+            stored = self._mixed_pass(first, second, weights, cell).softmax(1)
+            self._keep(path, identity, stored)
+        return stored
 
     def _mixed_pass(self, first: Member, second: Member, weights: Tensor, cell: Cell) -> Tensor:
         pairs = zip(self._batches(first.view.source(cell)), self._batches(second.view.source(cell)), strict=True)
         u = weights.float()[:, :, None, None, None]
-        return self._forward(first.classifier, (u[rows, 0] * a + u[rows, 1] * b for (rows, a), (_, b) in pairs))
+        mixed = (u[rows, 0] * a + u[rows, 1] * b for (rows, a), (_, b) in pairs)
+        return self._forward([first.classifier], mixed)[0]
 
     def _batches(self, source: ImageSource) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, len(source), self.batch_size):
@@ -86,29 +111,32 @@ class Scorer:
             yield rows, to_unit(source.images(range(rows.start, rows.stop)))
 
     @torch.inference_mode()
-    def _forward(self, classifier: Classifier, batches: Iterator[Tensor]) -> Tensor:
-        device, out = next(classifier.parameters()).device, []
+    def _forward(self, classifiers: Sequence[Classifier], batches: Iterator[Tensor]) -> list[Tensor]:
+        """Logits [N, K] of each classifier."""
+        out: list[list[Tensor]] = [[] for _ in classifiers]
         for images in batches:
-            out.append(classifier(images.to(device, memory_format=torch.channels_last)).float().cpu())
-            self.on_images(len(images))
-        return torch.cat(out)
+            for classifier, logits in zip(classifiers, out, strict=True):
+                device = next(classifier.parameters()).device
+                logits.append(classifier(images.to(device, memory_format=torch.channels_last)).float().cpu())
+                self.on_images(len(images))
+        return [torch.cat(logits) for logits in out]
 
-    def _cached(self, name: str, identity: str, compute: Callable[[], Tensor]) -> Tensor:
-        if self.cache is None:
-            return compute()
-        path = self.cache / f"{name}.npz"
-        stored = _read_cache(path, identity)
-        if stored is not None:
-            return stored
-        values = compute()
-        buffer = io.BytesIO()
-        np.savez(buffer, logits=values.numpy(), identity=np.array(identity))
-        write_atomic(path, buffer.getvalue())
-        return values
+    @staticmethod
+    def _keep(path: Path | None, identity: str, values: Tensor) -> None:
+        if path is not None:
+            buffer = io.BytesIO()
+            np.savez(buffer, logits=values.numpy(), identity=np.array(identity))
+            write_atomic(path, buffer.getvalue())
 
 
-def _read_cache(path: Path, identity: str) -> Tensor | None:
+def _identity(member: Member, cell: Cell) -> str:
+    return _digest(member.digest, member.view.identity(cell))
+
+
+def _read_cache(path: Path | None, identity: str) -> Tensor | None:
     """The tensor of a cache file; None when there is none, it is of something else, or it is damaged."""
+    if path is None:
+        return None
     try:
         with np.load(path) as stored:
             return torch.from_numpy(stored["logits"]) if str(stored["identity"]) == identity else None

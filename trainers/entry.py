@@ -18,11 +18,10 @@ from trainers.trainer import Trainer
 from utils.choices import check_choice
 from utils.command_line import ScriptParser
 from utils.config import Tree, build, dotted_keys, dump_yaml, merge, read_yaml, to_tree
-from utils.data.batches import BatchLoader, BatchSet
+from utils.data.batches import BatchLoader
 from utils.data.cells import Cell, FolderTree
-from utils.data.degradations import check_degradation
 from utils.data.image_source import ImageSource
-from utils.data.sources import open_source
+from utils.data.perturbations import check_perturbation
 from utils.device import choose_device
 from utils.files import write_atomic
 from utils.runs import create_run
@@ -36,7 +35,7 @@ COMBINED = "combined_deg"  # --dt of the all-degradation runs: keep the config's
 def parser(description: str) -> ScriptParser:
     """The command line of the training scripts."""
     p = ScriptParser(description, dotted_keys(TrainConfig))
-    p.add_argument("-c", "--config", help="YAML file")
+    p.add_argument("-c", "--config", nargs="+", help="YAML file; of several the later ones win (configs/_compat/...)")
     p.add_argument("-r", "--resume", help="run folder (or a checkpoint in it) to go on with")
     p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers such as 0,1")
     p.add_argument("--lr", "--learning_rate", dest="lr", type=float, help="optimizer.lr")
@@ -48,6 +47,7 @@ def parser(description: str) -> ScriptParser:
         help="data.degradations: one, several joined by commas, or combined_deg to keep the list",
     )
     p.add_argument("--rs", "--random_seed", dest="rs", type=int, help="seed")
+    p.add_argument("--run", help="id of the parents' runs (default: the latest finished run of each)")
     p.add_argument("--run_id", help="name of the run folder instead of the time; an existing run of that name is gone on with")
     return p
 
@@ -60,9 +60,10 @@ def main(argv: Sequence[str] | None, description: str) -> Path:
     if args.config is None and resume is None:
         p.error("give a config with -c, or a run to go on with by -r")
     tree = read_yaml(resume / "config.yaml") if resume else {}
-    tree = merge(tree, read_yaml(args.config)) if args.config else tree
+    for path in args.config or []:
+        tree = merge(tree, read_yaml(path))
     config = build(TrainConfig, merge(merge(tree, overrides), _short_flags(args)))
-    return run(dataclasses.replace(config, name=fill(config.name, config)), args.device, resume, args.run_id)
+    return run(dataclasses.replace(config, name=fill(config.name, config)), args.device, resume, args.run_id, args.run)
 
 
 def _short_flags(args: argparse.Namespace) -> Tree:
@@ -86,13 +87,27 @@ def _resumed_run(text: str) -> Path:
     return folder
 
 
-def run(config: TrainConfig, device: str | None = None, resume: Path | None = None, run_id: str | None = None) -> Path:
-    """Train one run from its configuration; returns its folder."""
+def run(
+    config: TrainConfig,
+    device: str | None = None,
+    resume: Path | None = None,
+    run_id: str | None = None,
+    parent_run: str | None = None,
+) -> Path:
+    """Train one run from its configuration; returns its folder.
+
+    Args:
+        config: of the run.
+        device: see `utils.device.choose_device`.
+        resume: folder of a run to go on with.
+        run_id: name of the run folder (None: the time).
+        parent_run: run id of the parents (None: the latest finished run of each).
+    """
     kind = METHODS[check_choice(config.method.get("name"), METHODS, "value", "config key 'method.name'")]
     model: Any = build(kind.model, config.model, "model")
     method_config: Any = build(kind.method, config.method, "method")
     for name in config.data.degradations:
-        check_degradation(name)
+        check_perturbation(name)
     accelerator = Accelerator(
         cpu=choose_device(device).type == "cpu",
         mixed_precision=config.loop.mixed_precision,
@@ -100,8 +115,12 @@ def run(config: TrainConfig, device: str | None = None, resume: Path | None = No
     )
     seed_everything(config.seed)
     data = config.data
-    sources = {s: open_source(data.dataset, s, data.root, data.image_size, data.limit) for s in ("train", "validation")}
-    method = kind.build(model, method_config, Context(sources["train"], data.degradations, config))
+    splits = {"train": "train", "validation": "validation"}
+    if data.validation == "test":
+        log.warning("data.validation is test: the best epoch is chosen on the test images, whose accuracy is then too high")
+        splits = {"train": "trainval", "validation": "test"}
+    sources = {s: data.source(split) for s, split in splits.items()}
+    method = kind.build(model, method_config, Context(sources["train"], data.degradations, config, parent_run))
     check_choice(config.loop.monitor, method.monitors, "value", f"config key 'loop.monitor' of method {config.method['name']}")
     loaders = {s: _loader(config, sources[s], s == "train", accelerator) for s in sources}
     folder = _run_folder(config, resume, run_id, accelerator)
@@ -128,10 +147,7 @@ def _loader(config: TrainConfig, source: ImageSource, train: bool, accelerator: 
         split = source.name.rsplit("/", 1)[-1]
         tree = FolderTree(Path(fill(data.adapted, config, split=split)), source)
         adapted = {name: tree.source(Cell(name)) for name in data.degradations}
-    batches = BatchSet(
-        source, data.degradations, data.batch_size, config.seed, data.augment if train else None, adapted,
-        accelerator.process_index, accelerator.num_processes,
-    )  # fmt: skip
+    batches = data.batches(source, config.seed, train, adapted, accelerator.process_index, accelerator.num_processes)
     return BatchLoader(batches, data.workers if train else 0)
 
 

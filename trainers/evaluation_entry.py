@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
-from trainers.evaluation import EvaluationConfig
+from trainers.config import DataConfig
+from trainers.evaluation_config import EvaluationConfig
 from utils.command_line import ScriptParser
 from utils.config import Tree, dotted_keys, read_yaml
 from utils.data.cells import parse_severities
+
+_SHARED = {
+    "dataset",
+    "root",
+    "image_size",
+    "resize",
+    "classes",
+    "compat",
+    "constants",
+}  # keys of a training YAML that hold for its evaluation
 
 
 def evaluation_parser(description: str | None) -> ScriptParser:
@@ -44,8 +56,17 @@ def data_overrides(args: argparse.Namespace) -> Tree:
     return {"data": data}
 
 
-def training_data(checkpoint: Path) -> Tree:
-    """Data set keys of the run that made a checkpoint, from the config.yaml beside it (empty for a lone file)."""
+def run_data(checkpoint: Path) -> Tree:
+    """The `data:` section of the run that made a checkpoint, from the config.yaml beside it (empty for a lone file)."""
     path = checkpoint.parent / "config.yaml"
-    data = read_yaml(path).get("data", {}) if path.is_file() else {}
-    return {k: data[k] for k in ("dataset", "root", "image_size") if k in data}
+    data: Tree = read_yaml(path).get("data", {}) if path.is_file() else {}
+    return data
+
+
+def test_keys(data: Tree) -> Tree:
+    """The keys of a `data:` section without those that say something about training alone.
+
+    `limit` and `seed` are of the training images too: what is tested on is never narrowed by them.
+    """
+    training_only = {f.name for f in dataclasses.fields(DataConfig)} - _SHARED
+    return {key: value for key, value in data.items() if key not in training_only}

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from models.ensemble import Member, Scorer
-from trainers.evaluation import Evaluation, EvaluationConfig, gains, member_checkpoint, member_view
+from trainers.evaluation import Evaluation, gains, member_checkpoint, member_view
 from utils.config import dump_yaml, to_tree
 from utils.data.cells import CLEAN, Cell
 from utils.plots import Picture, heat_map, image_grid, severity_plot
@@ -22,17 +22,17 @@ from utils.results import MEAN, Result
 EXAMPLE_ROWS = 8  # pictures: one image for each of so many cells
 
 
-def write_evaluation_report(path: str | Path, evaluation: Evaluation, config: EvaluationConfig) -> None:
+def write_evaluation_report(path: str | Path, evaluation: Evaluation) -> None:
     """Write one self-contained HTML file.
 
     Args:
         path: file to write.
         evaluation: what `trainers.evaluation.evaluate` returned.
-        config: what it was given.
     """
+    config = evaluation.config
     figures = {"Accuracy of each system on each corruption": heat_map(evaluation.rows)}
     figures["Accuracy with 95 % intervals"] = severity_plot(evaluation.rows)
-    figures["Test images as each view shows them, with the predictions made on them (green: right)"] = _pictures(evaluation, config)
+    figures["Test images as each view shows them, with the predictions made on them (green: right)"] = _pictures(evaluation)
     facts = {
         "command": " ".join(["python", *(_relative(a) for a in sys.argv)]),
         "seed": config.data.seed,
@@ -45,7 +45,7 @@ def write_evaluation_report(path: str | Path, evaluation: Evaluation, config: Ev
         summary=_summary(evaluation.rows),
         rows=evaluation.rows,
         figures=figures,
-        configs=_configs(evaluation, config),
+        configs=_configs(evaluation),
         provenance=facts,
         notes=[
             f"{len(evaluation.source)} {config.data.split} images, each under every corruption; "
@@ -72,13 +72,14 @@ def _summary(rows: list[Result]) -> str:
     )
 
 
-def _pictures(evaluation: Evaluation, config: EvaluationConfig) -> Figure:
+def _pictures(evaluation: Evaluation) -> Figure:
     """One image a row: clean, then every view with the prediction of the first member that looks at it."""
     cells = [cell for cell in next(iter(evaluation.hits.values())) if cell.corruption != CLEAN] or [Cell(CLEAN, 0)]
     shown = [cells[i] for i in np.unique(np.linspace(0, len(cells) - 1, min(EXAMPLE_ROWS, len(cells))).astype(int))]
     looks: dict[str, Member] = {}
     for member in evaluation.members.values():
         looks.setdefault(member.view.name, member)
+    config = evaluation.config
     scorer = Scorer(Path(config.out) / "logits" if config.cache else None, config.batch_size)
     source, count = evaluation.source, len(evaluation.source)
     picks = [(7 * i) % count for i in range(len(shown))]
@@ -104,8 +105,9 @@ def _column(member: Member, cells: list[Cell], picks: list[int], scorer: Scorer,
     return pictures
 
 
-def _configs(evaluation: Evaluation, config: EvaluationConfig) -> dict[str, str]:
+def _configs(evaluation: Evaluation) -> dict[str, str]:
     """The evaluation's own YAML, that of each member's training run, and the settings of adapted images."""
+    config = evaluation.config
     out = {"evaluation": dump_yaml(to_tree(config))}
     for name in evaluation.members:
         beside = member_checkpoint(config, name).parent / "config.yaml"

@@ -32,7 +32,8 @@ CLEAN, MEAN = "clean", "mean"
 class Result:
     """One row: a system's accuracy on one cell, or (`corruption="mean"`) over cells.
 
-    `accuracy`, `ci95_low`, `ci95_high` lie in [0, 1]; `n` and `correct` count predictions; `severity` is the level
+    `accuracy`, `ci95_low`, `ci95_high`, `top5` (accuracy among the five best) and `calibration_error` (expected, 15 bins) lie in
+    [0, 1], the last two None where they were not measured; `n` and `correct` count predictions; `severity` is the level
     of the cell (0 for clean images and for a mean over several severities); `rule` is the ensemble rule ("single"
     or any other name).
 
@@ -50,6 +51,8 @@ class Result:
     accuracy: float
     ci95_low: float
     ci95_high: float
+    top5: float | None = None
+    calibration_error: float | None = None
 
     def __post_init__(self) -> None:
         _check_counts(self.correct, self.n)
@@ -75,18 +78,30 @@ def wilson_interval(correct: float, n: float) -> tuple[float, float]:
     return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
-def cell_result(system: str, dataset: str, corruption: str, severity: float, rule: str, hits: np.ndarray) -> Result:
+def cell_result(
+    system: str,
+    dataset: str,
+    corruption: str,
+    severity: float,
+    rule: str,
+    hits: np.ndarray,
+    top5: float | None = None,
+    calibration_error: float | None = None,
+) -> Result:
     """Row of one cell, with Wilson's interval.
 
     Args:
         hits: bool [n], whether each image was classified correctly.
+        top5, calibration_error: see `Result`.
 
     Raises:
         ValueError: `hits` is empty, not one-dimensional or not bool.
     """
     hits = _checked_hits(hits)
     n, correct = len(hits), int(hits.sum())
-    return Result(system, dataset, corruption, severity, rule, n, correct, correct / n, *wilson_interval(correct, n))
+    return Result(
+        system, dataset, corruption, severity, rule, n, correct, correct / n, *wilson_interval(correct, n), top5, calibration_error
+    )
 
 
 def mean_result(system: str, dataset: str, rule: str, hits: Hits) -> Result:
@@ -167,7 +182,14 @@ def average_rows(rows: Sequence[Result], corruption: str, severity: float) -> Re
     first = rows[0]
     accuracy, low, high = np.mean([(row.accuracy, row.ci95_low, row.ci95_high) for row in rows], axis=0).tolist()
     n, correct = sum(row.n for row in rows), sum(row.correct for row in rows)
-    return Result(first.system, first.dataset, corruption, severity, first.rule, n, correct, accuracy, low, high)
+    further = [_mean_of_known([getattr(row, name) for row in rows]) for name in ("top5", "calibration_error")]
+    return Result(first.system, first.dataset, corruption, severity, first.rule, n, correct, accuracy, low, high, *further)
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    """The mean, None where any value is unknown."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def write_json(path: str | os.PathLike[str], rows: Sequence[Result], meta: Mapping[str, Any]) -> None:
