@@ -39,8 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     trained = run_data(checkpoint)
     tree: Tree = {"data": test_keys(trained)}
     for path in args.config:
-        trained = merge(trained, read_yaml(path).get("data", {}))
-        tree = merge(tree, {"data": test_keys(trained)})
+        given = read_yaml(path)
+        trained = merge(trained, given.get("data", {}))
+        tree = merge(tree, {"data": given.get("data", {}) if "systems" in given else test_keys(trained)})
     tree = merge(merge(tree, data_overrides(args)), overrides)
     if not any(tree["data"].get(k) for k in ("corruptions", "sweep")):
         known = trained.get("degradations", [])
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     what = "-".join(dict.fromkeys(tree["data"].get("sweep", []) + tree["data"].get("corruptions", [])))
     tree["out"] = args.out or str(checkpoint.parent / args.mode / what)
     tree |= {"runs": args.runs, "members": {"model": {"checkpoint": str(checkpoint), "arch": args.arch}}}
-    tree["systems"] = {Path(args.resume).name if Path(args.resume).is_dir() else _shown(checkpoint): {"members": ["model"]}}
+    tree["systems"] = {_shown(checkpoint): {"members": ["model"]}}
     config = build(EvaluationConfig, tree)
     print_outcome(evaluate(config, choose_device(args.device)))
 

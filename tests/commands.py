@@ -14,7 +14,7 @@ from unittest import mock
 from models.diffusion import Denoiser, build_denoiser
 from tests.scripts import ROOT, run_script
 from trainers.config import TrainConfig
-from trainers.evaluation import EvaluationConfig, check_systems
+from trainers.evaluation_config import EvaluationConfig, expand
 from trainers.methods import METHODS
 from utils.config import build
 
@@ -65,8 +65,7 @@ def _check_training(config: TrainConfig) -> None:
 
 
 def _check_evaluation(config: EvaluationConfig) -> None:
-    check_systems(config)
-    assert config.data.cells()
+    assert expand(config).data.cells()
 
 
 @functools.lru_cache
@@ -80,13 +79,14 @@ def _checkpoint(*_: object) -> Path:
 
 # script -> what is put in the place of which function, so that it stops once its configuration is complete
 _TRAINING = {"trainers.entry.run": _stop(_check_training)}
-_EVALUATION = {"trainers.evaluation.evaluate": _stop(_check_evaluation), "utils.runs.resolve_checkpoint": _checkpoint}
+_EVALUATION = {"trainers.evaluation.evaluate": _stop(_check_evaluation), "trainers.parents.find_parent": _checkpoint}
 STOPS: dict[str, dict[str, Callable]] = {
     "train.py": _TRAINING,
     "train_all_deg.py": _TRAINING,
     "test.py": _EVALUATION,
     "test_ensemble.py": _EVALUATION,
-    "utils/model_soups.py": {"utils.data.sources.open_source": _stop()},
+    "utils/model_soups.py": {"trainers.parents.find_parent": _stop()},
+    "utils/approach_table.py": {"utils.seed_statistics.read_seeds": _stop()},
     "utils/pipeline.py": {"subprocess.run": _stop(), "utils.files.write_atomic": _stop()},
     "image_adapt/scripts/image_sample.py": {
         "utils.runs.resolve_checkpoint": _checkpoint,

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from utils.checkpoint import file_digest, load_checkpoint, save_checkpoint
+from utils.checkpoint import file_digest, load_checkpoint, read_description, save_checkpoint
 
 STATE = {"layer.weight": torch.arange(6.0).view(2, 3), "steps": torch.tensor(7), "half": torch.ones(2, dtype=torch.bfloat16)}
 
@@ -29,6 +30,17 @@ def test_weights_and_description_come_back_as_they_were_saved(tmp_path: Path) ->
     assert_same(state, STATE)
     assert found == description
     assert [p.name for p in path.parent.iterdir()] == ["best.safetensors"]  # no temporary file stays
+
+
+def test_the_description_is_read_without_the_tensors(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.safetensors", STATE, {"degradations": ["jpeg", "blur+noise"], "parent": None})
+    assert read_description(tmp_path / "a.safetensors") == {"degradations": ["jpeg", "blur+noise"], "parent": None}
+
+
+def test_a_foreign_file_has_no_description(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "theirs.pth")
+    save_file(STATE, tmp_path / "theirs.safetensors")
+    assert read_description(tmp_path / "theirs.pth") == read_description(tmp_path / "theirs.safetensors") == {}
 
 
 def test_tensors_that_are_views_or_need_gradients_are_saved(tmp_path: Path) -> None:
@@ -52,6 +64,8 @@ def test_a_truncated_file_is_reported_by_its_name(tmp_path: Path, length: int) -
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ValueError, match=r"cut\.safetensors cannot be read as safetensors \(truncated, or another format\?\)"):
         load_checkpoint(path)
+    with pytest.raises(ValueError, match=r"cut\.safetensors cannot be read as safetensors"):
+        read_description(path)
 
 
 def test_a_missing_file_is_reported_by_its_name(tmp_path: Path) -> None:

@@ -9,33 +9,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
+from image_adapt.adapters import build_adapter
 from image_adapt.config import AdaptConfig
-from image_adapt.dda import DDA
 from models.classifiers import build_classifier, describe
 from models.diffusion import build_denoiser
 from tests.commands import check_command, of_comments, of_markdown, words_of
 from tests.scripts import ROOT, launch, run_script
+from tests.shipped import CONFIGS, PIPELINES, SHIPPED, names_in, runs_made_by
 from trainers.config import TrainConfig, fill
-from trainers.evaluation import EvaluationConfig, check_systems
+from trainers.evaluation_config import EvaluationConfig, expand
 from trainers.methods import METHODS, Context
 from trainers.trainer import build_optimizer
 from utils.checkpoint import save_checkpoint
-from utils.config import Tree, build, merge, read_yaml
+from utils.config import Tree, build, merge, read_yaml, to_tree
 from utils.data.batches import BatchLoader, BatchSet
 from utils.data.image_source import ImageSource
 from utils.data.sources import open_source
 from utils.model_soups import SoupConfig
 from utils.pipeline import PipelineConfig, commands
+from utils.published import PublishedConfig, check_published
 from utils.seeding import seed_everything
 
-CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml"))
-PIPELINES = [p for p in CONFIGS if p.parts[1] == "pipelines"]
-SHIPPED = [p for p in CONFIGS if p.parts[1] not in ("_base", "pipelines")]
 SCRIPTS = [
     "train.py", "train_all_deg.py", "test.py", "test_ensemble.py", "utils/model_soups.py", "utils/pipeline.py",
-    "image_adapt/scripts/image_sample.py",
+    "utils/approach_table.py", "image_adapt/scripts/image_sample.py",
 ]  # fmt: skip
 
 
@@ -45,16 +45,16 @@ def source() -> ImageSource:
 
 
 class Parents:
-    """A root of runs in which every run that is asked for holds a fresh ResNet20."""
+    """A root of runs in which every run that is asked for holds a fresh network."""
 
     def __init__(self, root: Path, source: ImageSource) -> None:
-        self.root = root
-        network = build_classifier("ResNet20", 10, source.rgb_mean, source.rgb_std)
-        self.weights, self.meta = network.network.state_dict(), {**describe(network), "classes": list(source.classes)}
+        self.root, self.source = root, source
 
-    def make(self, name: str) -> None:
+    def make(self, name: str, arch: str) -> None:
         assert "{" not in name and not name.startswith("/")
-        save_checkpoint(self.root / name / "best.safetensors", self.weights, self.meta)
+        network = build_classifier(arch, 10, self.source.rgb_mean, self.source.rgb_std)
+        meta = {**describe(network), "classes": list(self.source.classes)}
+        save_checkpoint(self.root / name / "best.safetensors", network.network.state_dict(), meta)
 
 
 # --- each file builds
@@ -66,12 +66,16 @@ def _builds_training(tree: Tree, parents: Parents, source: ImageSource) -> None:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, degradations=degradations))
     assert "{" not in fill(config.name, config) and "{" not in fill(config.data.adapted or "", config, split="train")
     context = Context(source, degradations, config)
-    if config.model.get("init_from"):
-        parents.make(context.reference(config.model["init_from"]))
-    for deg in degradations if "teachers" in config.method else []:
-        parents.make(context.reference(config.method["teachers"], deg))
-    kind = METHODS[config.method["name"]]
     tiny = {"channels": [8] * len(config.model["channels"])} if "channels" in config.model else {}
+    if config.model.get("pretrained"):  # a small network stands in for one whose weights would be downloaded
+        assert timm.models.is_model_pretrained(config.model["arch"])
+        tiny = {"arch": "test_convnext", "pretrained": False}
+    arch = {**config.model, **tiny}.get("arch", "")
+    if config.model.get("init_from"):
+        parents.make(fill(config.model["init_from"], config), arch)
+    for deg in degradations if "teachers" in config.method else []:
+        parents.make(fill(config.method["teachers"].replace("{deg}", deg), config), arch)
+    kind = METHODS[config.method["name"]]
     model, method_config = build(kind.model, {**config.model, **tiny}, "model"), build(kind.method, config.method, "method")
     method = kind.build(model, method_config, context).train()
     batch = next(BatchLoader(BatchSet(source, degradations, 2, 0, config.data.augment)).epoch(0))
@@ -91,14 +95,32 @@ def _builds_fusion(tree: Tree, parents: Parents, source: ImageSource) -> None:
 def _builds_adaptation(tree: Tree, parents: Parents, source: ImageSource) -> None:
     config = build(AdaptConfig, merge(tree, {"input": {"corruptions": ["all", "jpeg"]}}))
     assert len(config.input.cells()) == 16
-    adapter = DDA(build_denoiser(32, [8]), **dataclasses.asdict(config.dda))
+    adapter = build_adapter(config, build_denoiser(32, [8]))
     assert adapter.adapt(torch.zeros(1, 3, 32, 32), [torch.Generator()]).shape == (1, 3, 32, 32)
     assert "{" not in config.fill(config.save_dir) + config.fill(config.model)
 
 
+def leaves(tree: Tree, where: str = "") -> dict[str, object]:
+    """Every value of a tree by its dotted key."""
+    found: dict[str, object] = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
+    return found
+
+
+def _builds_compat(tree: Tree, parents: Parents, source: ImageSource) -> None:
+    """It changes every option that it names, of training or of adaptation, and may follow every configuration of that kind."""
+    schema, given = (TrainConfig, {"name": "x"}) if set(tree) == {"data"} else (AdaptConfig, {"model": "", "save_dir": ""})
+    plain, changed = (leaves(to_tree(build(schema, merge(given, more)))) for more in ({}, tree))  # type: ignore[type-var]
+    assert {key for key in leaves(tree) if plain[key] == changed[key]} <= {"data.pairing"}
+
+
+def _builds_published(tree: Tree, parents: Parents, source: ImageSource) -> None:
+    check_published(build(PublishedConfig, tree))
+
+
 def _builds_evaluation(tree: Tree, parents: Parents, source: ImageSource) -> None:
-    config = build(EvaluationConfig, merge(tree, {"data": {"corruptions": ["all"]}}))
-    check_systems(config)
+    config = expand(build(EvaluationConfig, merge(tree, {"data": {"corruptions": ["all"], "sweep": []}})))
     assert config.systems and all(m.view == "raw" or m.view in config.views for m in config.members.values())
     assert len(config.data.cells()) == 15 * len(config.data.severities)
 
@@ -110,33 +132,31 @@ FAMILIES: dict[str, Callable[[Tree, Parents, ImageSource], None]] = {
     "diffusion": _builds_training,
     "adapt": _builds_adaptation,
     "ensemble": _builds_evaluation,
+    "_compat": _builds_compat,
+    "published": _builds_published,
 }
+SPECIAL = {"_soups.yaml": _builds_fusion, "_ensemble.yaml": _builds_evaluation}  # of deg_all, by the end of the name
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=str)
 def test_config_builds_what_it_describes(path: Path, tmp_path: Path, source: ImageSource) -> None:
     seed_everything(0)
-    builds = _builds_fusion if path.name.endswith("_soups.yaml") else FAMILIES[path.parts[1]]
+    special = SPECIAL.items() if path.parts[1] == "deg_all" else ()
+    builds = next((b for end, b in special if path.name.endswith(end)), FAMILIES[path.parts[1]])
     builds(read_yaml(path), Parents(tmp_path, source), source)
 
 
-def names_in(tree: Tree) -> tuple[str, list[str]]:
-    """(name of the run that a configuration makes, names of the runs that it starts from)."""
-    model, members = tree.get("model", {}), tree.get("members", [])
-    parents = [model] if isinstance(model, str) else [model.get("init_from"), tree.get("method", {}).get("teachers")]
-    parents += members if isinstance(members, list) else [member["checkpoint"] for member in members.values()]
-    return tree.get("name", ""), [name for name in parents if name]
-
-
-@pytest.mark.parametrize("dataset", ["Digits", "CIFAR10", "ImageFolder"])
+@pytest.mark.parametrize("dataset", ["Digits", "CIFAR10", "CIFAR100", "TinyImagenet", "Imagenet", "ImageFolder"])
 def test_stages_start_from_runs_that_other_stages_make(dataset: str) -> None:
-    made, needed = set(), set()
+    """Another configuration, or a stage of a pipeline."""
+    stages = [stage for path in PIPELINES for stage in commands(build(PipelineConfig, read_yaml(path)), {"dataset": dataset})]
+    made = {name for stage in stages for name in runs_made_by(stage.words, dataset)}
+    needed = set()
     for path in (p for p in SHIPPED if p.parts[2] == dataset):
-        name, parents = names_in(read_yaml(path))
         for deg in ("jpeg", "blur", "noise"):
-            filled = [n.replace("{deg}", deg).replace("{arch}", "ResNet20").replace("{dataset}", dataset) for n in (name, *parents)]
-            made.add(filled[0])
-            needed |= set(filled[1:])
+            name, parents = names_in(read_yaml(path), dataset, deg)
+            made.add(name)
+            needed |= set(parents)
     assert len(needed) > 8 and needed <= made, f"no stage makes {sorted(needed - made)}"
 
 
@@ -145,7 +165,8 @@ def test_stages_start_from_runs_that_other_stages_make(dataset: str) -> None:
 
 def documented() -> list[tuple[str, str]]:
     """(where, command line) of the README, the configs' headers and the scripts' docstrings."""
-    found = [("README.md", line) for line in of_markdown((ROOT / "README.md").read_text())]
+    documents = [Path("README.md"), *sorted(p.relative_to(ROOT) for p in (ROOT / "docs").glob("*.md"))]
+    found = [(str(path), line) for path in documents for line in of_markdown((ROOT / path).read_text())]
     for path in CONFIGS:
         header = re.match(r"(?:#.*\n)*", (ROOT / path).read_text())
         assert header is not None
@@ -165,7 +186,9 @@ def test_documented_command_is_understood(where: str, line: str) -> None:
 @pytest.mark.parametrize("path", [*SHIPPED, *PIPELINES], ids=str)
 def test_config_opens_with_a_command_that_reads_it(path: Path) -> None:
     lines = [line for where, line in documented() if where == str(path)]
-    reads = f"--dataset {path.parts[2]}" if path.name.endswith("_soups.yaml") else f"-c {path}"
+    of_soups = path.parts[1] == "deg_all" and path.name.endswith("_soups.yaml")
+    reads = f"--dataset {path.parts[2]}" if of_soups else f"-c {path}"
+    reads = str(path) if path.parts[1] == "_compat" else reads  # given after another file
     assert any(reads in line for line in lines), f"{path} opens with {lines}"
 
 
@@ -222,7 +245,7 @@ def test_commands_are_found_in_documents() -> None:
 def test_every_command_of_a_pipeline_is_understood(path: Path, dataset: str) -> None:
     stages = commands(build(PipelineConfig, read_yaml(path)), {"dataset": dataset, "out": "runs/x"})
     assert len(stages) > 5
-    files = [word for stage in stages for word in stage.words if word.endswith(".yaml")]
+    files = [w for stage in stages for w in stage.words if w.endswith(".yaml") and "/published/" not in w]
     assert files and all((ROOT / file).is_file() for file in files)
     family = dataset if dataset != "some/photos" else "ImageFolder"
     assert {Path(file).parts[2] for file in files} == {family}

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from torch import Tensor
 
 from models.classifiers import Classifier
+from tests.checkpoints import finished_run
 from tests.scoring import LIMIT, logits_by_hand, rows_of
 from tests.scripts import run_script
 from utils.data.cells import Cell, OnTheFly
 from utils.data.corruptions import CORRUPTIONS
+from utils.data.degradations import DegradationCompat
 from utils.data.sources import open_source
 
 FIELDS = ["system", "dataset", "corruption", "severity", "rule", "n", "correct", "accuracy", "ci95_low", "ci95_high"]
+FIELDS += ["top5", "calibration_error"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +33,8 @@ def digits() -> OnTheFly:
 def test_clean_images_are_the_default_and_rows_equal_the_network_by_hand(classifier: Path, tmp_path: Path) -> None:
     done = run_script("test.py", "-r", classifier, "--out", tmp_path).check()
     source = open_source("Digits", "test")
-    right = int((logits_by_hand(classifier, source.images(range(len(source)))).argmax(1) == source.labels).sum())
+    logits = logits_by_hand(classifier, source.images(range(len(source))))
+    right = int((logits.argmax(1) == source.labels).sum())
     (row,) = rows_of(tmp_path)
     assert list(row) == FIELDS
     n = len(source)
@@ -38,6 +44,9 @@ def test_clean_images_are_the_default_and_rows_equal_the_network_by_hand(classif
     expected = ["ResNet20_clean", "Digits", "clean", 0, "first", n, right, right / n]
     assert list(row.values())[:8] == expected
     assert (row["ci95_low"], row["ci95_high"]) == pytest.approx((low, high), abs=1e-5)
+    better = (logits > logits.gather(1, source.labels[:, None])).sum(1)  # classes before the right one
+    assert row["top5"] == pytest.approx(float((better < 5).double().mean()))
+    assert row["accuracy"] < row["top5"] < 1 and 0 < row["calibration_error"] < 1
     assert {p.name for p in tmp_path.iterdir()} == {"results.json", "results.csv", "heat_map.png", "severity.png", "logits"}
     assert f"{100 * right / n:.1f}" in done.out
 
@@ -80,6 +89,8 @@ def test_second_call_reads_the_logits_and_writes_the_same_bytes(
     words = ("-r", classifier, "--corruption", "clean,gaussian_noise", "--severity", "1-3", "--limit", LIMIT, "--out", tmp_path)
     first = run_script("test.py", *words).check()
     files = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file()}
+    assert (tmp_path / "logits/images.npz").is_file()  # which images the logits are of
+    files = {path: state for path, state in files.items() if path.stem != "images"}
     assert sum(p.suffix == ".npz" for p in files) == 4
 
     def never(*_: object) -> Tensor:
@@ -140,3 +151,60 @@ def test_checkpoint_of_other_classes_is_refused(classifier: Path, tmp_path: Path
     done = run_script("test.py", "-r", classifier, "--dataset", tmp_path / "pets", "--out", tmp_path / "out")
     assert done.status == 2
     assert "was trained on 10 classes, the data set has 2" in done.err and "class 0 is '0' there, 'cat' here" in done.err
+
+
+# --- what is evaluated on when nothing is said, and what the run says
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """Root of a run that was trained on saltpepper, a sequence and a corruption, degraded as in the published code."""
+    compat = {"rounding": "truncate", "salt_value": 1, "blur_intermediate": "uint8"}
+    data = {"dataset": "Digits", "degradations": ["saltpepper", "blur+noise", "fog"], "compat": compat, "limit": 3, "seed": 7}
+    config = {"data": {**data, "batch_size": 20, "augment": {"flip": True}, "validation": "test"}}
+    finished_run(tmp_path, "sl/Digits/ResNet20-ResNet20/mixed", config=config)
+    return tmp_path
+
+
+def test_degradations_that_the_run_was_trained_on_are_the_default(trained: Path) -> None:
+    """By the path of the published commands; levels of a sequence are drawn for each image."""
+    path = "saved/mixed/SLTrainer/ResNet20-20_Digits/train/latest/model_best.pth"
+    run_script("test.py", "-r", path, "--runs", trained, "--limit", LIMIT).check()
+    run = trained / "sl/Digits/ResNet20-ResNet20/mixed/one"
+    rows = rows_of(run / "eval/saltpepper-fog-blur+noise")
+    counts = Counter(row["corruption"] for row in rows)
+    assert counts == {"saltpepper": 26, "fog": 5, "blur+noise": 1, "mean": 1}
+    assert {row["n"] for row in rows if row["corruption"] != "mean"} == {LIMIT}  # the run's own limit is of training
+
+
+def test_every_severity_of_a_corruption_is_a_row(trained: Path) -> None:
+    words = ("-r", "sl/Digits/ResNet20-ResNet20/mixed", "--runs", trained, "--out", trained / "out")
+    run_script("test.py", *words, "--dt", "gaussian_noise,saltpepper", "--limit", LIMIT).check()
+    rows = [(row["corruption"], row["severity"]) for row in rows_of(trained / "out")]
+    assert rows[:5] == [("gaussian_noise", severity) for severity in (1, 2, 3, 4, 5)] and len(rows) == 5 + 26 + 1
+
+
+@pytest.mark.parametrize("config", [(), ("-c", "configs/sl/Digits/ResNet20-20.yaml")], ids=["alone", "with a training YAML"])
+def test_degradations_are_computed_as_they_were_in_training(trained: Path, config: tuple[str, ...]) -> None:
+    """The keys of a training YAML that are of training alone are passed over."""
+    words = ("-r", "sl/Digits/ResNet20-ResNet20/mixed", "--runs", trained, "--out", trained / "out", "--limit", LIMIT)
+    done = run_script("test.py", *words, *config, "--corruption", "noise,blur").check()
+    meta = json.loads((trained / "out/results.json").read_text())["meta"]
+    assert meta["compat"] == {"rounding": "truncate", "salt_value": 1, "blur_intermediate": "uint8"}
+    assert meta["seed"] == 0 and meta["images"] == LIMIT
+    assert "degradations are computed as in the published code" in done.err
+    digits = OnTheFly(open_source("Digits", "test", limit=LIMIT), compat=DegradationCompat(**meta["compat"]))
+    checkpoint = trained / "sl/Digits/ResNet20-ResNet20/mixed/one/best.safetensors"
+    stored = np.load(trained / "out/logits/model/blur-random.npz")["logits"]
+    by_hand = logits_by_hand(checkpoint, digits.source(Cell("blur")).images(range(LIMIT)))
+    assert np.allclose(stored, by_hand, atol=1e-4)
+    right = logits_by_hand(checkpoint, OnTheFly(digits.clean).source(Cell("blur")).images(range(LIMIT)))
+    assert not np.allclose(stored, right, atol=1e-4)
+
+
+def test_degradations_of_a_training_yaml_are_swept(trained: Path) -> None:
+    config = trained / "train.yaml"
+    config.write_text("name: x\ndata: {degradations: [saltpepper], limit: 5}\nmethod: {name: supervised}\n")
+    words = ("-r", "sl/Digits/ResNet20-ResNet20/mixed", "--runs", trained, "--out", trained / "out", "--limit", LIMIT)
+    run_script("test.py", *words, "-c", config).check()
+    assert {row["corruption"] for row in rows_of(trained / "out")} == {"saltpepper", "mean"}

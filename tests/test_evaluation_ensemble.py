@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from models.loading import load_classifier
 from models.rules import INPUT_RULES, RULES
 from tests.scoring import LIMIT, logits_by_hand, rows_of
 from tests.scripts import Done, run_script
-from trainers.evaluation import EvaluationConfig, check_systems
+from trainers.evaluation_config import EvaluationConfig, expand
 from utils.checkpoint import save_checkpoint
 from utils.config import build
 from utils.data.cells import Cell, FolderTree, OnTheFly
@@ -175,6 +176,17 @@ def test_report_is_one_self_contained_file(classifier: Path, other: Path, adapte
     assert str(tmp_path.parent) not in html.split("<pre")[0]
 
 
+def test_data_of_later_files_lies_over_the_first_and_keys_of_training_are_passed_over(
+    classifier: Path, other: Path, adapted: Path, tmp_path: Path
+) -> None:
+    config = ensemble_yaml(tmp_path / "e.yaml", classifier, other, adapted, {"one": {"members": ["plain"]}})
+    words = ("-c", config, "configs/_compat/fusiondistill.yaml", "--corruption", "blur", "--out", tmp_path / "out")
+    run_script("test_ensemble.py", *words).check()
+    meta = json.loads((tmp_path / "out/results.json").read_text())["meta"]
+    assert meta["compat"] == {"rounding": "truncate", "salt_value": 1, "blur_intermediate": "uint8"}
+    assert (meta["seed"], meta["images"]) == (0, LIMIT)
+
+
 @pytest.mark.parametrize(
     ("systems", "message"),
     [
@@ -186,7 +198,7 @@ def test_report_is_one_self_contained_file(classifier: Path, other: Path, adapte
 )
 def test_mistakes_in_systems_are_named(systems: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        check_systems(build(EvaluationConfig, {"members": {"plain": {"checkpoint": "a"}}, "systems": systems}))
+        expand(build(EvaluationConfig, {"members": {"plain": {"checkpoint": "a"}}, "systems": systems}))
 
 
 @pytest.mark.parametrize(

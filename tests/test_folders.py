@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +15,7 @@ from PIL import Image
 from utils.data import folders
 from utils.data.folders import folder_source, plain_source
 from utils.data.image_source import ImageSource
-from utils.data.images import BrokenImageError, center_crop, list_images, read_image
+from utils.data.images import BrokenImageError, list_images
 from utils.data.sources import open_source
 
 
@@ -210,127 +209,3 @@ def test_a_missing_or_empty_plain_folder_is_reported(tmp_path: Path) -> None:
         plain_source(tmp_path / "gone", 8, "photos")
     with pytest.raises(ValueError, match=r"no images under .* \(by suffix: \.png, \.jpg"):
         plain_source(tmp_path, 8, "photos")
-
-
-# --- from a file to pixels
-
-
-def test_the_size_is_the_shorter_side_of_the_first_image_unless_given(tmp_path: Path) -> None:
-    write_images(tmp_path, ["cat", "dog"], 1, size=(12, 10))
-    assert folder_source(tmp_path, None, "pets").image_size == 10
-    assert folder_source(tmp_path, 6, "pets").images([0, 1]).shape == (2, 3, 6, 6)
-
-
-def test_a_photograph_is_turned_upright_by_its_exif_tag(tmp_path: Path) -> None:
-    stored = np.zeros((8, 8, 3), np.uint8)
-    stored[0, 0] = 255  # upper left as stored
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turn clockwise by 90 degrees to view, so that it is upper right
-    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
-    assert np.argwhere(read_image(tmp_path / "a.png", 8)[0]).tolist() == [[0, 7]]
-
-
-@pytest.mark.parametrize(
-    ("mode", "colour", "expected"),
-    [("L", 90, (90, 90, 90)), ("LA", (90, 10), (90, 90, 90)), ("RGBA", (1, 2, 3, 0), (1, 2, 3)), ("1", 1, (255, 255, 255)),
-     ("RGB", (1, 2, 3), (1, 2, 3))],
-)  # fmt: skip
-def test_every_mode_becomes_rgb_and_alpha_is_dropped(
-    tmp_path: Path, mode: str, colour: int | tuple[int, ...], expected: tuple[int, ...]
-) -> None:
-    Image.new(mode, (4, 4), colour).save(tmp_path / "a.png")
-    pixels = read_image(tmp_path / "a.png", 4)
-    assert (pixels.dtype, pixels.shape) == (np.uint8, (3, 4, 4))
-    assert (pixels == np.array(expected)[:, None, None]).all()
-
-
-def test_a_palette_becomes_its_colours(tmp_path: Path) -> None:
-    image = Image.new("P", (4, 4), 1)
-    image.putpalette([0, 0, 0, 9, 8, 7])
-    image.save(tmp_path / "a.gif")
-    assert read_image(tmp_path / "a.gif", 4)[:, 0, 0].tolist() == [9, 8, 7]
-
-
-def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
-    levels = np.array([[0, 257], [128, 65535]], np.uint16)  # 128 / 257 rounds down
-    for name in ("a.png", "a.tif"):
-        Image.fromarray(levels).save(tmp_path / name)
-        assert read_image(tmp_path / name, 2)[1].tolist() == [[0, 1], [0, 255]]
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_pixels_of_unknown_range_are_refused_by_name(tmp_path: Path, dtype: type) -> None:
-    Image.fromarray(np.full((4, 4), 7, dtype)).save(tmp_path / "a.tif")
-    with pytest.raises(BrokenImageError, match=r"a\.tif: its pixels \([IF]\) are 32-bit numbers of unknown range"):
-        read_image(tmp_path / "a.tif", 4)
-
-
-def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
-    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "a.tif")
-    assert read_image(tmp_path / "a.tif", 4)[:, 0, 0].tolist() == [255, 0, 0]
-
-
-@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
-def test_an_animation_is_its_first_frame(tmp_path: Path, name: str) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("white", "black")]
-    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-    assert (read_image(tmp_path / name, 8) > 250).all()
-
-
-def test_an_image_smaller_than_allowed_is_refused_by_name(tmp_path: Path) -> None:
-    Image.new("RGB", (4, 9)).save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png", 8, smallest=4).shape == (3, 8, 8)
-    with pytest.raises(BrokenImageError, match=r"a\.png: 4 x 9 px is too small to be enlarged to 8"):
-        read_image(tmp_path / "a.png", 8, smallest=5)
-
-
-def grid(width: int, height: int) -> Image.Image:
-    """Grey image whose pixel at (x, y) is 10 x + y."""
-    return Image.fromarray((10 * np.arange(width) + np.arange(height)[:, None]).astype(np.uint8))
-
-
-def test_an_image_of_the_right_height_is_cropped_in_the_middle() -> None:
-    # width 9, size 4: the window starts at column (9 - 4) // 2 = 2
-    assert np.array_equal(np.asarray(center_crop(grid(9, 4), 4)), np.asarray(grid(9, 4))[:, 2:6])
-
-
-def test_an_upright_image_is_cropped_in_the_middle() -> None:
-    assert np.array_equal(np.asarray(center_crop(grid(4, 7), 4)), np.asarray(grid(4, 7))[1:5])
-
-
-def test_an_image_twice_too_large_is_halved_by_block_means() -> None:
-    # each 2 x 2 block of 10 x + y: its corner plus (0 + 10 + 1 + 11) / 4 = 5.5, which Pillow rounds up to 6
-    expected = np.array([[20 * x + 2 * y + 6 for x in range(2)] for y in range(2)])
-    assert np.array_equal(np.asarray(center_crop(grid(4, 4), 2)), expected)
-
-
-def test_an_image_four_times_too_large_is_halved_twice() -> None:
-    # 8 x 8 blocks of 0 and 200 of side 4: two halvings give them back as single pixels
-    pixels = np.kron(np.array([[0, 200], [200, 0]]), np.ones((4, 4))).astype(np.uint8)
-    assert np.asarray(center_crop(Image.fromarray(pixels), 2)).tolist() == [[0, 200], [200, 0]]
-
-
-def test_a_smaller_image_is_enlarged_with_its_proportions() -> None:
-    # 2 x 4 to size 4: factor 2, 4 x 8, the middle 4 rows; a constant row stays constant
-    pixels = np.repeat(np.array([[0], [100], [100], [0]], np.uint8), 2, axis=1)
-    result = np.asarray(center_crop(Image.fromarray(pixels), 4))
-    assert result.shape == (4, 4)
-    assert (result == result[:, :1]).all()
-    assert np.array_equal(result, result[::-1])
-
-
-def test_a_size_between_once_and_twice_is_reached_in_one_bicubic_step() -> None:
-    image = grid(12, 9)  # 9 / 6 = 1.5 < 2: no halving; 12 * 6 / 9 = 8 wide, then columns 1..6
-    expected = np.asarray(image.resize((8, 6), Image.Resampling.BICUBIC))[:, 1:7]
-    assert np.array_equal(np.asarray(center_crop(image, 6)), expected)
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.gif", "a.webp", "a.tif", "a.ppm"])
-def test_a_truncated_file_is_reported_by_its_name_in_every_format(tmp_path: Path, name: str) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    path = tmp_path / name
-    Image.fromarray(noise).save(path)
-    assert read_image(path, 40).shape == (3, 40, 40)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
-    with pytest.raises(BrokenImageError, match=re.escape(f"{path}: ")):
-        read_image(path, 40)

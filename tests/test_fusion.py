@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.classifiers import Classifier, build_classifier
-from models.fusion import average, recalibrate
+from models.fusion import average, greedy_soup, recalibrate
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
@@ -53,6 +53,14 @@ def test_parameters_are_the_arithmetic_mean_under_every_policy() -> None:
         for name in (n for n in fused if not is_buffer(n)):
             expected = (given[0][name] + given[1][name] + given[2][name] + given[3][name]) / 4
             torch.testing.assert_close(fused[name], expected, atol=1e-6, rtol=0)
+
+
+def test_policies_give_different_buffers() -> None:
+    given, carrier, batches = states(1, 2), classifier(9), images(1)
+    fused = [average(given, buffers=policy) for policy in ("average", "copy_first")]
+    fused.append(average(given, buffers="recalibrate", network=carrier, loader=batches))
+    for name in ("bn1.running_mean", "bn1.running_var"):
+        assert not any(torch.allclose(fused[a][name], fused[b][name]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_weights_weigh_parameters_and_averaged_buffers() -> None:
@@ -228,3 +236,44 @@ def test_recalibrate_needs_network_and_loader_and_the_others_neither() -> None:
 def test_carrier_of_another_architecture_is_refused() -> None:
     with pytest.raises(ValueError, match="compared with network="):
         average(states(1, 2), network=build_classifier("ResNet56", 4, MEAN, STD), loader=images(1))
+
+
+# --- greedy
+
+
+def greedy(accuracies: dict[tuple[int, ...], float], count: int) -> tuple[list[int], list[int], list[tuple[int, ...]]]:
+    """What the greedy soup keeps, what its average is made of, and which averages were asked for, by accuracies of averages."""
+    asked: list[tuple[int, ...]] = []
+
+    def fuse(chosen: list[int]) -> dict[str, Tensor]:
+        return {"members": torch.tensor(chosen)}
+
+    def accuracy(state: dict[str, Tensor]) -> float:
+        asked.append(tuple(state["members"].tolist()))
+        return accuracies[asked[-1]]
+
+    kept, soup = greedy_soup(count, fuse, accuracy)
+    return kept, soup["members"].tolist(), asked
+
+
+def test_greedy_soup_starts_from_the_best_and_leaves_out_what_makes_the_average_worse() -> None:
+    accuracies = {(0,): 0.9, (1,): 0.7, (2,): 0.8, (0, 2): 0.92, (0, 2, 1): 0.91}
+    kept, members, asked = greedy(accuracies, 3)
+    assert kept == members == [0, 2]
+    assert asked == list(accuracies)
+    accuracies |= {(0, 2): 0.89, (0, 1): 0.95}  # one that was left out does not come back, the next is tried without it
+    assert greedy(accuracies, 3)[0] == [0, 1]
+
+
+def test_greedy_soup_keeps_what_changes_nothing_and_takes_the_earlier_of_equals_first() -> None:
+    assert greedy({(0,): 0.5, (1,): 0.5, (0, 1): 0.5}, 2)[0] == [0, 1]
+    assert greedy({(0,): 0.4, (1,): 0.5, (2,): 0.5, (1, 2): 0.3, (1, 0): 0.5}, 3)[0] == [1, 0]
+
+
+def test_greedy_soup_of_one_network_is_that_network() -> None:
+    assert greedy({(0,): 0.1}, 1)[:2] == ([0], [0])
+
+
+def test_greedy_soup_of_no_network_is_refused() -> None:
+    with pytest.raises(ValueError, match="give at least one"):
+        greedy({}, 0)

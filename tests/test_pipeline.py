@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
-import shlex
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.stages import STAGE, run, texts
 from utils import pipeline
 from utils.config import build, read_yaml
 from utils.errors import Stopped
 from utils.pipeline import PipelineConfig, commands, find_mpiexec, main
-
-STAGE = """
-import pathlib, sys
-name = sys.argv[1]
-with open("log.txt", "a") as log:
-    log.write(" ".join(sys.argv[1:]) + "\\n")
-sys.exit(3 if pathlib.Path(f"fail_{name}").exists() else 0)
-"""
 
 CONFIG = """
 variables:
@@ -49,18 +39,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     return tmp_path
-
-
-def run(*arguments: str) -> list[str]:
-    """Run the pipeline; returns the names of the stages that ran in this call."""
-    Path("log.txt").write_text("")
-    main(["-c", "pipeline.yaml", *arguments])
-    return [line.split()[0] for line in Path("log.txt").read_text().splitlines()]
-
-
-def texts(config: Mapping[str, Any], **given: str) -> dict[str, str]:
-    """Commands by stage name, without the path of Python."""
-    return {c.name: shlex.join(c.words).replace(sys.executable, "python") for c in commands(build(PipelineConfig, config), given)}
 
 
 # --- commands

@@ -149,8 +149,8 @@ def test_reading_something_else_names_the_file(tmp_path: Path, content: str) -> 
 def test_csv_has_the_fields_in_order_and_quotes_commas(tmp_path: Path) -> None:
     write_csv(tmp_path / "r.csv", [row("a, b", "fog", 5, 0.5)])
     assert (tmp_path / "r.csv").read_bytes().decode() == (
-        "system,dataset,corruption,severity,rule,n,correct,accuracy,ci95_low,ci95_high\n"
-        '"a, b",Digits,fog,5,single,1000,500,0.5,0.49,0.51\n'
+        "system,dataset,corruption,severity,rule,n,correct,accuracy,ci95_low,ci95_high,top5,calibration_error\n"
+        '"a, b",Digits,fog,5,single,1000,500,0.5,0.49,0.51,,\n'
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from utils.run_log import RunLog, setup_logging
-from utils.runs import BEST, create_run, finished_runs, mark_done, resolve_checkpoint
+from utils.runs import BEST, create_run, finished_runs, mark_done, published_run, resolve_checkpoint
 
 
 def make_run(save_dir: Path, name: str, run_id: str, finished_at: int | None = None) -> Path:
@@ -81,6 +81,58 @@ def test_a_name_that_does_not_exist_is_reported_with_those_that_do_and_the_comma
 def test_a_place_without_runs_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no checkpoint 'x'.*nothing has finished there"):
         resolve_checkpoint("x", tmp_path / "none")
+
+
+# --- paths of the published commands
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("saved/jpeg/IndTrainer/ResNet56_CIFAR100_clean/train", "ind/CIFAR100/ResNet56_clean"),
+        ("saved/blur/SLTrainer/ResNet56-56_TinyImagenet/train", "sl/TinyImagenet/ResNet56-ResNet56/blur"),
+        ("saved/blur+noise/SLTrainer/ResNet20-20_Digits/train", "sl/Digits/ResNet20-ResNet20/blur+noise"),
+        ("saved/combined_deg/SLTrainer/ResNet56-56_CIFAR10_soups/train", "deg_all/CIFAR10/ResNet56_soups"),
+        ("saved/combined_deg/SLDA_Trainer/ResNet56-56_CIFAR10/train", "deg_all/CIFAR10/ResNet56-ResNet56_fusiondistill"),
+        ("saved/combined_deg/IndDATrainer/ResNet56_CIFAR100_deg_scratch/train", "deg_all/CIFAR100/ResNet56_base_scratch"),
+        ("saved/combined_deg/IndDATrainer/ResNet20_Digits_deg_vanilla/train", "deg_all/Digits/ResNet20_base_vanilla"),
+        ("saved/combined_deg/IndDATrainer/ResNet56_CIFAR10_deg_fused/train", "deg_all/CIFAR10/ResNet56_fused"),
+    ],
+)
+def test_a_path_of_the_published_commands_means_a_run_here(path: str, name: str, tmp_path: Path) -> None:
+    for end in ("", "/latest", "/latest/model_best.pth", "/model_best.pth"):
+        assert published_run(path + end) == name
+    for end in ("/0824_101500", "/0824_101500/model_best.pth"):
+        assert published_run(path + end) == f"{name}/0824_101500"
+    old, new = (make_run(tmp_path, name, run_id, finished_at) for finished_at, run_id in enumerate(("old", "new"), 1))
+    assert resolve_checkpoint(f"{path}/old/model_best.pth", tmp_path) == old / BEST
+    assert resolve_checkpoint(f"{path}/latest/model_best.pth", tmp_path) == new / BEST
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "saved/jpeg/OtherTrainer/ResNet56-56_CIFAR10/train/a/model_best.pth",
+        "saved/combined_deg/IndDATrainer/ResNet56_CIFAR10_deg_other/train",
+        "saved/combined_deg/SLDA_Trainer/ResNet56-56_CIFAR10/test/a",
+        "saved/combined_deg/SLDA_Trainer/ResNet56-56_CIFAR10/train/a/checkpoint-epoch9.pth",
+        "save/jpeg/SLTrainer/ResNet56-56_CIFAR10/train",
+        "sl/CIFAR10/ResNet56-ResNet56/jpeg",
+        "saved",
+    ],
+)
+def test_any_other_path_means_no_run(path: str) -> None:
+    assert published_run(path) is None
+
+
+def test_a_file_that_lies_at_a_published_path_is_taken_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ours = make_run(tmp_path / "runs", "sl/CIFAR10/ResNet56-ResNet56/jpeg", "a", finished_at=1)
+    theirs = Path("saved/jpeg/SLTrainer/ResNet56-56_CIFAR10/train/a/model_best.pth")
+    assert resolve_checkpoint(theirs, tmp_path / "runs") == ours / BEST
+    theirs.parent.mkdir(parents=True)
+    theirs.touch()
+    assert resolve_checkpoint(theirs, tmp_path / "runs") == theirs
 
 
 # --- metrics

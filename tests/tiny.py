@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.classifiers import Classifier
-from trainers.methods import Supervised, SupervisedConfig
+from trainers.config import DataConfig, TrainConfig
+from trainers.methods import Context, Supervised, SupervisedConfig
 from utils.data.batches import Batch
 from utils.data.image_source import ImageSource, array_source
 from utils.seeding import seed_everything
@@ -64,7 +67,20 @@ def tiny_batch(degradations: int = 1, images: int = 4, seed: int = 0) -> Batch:
     }
 
 
+def tiny_context(*degradations: str) -> Context:
+    """What a method is told of a run on the tiny images."""
+    return Context(tiny_source(), list(degradations), TrainConfig("tiny", data=DataConfig(degradations=list(degradations))))
+
+
 def supervised(seed: int = 0, view: str = "clean", kind: type[Supervised] = Supervised, **options: object) -> Supervised:
     """A tiny classifier under cross-entropy, weights by `seed`."""
     seed_everything(seed)
-    return kind(tiny_classifier(**options), tiny_source(), SupervisedConfig(view=view))
+    return kind(tiny_classifier(**options), tiny_context(), SupervisedConfig(view=view))
+
+
+def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
+    """Mean of -log softmax(logits)[label], in plain Python."""
+    rows = []
+    for values, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        rows.append(math.log(sum(math.exp(v) for v in values)) - values[label])
+    return sum(rows) / len(rows)

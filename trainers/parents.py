@@ -45,8 +45,10 @@ def check_specialist(path: Path, degradation: str) -> None:
 def making_command(name: str, save_dir: str = "runs") -> str:
     """The command whose run has this name, from the shipped configurations; "" if none makes it."""
     for folder, script in _SCRIPTS.items():
-        # configurations of named data sets first: those of ImageFolder fit every name
-        for path in sorted((CONFIGS / folder).rglob("*.yaml"), key=lambda p: ("ImageFolder" in p.parts, p)):
+        # of named data sets first, since those of ImageFolder fit every name; second names of a file last
+        for path in sorted(
+            (CONFIGS / folder).rglob("*.yaml"), key=lambda p: ("ImageFolder" in p.parts, "consistency" in p.name, p)
+        ):
             tree = read_yaml(path)
             family = path.relative_to(CONFIGS / folder).parts[0]
             arch = tree.get("arch") or tree.get("model", {}).get("arch", "")

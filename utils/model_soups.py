@@ -21,7 +21,7 @@ from models.fusion import average, greedy_soup
 from models.loading import load_classifier
 from trainers.config import DataConfig, TrainConfig, fill
 from trainers.parents import check_specialist, find_parent
-from utils.checkpoint import read_description, save_checkpoint
+from utils.checkpoint import file_digest, read_description, save_checkpoint
 from utils.command_line import ScriptParser
 from utils.config import Tree, build, dotted_keys, dump_yaml, merge, read_yaml, to_tree
 from utils.data.batches import BatchLoader
@@ -152,8 +152,11 @@ def _members(config: SoupConfig, stand_in: TrainConfig, parent_run: str | None) 
                 check_specialist(paths[name], deg)
     if not paths:
         raise ValueError("no members: name checkpoints or runs in `members`, and degradations for `{deg}`")
-    parents = {name: read_description(path).get("parent") for name, path in paths.items()}
-    if config.same_parent and len(set(parents.values())) > 1:
+    told = {name: read_description(path) for name, path in paths.items()}
+    parents = {name: description["parent"] for name, description in told.items() if "parent" in description}
+    # a network from random weights is a line of its own; the clean classifier and its specialists are one
+    lines = {parent or file_digest(paths[name]) for name, parent in parents.items()}
+    if config.same_parent and len(lines) > 1:
         shown = ", ".join(f"{name} from {parent or 'random weights'}" for name, parent in parents.items())
         raise ValueError(
             f"the members did not start from one checkpoint ({shown}): train them all from one run (train.py --run ID), or set "

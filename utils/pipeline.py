@@ -125,6 +125,7 @@ def _all_variables(config: PipelineConfig, given: Mapping[str, str]) -> dict[str
     """Every variable; `each` and `stage_id`, which differ by stage, are empty."""
     variables = {**config.variables, **given, "python": shlex.quote(sys.executable), "each": "", "stage_id": ""}
     dataset = variables.get("dataset", "Digits")
+    variables["folder"] = Path(dataset).name  # as run names have it
     variables["family"] = dataset if dataset in DATASETS else "ImageFolder"
     mpiexec = find_mpiexec()
     variables["mpiexec"] = f"{shlex.quote(mpiexec)} -n {variables.get('ranks', '2')}" if mpiexec else ""

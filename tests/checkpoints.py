@@ -1,0 +1,40 @@
+"""Finished runs of networks with random weights, as if training had made them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from models.classifiers import build_classifier, describe
+from utils.checkpoint import save_checkpoint
+from utils.config import Tree, dump_yaml
+from utils.runs import BEST, create_run, mark_done
+from utils.seeding import seed_everything
+
+DIGITS = tuple(str(digit) for digit in range(10))
+
+
+def save_random(path: Path, seed: int = 0, arch: str = "ResNet20", classes: tuple[str, ...] = DIGITS, **facts: object) -> Path:
+    """A checkpoint; `facts` go to its description."""
+    seed_everything(seed)
+    network = build_classifier(arch, len(classes), (0.5,) * 3, (0.25,) * 3)
+    save_checkpoint(path, network.network.state_dict(), {**describe(network), "classes": list(classes), **facts})
+    return path
+
+
+def finished_run(root: Path, name: str, run_id: str = "one", config: Tree | None = None, **options: Any) -> Path:
+    """The checkpoint of a new finished run; `options` are those of `save_random`."""
+    run = create_run(root, name, run_id)
+    (run / "config.yaml").write_text(dump_yaml(config or {}))
+    save_random(run / BEST, **options)
+    mark_done(run)
+    return run / BEST
+
+
+def specialists(root: Path, *degradations: str, **options: Any) -> dict[str, Path]:
+    """A run for each degradation, `sl/Digits/ResNet20-ResNet20/<degradation>`, each with its own weights."""
+    name = "sl/Digits/ResNet20-ResNet20"
+    return {
+        deg: finished_run(root, f"{name}/{deg}", seed=seed, degradations=[deg], **{"parent": "the clean one", **options})
+        for seed, deg in enumerate(degradations)
+    }

@@ -1,0 +1,47 @@
+"""The YAML files that are shipped, and the runs that they make and start from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.scripts import ROOT
+from utils.config import Tree, read_yaml
+
+CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml"))
+PIPELINES = [p for p in CONFIGS if p.parts[1] == "pipelines"]
+SHIPPED = [p for p in CONFIGS if p.parts[1] not in ("_base", "pipelines")]
+MAKE_RUNS = ("train.py", "train_all_deg.py", "utils/model_soups.py")
+
+
+def arch_of(tree: Tree) -> str:
+    """The network of a configuration, whichever its kind."""
+    model = tree.get("model", {})
+    return tree.get("arch") or (model.get("arch", "") if isinstance(model, dict) else "") or "ResNet20"
+
+
+def names_in(tree: Tree, dataset: str, deg: str) -> tuple[str, list[str]]:
+    """(name of the run that a configuration makes, names of the runs that it starts from), placeholders replaced."""
+    model, members = tree.get("model", {}), tree.get("members", [])
+    parents = [model] if isinstance(model, str) else [model.get("init_from"), tree.get("method", {}).get("teachers")]
+    parents += members if isinstance(members, list) else [member["checkpoint"] for member in members.values()]
+    words = {"{deg}": deg, "{arch}": arch_of(tree), "{dataset}": dataset}
+
+    def filled(name: str) -> str:
+        for place, word in words.items():
+            name = name.replace(place, word)
+        return name
+
+    return filled(tree.get("name", "")), [filled(name) for name in parents if name]
+
+
+def runs_made_by(command: Sequence[str], dataset: str) -> list[str]:
+    """Names of the run that a command makes, with and without its id; none if it makes none, or of a configuration not shipped."""
+    words = list(command)
+    options = {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("-")}
+    config = Path(options.get("-c", ""))
+    if not set(MAKE_RUNS) & set(words) or not config.is_file():
+        return []
+    tree = read_yaml(config)
+    name, _ = names_in({**tree, "name": options.get("--name", tree["name"])}, dataset, options.get("--dt", ""))
+    return [name, f"{name}/{options['--run_id']}"] if "--run_id" in options else [name]

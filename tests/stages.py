@@ -1,0 +1,32 @@
+"""Stages that write down how they were called, in a pipeline `pipeline.yaml` of the working folder."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.config import build
+from utils.pipeline import PipelineConfig, commands, main
+
+STAGE = """
+import pathlib, sys
+name = sys.argv[1]
+with open("log.txt", "a") as log:
+    log.write(" ".join(sys.argv[1:]) + "\\n")
+sys.exit(3 if pathlib.Path(f"fail_{name}").exists() else 0)
+"""
+
+
+def run(*arguments: str) -> list[str]:
+    """Run the pipeline; returns the names of the stages that ran in this call."""
+    Path("log.txt").write_text("")
+    main(["-c", "pipeline.yaml", *arguments])
+    return [line.split()[0] for line in Path("log.txt").read_text().splitlines()]
+
+
+def texts(config: Mapping[str, Any], **given: str) -> dict[str, str]:
+    """Commands by stage name, without the path of Python."""
+    return {c.name: shlex.join(c.words).replace(sys.executable, "python") for c in commands(build(PipelineConfig, config), given)}

@@ -1,0 +1,61 @@
+"""Every command line that the published FusionDistill instructions give is understood as written, placeholders replaced."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from tests.commands import check_command
+from tests.shipped import names_in
+from utils.config import read_yaml
+from utils.runs import published_run
+
+DATASETS = ("CIFAR10", "CIFAR100", "TinyImagenet")
+DEGRADATIONS = ("jpeg", "blur", "noise", "saltpepper")
+CONFIGS = "configs/deg_all/<DATASET>/ResNet56"
+SAVED = "saved/combined_deg"
+COMMANDS = [
+    "python train.py -c configs/ind/<DATASET>/ResNet56_clean.yaml",
+    "python train.py -c configs/sl/<DATASET>/ResNet56-56.yaml --dt <DEG_TYPE>",
+    "python utils/model_soups.py --dataset <DATASET>",
+    f"python train_all_deg.py -c {CONFIGS}-56_consistency.yaml --dt combined_deg",
+    f"python train_all_deg.py -c {CONFIGS}-56_fusiondistill.yaml --dt combined_deg",
+    f"python train_all_deg.py -c {CONFIGS}_base_scratch.yaml --dt combined_deg",
+    f"python train_all_deg.py -c {CONFIGS}_base_vanilla.yaml --dt combined_deg",
+    f"python train_all_deg.py -c {CONFIGS}_fused.yaml --dt combined_deg",
+    f"python test_ensemble.py -c {CONFIGS}_ensemble.yaml",
+    "python test.py -r saved/<DEG_TYPE>/SLTrainer/ResNet56-56_<DATASET>/train/latest/model_best.pth",
+    f"python test.py -r {SAVED}/SLDA_Trainer/ResNet56-56_<DATASET>/train/latest/model_best.pth --dt <DEG_TYPE>",
+    f"python test.py -r {SAVED}/IndDATrainer/ResNet56_<DATASET>_deg_scratch/train/latest/model_best.pth --dt <DEG_TYPE>",
+    f"python test.py -r {SAVED}/IndDATrainer/ResNet56_<DATASET>_deg_vanilla/train/latest/model_best.pth --dt <DEG_TYPE>",
+    f"python test.py -r {SAVED}/SLTrainer/ResNet56-56_<DATASET>_soups/train/latest/model_best.pth --dt <DEG_TYPE>",
+    f"python test.py -r {SAVED}/IndDATrainer/ResNet56_<DATASET>_deg_fused/train/latest/model_best.pth --dt <DEG_TYPE>",
+]
+# what an evaluation command looks for -> the configuration whose run it is
+MADE_BY = {
+    "saved/<DEG_TYPE>/IndTrainer/ResNet56_<DATASET>_clean": "configs/ind/<DATASET>/ResNet56_clean.yaml",
+    "saved/<DEG_TYPE>/SLTrainer/ResNet56-56_<DATASET>": "configs/sl/<DATASET>/ResNet56-56.yaml",
+    f"{SAVED}/SLTrainer/ResNet56-56_<DATASET>_soups": f"{CONFIGS}_soups.yaml",
+    f"{SAVED}/SLDA_Trainer/ResNet56-56_<DATASET>": f"{CONFIGS}-56_consistency.yaml",
+    f"{SAVED}/IndDATrainer/ResNet56_<DATASET>_deg_scratch": f"{CONFIGS}_base_scratch.yaml",
+    f"{SAVED}/IndDATrainer/ResNet56_<DATASET>_deg_vanilla": f"{CONFIGS}_base_vanilla.yaml",
+    f"{SAVED}/IndDATrainer/ResNet56_<DATASET>_deg_fused": f"{CONFIGS}_fused.yaml",
+}
+
+
+def replaced(text: str, dataset: str, deg: str) -> str:
+    return text.replace("<DATASET>", dataset).replace("<DEG_TYPE>", deg)
+
+
+@pytest.mark.parametrize("line", sorted({replaced(line, d, t) for line in COMMANDS for d in DATASETS for t in DEGRADATIONS}))
+def test_published_command_is_understood(line: str) -> None:
+    check_command(shlex.split(line))
+
+
+@pytest.mark.parametrize("saved", MADE_BY)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_published_checkpoint_is_that_of_the_run_that_its_training_command_makes(saved: str, dataset: str) -> None:
+    for deg in DEGRADATIONS:
+        name, _ = names_in(read_yaml(replaced(MADE_BY[saved], dataset, deg)), dataset, deg)
+        assert published_run(replaced(f"{saved}/train/0824_101500/model_best.pth", dataset, deg)) == f"{name}/0824_101500"

@@ -1,0 +1,66 @@
+"""mCE against a published vector; calibration error by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from utils.data.corruptions import CORRUPTIONS
+from utils.results import Result, cell_result
+from utils.robustness import ALEXNET_ERRORS, calibration_error, errors_by_corruption, mce, mean_error, summary
+
+# torchvision's ResNet-50 v1 on 5,000 images of ImageNet-C, mean error over severities in %
+RESNET50 = (68.536, 70.904, 74.012, 61.096, 73.232, 61.868, 63.684, 67.848, 62.684, 54.500, 32.156, 60.896, 55.044, 55.140, 46.156)
+
+
+def resnet50() -> dict[str, dict[int, float]]:
+    return {name: dict.fromkeys(range(1, 6), error / 100) for name, error in zip(CORRUPTIONS, RESNET50, strict=True)}
+
+
+def test_mce_of_a_known_network_is_the_known_one() -> None:
+    errors = resnet50()
+    assert mean_error(errors) == pytest.approx(0.6052, abs=5e-5)
+    assert mce(errors) == pytest.approx(76.37, abs=0.02)
+    assert mce(errors, clean_error=0.2387) == pytest.approx(104.3, abs=0.15)
+
+
+def test_alexnet_itself_has_mce_of_one_hundred() -> None:
+    errors = {name: dict(enumerate(values, 1)) for name, values in ALEXNET_ERRORS.items()}
+    assert mce(errors) == pytest.approx(100) and mce(errors, 0.4348) == pytest.approx(100)
+    only_five = {name: {5: by_severity[5]} for name, by_severity in errors.items()}
+    assert mce(only_five) == pytest.approx(100), "the sums run over the severities that are there"
+
+
+def test_means_of_alexnet_are_those_of_the_published_table() -> None:
+    means = {"gaussian_noise": 0.886428, "glass_blur": 0.826268, "brightness": 0.564592, "jpeg_compression": 0.606500}
+    assert {name: round(float(np.mean(ALEXNET_ERRORS[name])), 6) for name in means} == means
+    assert tuple(ALEXNET_ERRORS) == CORRUPTIONS
+
+
+def test_without_all_corruptions_there_is_no_mean() -> None:
+    errors = resnet50()
+    del errors["fog"]
+    assert mean_error(errors) is None and mce(errors) is None
+
+
+def rows(hits: dict[tuple[str, int], list[bool]]) -> list[Result]:
+    return [cell_result("s", "d", name, severity, "first", np.array(right)) for (name, severity), right in hits.items()]
+
+
+def test_summary_names_what_the_rows_can_say() -> None:
+    given = rows({("clean", 0): [True, True, True, False], ("jpeg", 30): [False] * 4})
+    assert summary(given, imagenet=True) == {"clean error": 25.0}, "degradations are not of the benchmark"
+    full = given + rows({(name, 5): [True, False] for name in CORRUPTIONS})
+    assert errors_by_corruption(full)["fog"] == {5: 0.5} and "jpeg" not in errors_by_corruption(full)
+    assert summary(full, imagenet=False) == {"clean error": 25.0, "mean error": 50.0}
+    assert set(summary(full, imagenet=True)) == {"clean error", "mean error", "mCE", "relative mCE"}
+
+
+def test_calibration_error_by_hand() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.45, 0.55]])
+    labels = np.array([0, 1, 1, 1])
+    # with 2 bins all confidences share the upper one: |3/4 - (0.9 + 0.9 + 0.6 + 0.55) / 4|
+    assert calibration_error(probabilities, labels, bins=2) == pytest.approx(0.0125)
+    # with 10 bins: (0.5, 0.6]: 0.55 and 0.6, both right; (0.8, 0.9]: one right of two
+    assert calibration_error(probabilities, labels, bins=10) == pytest.approx((0.85 + 0.8) / 4)
+    assert calibration_error(np.eye(3), np.arange(3)) == 0.0
