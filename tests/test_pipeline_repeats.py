@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ def test_two_variables_cannot_be_repeated() -> None:
 def test_the_table_of_fusiondistill_comes_out_and_a_second_call_runs_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    few = ["--seeds", "1", "--degs", "jpeg,noise", "--severity", "5", "--data", "--data.limit 20", "--test", "--limit 10"]
+    few = ["--seeds", "1", "--degs", "noise,blur+noise,fog", "--severity", "5", "--data", "--data.limit 20", "--test", "--limit 10"]
     words = ["-c", str(ROOT / "configs/pipelines/fusiondistill.yaml"), "--out", str(tmp_path), *few, "--train", "--loop.epochs 1"]
     main(words)
     table = (tmp_path / "table.md").read_text()
@@ -122,9 +123,10 @@ def test_the_table_of_fusiondistill_comes_out_and_a_second_call_runs_nothing(
     ):
         assert approach in table
     results = json.loads((tmp_path / "seed1/results.json").read_text())
-    assert {row["corruption"] for row in results["rows"]} > {"clean", "jpeg", "noise", "fog", "mean"}
+    assert {row["corruption"] for row in results["rows"]} > {"clean", "noise", "blur+noise", "fog", "snow", "mean"}
+    assert re.search(r"\| approach +\| +AWGN \| +fog \| +blur\+noise \| +Avg \| +Clean \| +Unseen \|", table)
     caplog.clear()
     with caplog.at_level("INFO"):
         main(words)
     stages = [message for message in caplog.messages if message.startswith("[")]
-    assert len(stages) == 10 and all("done before" in message for message in stages)
+    assert len(stages) == 11 and all("done before" in message for message in stages)

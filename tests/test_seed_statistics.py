@@ -6,10 +6,11 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.seed_results import HEADINGS, cell, make, rows_of, write_runs
-from utils.results import MEAN, Result, write_json
+from utils.results import MEAN, Result, cell_result, write_json
 from utils.seed_statistics import layout, read_seeds, statistics
 
 
@@ -83,3 +84,16 @@ def test_heading_that_is_another_swept_degradation_is_refused() -> None:
     rows = [cell("soup", "jpeg", 1, 50), cell("soup", "noise", 1, 50), cell("soup", "noise", 2, 50)]
     with pytest.raises(ValueError, match="heading 'noise' stands for another corruption"):
         layout(rows, {"jpeg": "noise"})
+
+
+def test_a_corruption_that_was_trained_on_is_a_column_and_not_unseen() -> None:
+    cells = [("jpeg", 10), ("jpeg", 20), ("fog", 1), ("fog", 2), ("snow", 1), ("blur+noise", 0)]
+    rows = [cell_result("s", "d", name, level, "first", np.array([True, False])) for name, level in cells]
+    plan = layout(rows, {"jpeg": "JPEG"}, ["jpeg", "fog", "blur+noise"])
+    assert plan.columns == {
+        "JPEG": [("jpeg", 10), ("jpeg", 20)],
+        "fog": [("fog", 1), ("fog", 2)],
+        "blur+noise": [("blur+noise", 0)],
+    }
+    assert plan.extra == {"Unseen": [("snow", 1)]} and plan.left_out == []
+    assert set(layout(rows, {"jpeg": "JPEG"}).columns) == {"JPEG"}

@@ -71,6 +71,8 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
     hits: dict[str, Hits] = {name: {} for name in config.systems}
     meta: dict[str, Any] = {"dataset": dataset, "split": data.split, "images": len(source), "seed": data.seed,
                             "constants": data.constants, "members": {n: m.digest for n, m in members.items()}}  # fmt: skip
+    if config.degradations:
+        meta["degradations"] = config.degradations
     if data.compat != DegradationCompat():
         meta["compat"] = dataclasses.asdict(data.compat)
         log.warning("degradations are computed as in the published code: %s", meta["compat"])

@@ -61,7 +61,7 @@ class TestDataConfig:
             raise ValueError(
                 "nothing to evaluate on: name corruptions (data.corruptions, --corruption) or a sweep (data.sweep, --dt)"
             )
-        return cells
+        return list(dict.fromkeys(cells))  # a corruption may be both swept and listed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,7 +93,7 @@ def approach_table(config: PublishedConfig, dataset: str, seeds: Seeds) -> Appro
     Raises:
         ValueError: see `utils.seed_statistics.layout`.
     """
-    plan = layout(seeds.runs[0], config.columns)
+    plan = layout(seeds.runs[0], config.columns, seeds.trained)
     published = {}
     for name, cells in published_rows(config, dataset).items():
         mean = average(cells, list(plan.columns))
@@ -158,10 +158,11 @@ def orders(table: ApproachTable, config: PublishedConfig) -> list[str]:
                 ours[name], theirs[name] = round(mean, 9), round(other, 9)  # equal means may differ by rounding
         if len(ours) > 1:
             agreement = rank_correlation(list(ours.values()), list(theirs.values()))
+            said = "undefined (all are equal)" if math.isnan(agreement) else f"{agreement:.2f}"
             lines += [
                 "",
                 f"Order by the mean of {', '.join(columns)}, ours on {table.dataset} against published on {dataset}: "
-                f"Spearman rank correlation {agreement:.2f} over {len(ours)} approaches.",
+                f"Spearman rank correlation {said} over {len(ours)} approaches.",
                 "",
                 f"- ours: {_ordered(ours)}",
                 f"- published: {_ordered(theirs)}",

@@ -41,10 +41,12 @@ class Seeds:
     Attributes:
         runs: the rows of each seed without their means: the same systems, cells and image counts.
         split: of the data set, "" where the files do not say.
+        trained: degradations that the evaluation's configuration lists.
     """
 
     runs: list[list[Result]]
-    split: str
+    split: str = ""
+    trained: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,20 +88,22 @@ def read_seeds(paths: Sequence[str | Path], dataset: str, made_by: str = "") -> 
         metas.append(meta)
         for other, rows_there, meta_there in zip(paths[:index], runs, metas, strict=False):
             _check_same(path, runs[-1], meta, other, rows_there, meta_there)
-    return Seeds(runs, str(metas[0].get("split") or ""))
+    return Seeds(runs, str(metas[0].get("split") or ""), list(metas[0].get("degradations", [])))
 
 
-def layout(rows: Sequence[Result], headings: Mapping[str, str]) -> Layout:
+def layout(rows: Sequence[Result], headings: Mapping[str, str], trained: Sequence[str] = ()) -> Layout:
     """Columns for a table of `rows`.
 
-    A corruption of `headings` is a column, in that order; so is, after them, every other degradation with several levels.
-    Corruptions of ImageNet-C that are no column are the unseen ones, every pair of corruption and severity counting the same.
+    A corruption of `headings` is a column, in that order; so is, after them, everything that was `trained` on and every other
+    degradation with several levels. Corruptions of ImageNet-C that are no column are the unseen ones, every pair of corruption and
+    severity counting the same.
 
     Raises:
         ValueError: two columns of one heading, or nothing to show.
     """
     levels = levels_by_corruption(rows)
-    swept = [name for name, values in levels.items() if name in DEGRADATIONS and len(values) > 1 and name not in headings]
+    several = [name for name, values in levels.items() if name in trained or (name in DEGRADATIONS and len(values) > 1)]
+    swept = [name for name in several if name not in headings]
     if doubled := set(swept) & set(headings.values()):
         raise ValueError(f"heading {doubled.pop()!r} stands for another corruption, and is a swept degradation itself: rename it")
     shown = {name: heading for name, heading in headings.items() if name in levels} | {name: name for name in swept}

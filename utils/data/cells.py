@@ -68,8 +68,11 @@ def parse_severities(text: str) -> list[int]:
 
 
 def sweep_cells(degradation: str) -> list[Cell]:
-    """A cell for every level of a degradation (101 for jpeg, 51 for noise and blur, 26 for saltpepper), 5 for a corruption."""
-    if degradation in ALL_CORRUPTIONS:
+    """A cell for every level of a degradation (101 for jpeg, 51 for noise and blur, 26 for saltpepper), 5 for a corruption.
+
+    A sequence, whose sweep would be a product, is one cell: a level drawn for each image and stage.
+    """
+    if degradation in ALL_CORRUPTIONS or "+" in degradation:
         return parse_cells([degradation], SEVERITIES)
     return [Cell(degradation, level) for level in sweep_levels(degradation)]
 
