@@ -22,7 +22,7 @@ class DDA(ReverseChain):
     through the network.
 
     Args:
-        denoiser, downscale_factor, chain: see `ReverseChain`.
+        denoiser, chain: see `ReverseChain`.
         guidance_weight: factor of the gradient, >= 0; 0 skips it and its cost (about half of the time). The published strength is
             w = 6 with the norm over batches of 4 images, which weakens it by about 1 / sqrt(4): 3 an image.
         guidance_norm: "per_image": the sum of each image's own norm, so that an image does not depend on its batch.
@@ -36,7 +36,6 @@ class DDA(ReverseChain):
         self,
         denoiser: Denoiser,
         *,
-        downscale_factor: int = 4,
         guidance_weight: float = 3.0,
         guidance_norm: str = "per_image",
         **chain: Any,
@@ -44,7 +43,7 @@ class DDA(ReverseChain):
         check_choice(guidance_norm, GUIDANCE_NORMS, "guidance_norm")
         if not guidance_weight >= 0:
             raise ValueError(f"guidance_weight {guidance_weight} is not >= 0: 0 leaves it out, 3 is the published strength")
-        super().__init__(denoiser, downscale_factor=downscale_factor, **chain)
+        super().__init__(denoiser, **chain)
         self.guidance_weight = guidance_weight
         self.guidance_norm = guidance_norm
         self.uses_gradient = guidance_weight > 0

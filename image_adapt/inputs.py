@@ -7,18 +7,18 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from image_adapt.config import LAYOUTS, AdaptConfig, InputConfig
+from image_adapt.job import Job
 from utils.data.cells import CLEAN, Cell, OnTheFly, ReleasedArrays
 from utils.data.degradations import CORRECT
-from utils.data.folders import plain_source
+from utils.data.folders import first_size, plain_source, read_files
 from utils.data.image_source import ImageSource
-from utils.data.images import list_images, read_image
+from utils.data.images import list_images
 from utils.data.sources import open_source
 
 log = logging.getLogger(__name__)
@@ -27,18 +27,8 @@ LABELS = "labels.npy"  # beside the published arrays
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """Images of one cell, the folder of their outputs below `save_dir`, and the level of each (None where it has none)."""
-
-    cell: Cell
-    source: ImageSource
-    below: str
-    levels: list[Any]
-
-
-def open_inputs(config: AdaptConfig, image_size: int) -> list[Input]:
-    """One input a cell; a subset (`list_file`, `limit`, `num_samples`) takes the same keys of every cell.
+def open_inputs(config: AdaptConfig, image_size: int) -> list[Job]:
+    """One job a cell, its folder relative to `save_dir`; a subset (`list_file`, `limit`, `num_samples`) has the same keys in each.
 
     Args:
         config: what is adapted.
@@ -61,28 +51,8 @@ def _chosen(source: ImageSource, config: AdaptConfig) -> ImageSource:
     """The subset of a source that the configuration asks for."""
     given = config.input
     if given.list_file is not None:
-        wanted = read_list(Path(given.list_file), source.keys)
-        source = source.subset([i for i, key in enumerate(source.keys) if key in wanted])
+        source = source.listed(given.list_file, "--list")
     return source.limited(given.limit).limited(config.num_samples)
-
-
-def read_list(path: Path, keys: Sequence[str]) -> set[str]:
-    """The keys that a text file lists: a key or relative path (with a suffix) a line; `#` opens a remark line.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, nothing in it, lines that name no image (the first of them).
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"list file {path} does not exist")
-    lines = [line.strip().removeprefix("./") for line in path.read_text(encoding="utf-8").splitlines()]
-    names = [line for line in lines if line and not line.startswith("#")]
-    known = set(keys)
-    found = {name: name if name in known else Path(name).with_suffix("").as_posix() for name in names}
-    unknown = [name for name, key in found.items() if key not in known]
-    if unknown or not names:
-        what = f"{len(unknown)} of {len(names)} lines name no image here, e.g. {', '.join(unknown[:3])}" if names else "it is empty"
-        raise ValueError(f"list file {path}: {what}; a line is a key or relative path such as {keys[0]}")
-    return set(found.values())
 
 
 def _check_size(source: ImageSource, image_size: int, name: str) -> None:
@@ -90,7 +60,7 @@ def _check_size(source: ImageSource, image_size: int, name: str) -> None:
         raise ValueError(f"{name} has {source.image_size} px images, the diffusion model was trained on {image_size} px")
 
 
-def _generated(config: AdaptConfig, image_size: int) -> Iterator[Input]:
+def _generated(config: AdaptConfig, image_size: int) -> Iterator[Job]:
     """Clean images of a data set, corrupted as they are read."""
     given = config.input
     clean = _chosen(open_source(given.dataset, given.split, given.root, image_size), config)
@@ -99,10 +69,10 @@ def _generated(config: AdaptConfig, image_size: int) -> Iterator[Input]:
     for cell in given.cells():
         drawn = cell.severity is None
         levels = view.levels(cell, clean.keys).tolist() if drawn else [None] * len(clean)
-        yield Input(cell, view.source(cell), cell.folder, levels)
+        yield Job(cell, view.source(cell), Path(cell.folder), levels)
 
 
-def _arrays(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Input]:
+def _arrays(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Job]:
     """The published arrays; keys are those of the clean test set, `<class>/test_<row>`."""
     given = config.input
     cells = given.cells()
@@ -115,7 +85,7 @@ def _arrays(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Inpu
     _check_size(view.clean, image_size, str(folder))
     for cell in cells:
         source = view.source(cell)
-        yield Input(cell, source, cell.folder, [None] * len(source))
+        yield Job(cell, source, Path(cell.folder), [None] * len(source))
 
 
 def _clean_of_arrays(folder: Path, given: InputConfig, read: bool) -> ImageSource:
@@ -133,7 +103,7 @@ def _no_images(rows: np.ndarray) -> Tensor:
     raise AssertionError("only the keys and labels of this source are known")
 
 
-def _folders(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Input]:
+def _folders(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Job]:
     """Images on disk, in one of the `LAYOUTS`."""
     given = config.input
     pattern, parts = LAYOUTS[given.layout]
@@ -149,7 +119,9 @@ def _folders(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Inp
     smallest = 0 if given.resize else (image_size + 1) // 2
     chosen: list[str] | None = None
     for below, cell in cells.items():
-        found = _images_below(folder / below, image_size, below or "images", smallest)
+        paths = list_images(folder / below)
+        found = plain_source(folder / below, image_size, below or "images", paths)
+        found = dataclasses.replace(found, read=functools.partial(read_files, paths, image_size, None, smallest=smallest))
         if chosen is None:
             chosen, origin = _chosen(_by_folder(found, given.layout), config).keys, found
         if len(chosen) < len(origin):
@@ -157,18 +129,16 @@ def _folders(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Inp
             found = found.aligned(chosen, below)
         else:
             _compare(origin, found)
-        yield Input(cell, found, below, [None] * len(found))
+        yield Job(cell, found, Path(below), [None] * len(found), input_side=_side(paths))
 
 
-def _images_below(folder: Path, image_size: int, name: str, smallest: int) -> ImageSource:
-    """Every image below a folder; those with a shorter side below `smallest` pixels count as broken."""
-    paths = list_images(folder)
-    source = plain_source(folder, image_size, name, paths)
-    return dataclasses.replace(source, read=functools.partial(_read, paths, image_size, smallest))
-
-
-def _read(paths: Sequence[Path], size: int, smallest: int, rows: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.stack([read_image(paths[i], size, smallest=smallest) for i in rows]))
+def _side(paths: Sequence[Path]) -> int | None:
+    """Side of the first picture if it is a square."""
+    try:
+        width, height = first_size(paths)
+    except ValueError:  # none can be read: each will be named
+        return None
+    return width if width == height else None
 
 
 def _by_folder(source: ImageSource, name: str) -> ImageSource:

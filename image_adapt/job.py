@@ -12,13 +12,24 @@ from utils.data.image_source import ImageSource
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The images of one cell and where their adapted versions go."""
+    """The images of one cell and where their adapted versions go.
+
+    Attributes:
+        cell: the cell.
+        source: its images.
+        folder: of the adapted images.
+        levels: degradation level of each image, None where it has none.
+        suffix: of the adapted images.
+        input_side: side of the input files where they are squares (by the first), pixels; evaluation reads the adapted images by it
+            (`utils.data.cells.FolderTree`).
+    """
 
     cell: Cell
     source: ImageSource
     folder: Path
-    levels: list[Any]  # degradation level of each image, None where it has none
+    levels: list[Any]
     suffix: str = ".png"
+    input_side: int | None = None
 
     def file(self, i: int) -> str:
         """Name of the output of image i, relative to `folder`."""

@@ -104,14 +104,15 @@ def _clear(job: Job) -> None:
 
 
 def write_manifest(job: Job, settings: dict[str, Any], broken: Sequence[str]) -> None:
-    """`manifest.jsonl`: a line an image with key, file, class index, level, seed and a digest of the settings; sorted by key."""
+    """`manifest.jsonl`: a line an image, sorted by key: file, class index, level, seed, settings (digest), `Job.input_side`."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    side = {"input_side": job.input_side} if job.input_side is not None else {}
     lines = []
     for i in sorted(range(len(job.source)), key=job.source.keys.__getitem__):
         key = job.source.keys[i]
         if key not in broken:
             row = {"key": key, "file": job.file(i), "label": int(job.source.labels[i]), "level": job.levels[i]}
-            lines.append(json.dumps({**row, "seed": settings["seed"], "settings": digest}))
+            lines.append(json.dumps({**row, "seed": settings["seed"], "settings": digest, **side}))
     write_atomic(job.folder / MANIFEST, "\n".join(lines) + "\n")
 
 

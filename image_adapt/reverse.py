@@ -60,7 +60,7 @@ class ReverseChain:
         respacing: str = "100",
         start_step: int | None = None,
         noise_level: float | None = None,
-        downscale_factor: int,
+        downscale_factor: int = 4,
         border: str = "reflect",
         variance: str | None = None,
         clip_denoised: bool = True,

@@ -46,8 +46,7 @@ def plan_jobs(config: AdaptConfig, image_size: int) -> list[Job]:
     if config.input.folder:
         _check_apart(Path(config.input.folder), save_dir)
     suffix = ENCODINGS[config.output][0]
-    inputs = open_inputs(config, image_size)
-    jobs = [Job(given.cell, given.source, save_dir / given.below, given.levels, suffix) for given in inputs]
+    jobs = [dataclasses.replace(job, folder=save_dir / job.folder, suffix=suffix) for job in open_inputs(config, image_size)]
     if config.output == "npy":
         check_arrays(jobs)
     return jobs

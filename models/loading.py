@@ -5,16 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import secrets
-import shutil
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.serialization import config as serialization
 
 from models import mmcls
 from models.classifiers import (
@@ -30,6 +25,7 @@ from models.diffusion import from_description as denoiser_from_description
 from models.guided_diffusion import denoiser_from_openai
 from models.model_flags import WITHOUT_EFFECT, ModelFlags, check_model_flags, parse_flags
 from utils.checkpoint import file_digest, load_checkpoint
+from utils.files import replacing
 from utils.runs import resolve_checkpoint
 
 log = logging.getLogger(__name__)
@@ -174,9 +170,7 @@ def open_denoiser(path: str | Path, flags: Mapping[str, str]) -> Denoiser:
         denoiser = load_denoiser(path)
         check_model_flags(denoiser, flags)
     else:
-        mapped = zipfile.is_zipfile(path)  # files from before 2020 are none
-        with serialization.patch("load.mmap", mapped):  # type: ignore[attr-defined]
-            state, _ = load_checkpoint(path, kind="diffusion")
+        state, _ = load_checkpoint(path, kind="diffusion")
         try:
             denoiser = denoiser_from_openai(state, ModelFlags(**given))
         except ValueError as error:
@@ -239,15 +233,10 @@ def save_folder(denoiser: Denoiser, folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists already: choose another folder, or remove it")
-    temporary = folder.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
+    facts = {name: getattr(denoiser, name) for name in FACTS}
+    with replacing(folder) as temporary:
         denoiser.unet.save_pretrained(temporary)  # type: ignore[operator]
-        shutil.copymode(temporary / _CONFIG, temporary / _WEIGHTS)  # safetensors makes files that only their owner can read
-        facts = {name: getattr(denoiser, name) for name in FACTS}
         (temporary / _FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def denoiser_digest(path: str | Path, flags: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Short adaptations of digits and of folders, and what they left."""
+"""Short adaptations of digits and of folders, and what they left; a tiny network and its inputs for one chain."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
-from tests.photo_like import photo_like
+from models.diffusion import Denoiser, build_denoiser
+from tests.photo_like import photo_like, save_all
 from tests.scripts import Done, run_script
 
 SCRIPT = "image_adapt/scripts/image_sample.py"
+SIZE = 16  # of what `tiny_denoiser` takes
 SHORT = ("--timestep_respacing", 10, "--N", 3, "--D", 4, "--guidance_weight", 3)
 
 
@@ -33,11 +37,22 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def save_images(folder: Path, names: list[str], side: int = 32) -> None:
-    for name, image in zip(names, photo_like(len(names), side).numpy(), strict=True):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.transpose(1, 2, 0)).save(path)
+    save_all(folder, names, photo_like(len(names), side))
 
 
 def manifest_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+
+
+def tiny_denoiser(noise_schedule: str = "linear", learn_sigma: bool = False) -> Denoiser:
+    torch.manual_seed(0)
+    return build_denoiser(SIZE, [8, 16], norm_groups=4, noise_schedule=noise_schedule, learn_sigma=learn_sigma).eval()
+
+
+def random_images(n: int) -> Tensor:
+    """[n, 3, SIZE, SIZE] in [-1, 1]."""
+    return torch.rand(n, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]

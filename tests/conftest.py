@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from models.diffusion import build_denoiser, describe
+from tests.photo_like import save_all
 from tests.scripts import ROOT, forget_accelerator, run_script
 from utils.checkpoint import save_checkpoint
 from utils.data.sources import open_source
@@ -61,10 +61,8 @@ def save_adapted() -> Callable[[Path, str], None]:
 
     def save(folder: Path, split: str) -> None:
         source = open_source("Digits", split)
-        for key, image in zip(source.keys, source.images(range(len(source))).flip(-1).numpy(), strict=True):
-            path = folder / "jpeg" / "random" / f"{key}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.transpose(1, 2, 0)).save(path, compress_level=0)
+        names = [f"jpeg/random/{key}.png" for key in source.keys]
+        save_all(folder, names, source.images(range(len(source))).flip(-1))
 
     return save
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
+from PIL import Image
 
 
 def photo_like(count: int, side: int) -> torch.Tensor:
@@ -20,3 +24,11 @@ def photo_like(count: int, side: int) -> torch.Tensor:
 def to_array(image: torch.Tensor) -> np.ndarray:
     """[3, H, W] tensor to a contiguous [H, W, 3] array."""
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+
+
+def save_all(folder: Path, names: Sequence[str], images: torch.Tensor) -> None:
+    """Write uint8 [N, 3, H, W] as `<folder>/<name>`, names with suffix."""
+    for name, image in zip(names, images, strict=True):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(to_array(image)).save(path)

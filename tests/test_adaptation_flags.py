@@ -69,6 +69,10 @@ def test_model_is_found_by_the_name_of_its_run(runs: Path, tmp_path: Path) -> No
         (("--learn_sigma", "True", "--class_cond", "True"), "--class_cond True (the checkpoint: False); --learn_sigma True"),
         (("--severity", "6"), "severities [6] for gaussian_noise: choose from 1, 2, 3, 4, 5"),
         (("--severity", "0"), "severities [0] for gaussian_noise"),
+        (
+            ("--severity", "rondom"),
+            "--severity 'rondom': write one of 1..5, several joined by commas, or a range such as 1-5, or random",
+        ),
         (("--corruption", "gausian_noise"), "unknown corruption or degradation 'gausian_noise': did you mean 'gaussian_noise'?"),
         (("--split", "tests"), "unknown value 'tests' in config key 'input.split': did you mean 'test'?"),
         (("--batch_size", "four"), "batch_size"),

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
 
 from image_adapt.config import AdaptConfig, InputConfig
-from image_adapt.inputs import CIFAR10_CLASSES, read_list
+from image_adapt.inputs import CIFAR10_CLASSES
 from image_adapt.work import plan_jobs
 from tests.adapting import adapt, digits, manifest_of, pixels, pngs, save_images
-from tests.photo_like import photo_like
+from tests.photo_like import photo_like, save_all
 from utils.data.cells import Cell, FolderTree, OnTheFly, ReleasedArrays
 from utils.data.degradations import REFERENCE
-from utils.data.image_source import array_source
+from utils.data.image_source import ImageSource, array_source
 from utils.data.sources import open_source
 
 LABELS = [3, 0, 9]
@@ -49,23 +50,10 @@ def test_published_arrays_become_a_tree_whose_keys_are_those_of_the_clean_test_s
     assert set(pngs(tmp_path / "out")) == {f"{c}/{s}/{key}.png" for c in ("fog", "snow") for s in (2, 5) for key in keys()}
     assert [row["label"] for row in manifest_of(tmp_path / "out/fog/2")] == [0, 3, 9]
     # the rows that were read are those of the severity: adapted from files they give the same bytes
-    for key, image in zip(keys(), images[3:6], strict=True):
-        path = tmp_path / "files/fog/2" / f"{key}.png"
-        path.parent.mkdir(parents=True)
-        Image.fromarray(image).save(path)
-    words = (
-        "--base_samples",
-        tmp_path / "files",
-        "--dataset",
-        "cifar10c",
-        "--corruption",
-        "fog",
-        "--severity",
-        2,
-        "--batch_size",
-        4,
-    )
-    adapt(ddpm, tmp_path / "again", *words).check()
+    rows = torch.from_numpy(images[3:6].transpose(0, 3, 1, 2))
+    save_all(tmp_path / "files/fog/2", [f"{key}.png" for key in keys()], rows)
+    words = ("--base_samples", tmp_path / "files", "--dataset", "cifar10c", "--corruption", "fog", "--severity", 2)
+    adapt(ddpm, tmp_path / "again", *words, "--batch_size", 4).check()
     assert pngs(tmp_path / "again/fog/2") == pngs(tmp_path / "out/fog/2")
 
 
@@ -76,8 +64,8 @@ def test_arrays_come_out_as_arrays_that_are_read_like_the_tree_of_images(ddpm: P
     array = np.load(tmp_path / "out/fog.npy")
     assert (array.dtype, array.shape) == (np.uint8, images.shape)
     assert np.load(tmp_path / "out/labels.npy").tolist() == LABELS * 5
-    clean = array_source("CIFAR10/test", images[:3].transpose(0, 3, 1, 2), np.array(LABELS), CIFAR10_CLASSES, ["a", "b", "c"])
-    clean = clean.__class__(**{**vars(clean), "keys": keys()})
+    names = [f"test_{i:05d}" for i in range(3)]
+    clean = array_source("CIFAR10/test", images[:3].transpose(0, 3, 1, 2), np.array(LABELS), CIFAR10_CLASSES, names)
     for severity in (1, 4):
         cell = Cell("fog", severity)
         from_array = ReleasedArrays(tmp_path / "out", clean).source(cell).images([0, 1, 2])
@@ -155,6 +143,11 @@ def test_degradations_can_be_those_of_the_published_code(ddpm: Path, tmp_path: P
 # --- subsets
 
 
+def pets(*names: str) -> ImageSource:
+    """Images of one class, `a`."""
+    return array_source("pets", np.zeros((len(names), 3, 8, 8), np.uint8), np.zeros(len(names), int), ["a"], names)
+
+
 def test_listed_images_come_out_as_in_a_run_over_all(ddpm: Path, tmp_path: Path) -> None:
     digits(ddpm, tmp_path / "all").check()
     every = pngs(tmp_path / "all/jpeg/random")
@@ -168,19 +161,25 @@ def test_listed_images_come_out_as_in_a_run_over_all(ddpm: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a/b\nc/d.png\na/c.jpg\n", "1 of 3 lines name no image here, e.g. c/d.png; a line is a key"), ("# no\n", "it is empty")],
+    [("a/b\nc/d.png\na/c.jpg\n", "1 of 3 images are not in pets, e.g. c/d.png"), ("# no\n", "it is empty")],
 )
 def test_list_that_names_no_image_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "list.txt").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_list(tmp_path / "list.txt", ["a/b", "a/c"])
-    with pytest.raises(FileNotFoundError, match="list file .*none.txt does not exist"):
-        read_list(tmp_path / "none.txt", ["a"])
+    with pytest.raises(ValueError, match=rf"--list .*list\.txt: {message} \(keys there look like a/b\)"):
+        pets("b", "c").listed(tmp_path / "list.txt", "--list")
+    with pytest.raises(FileNotFoundError, match="--list .*none.txt does not exist; expected a file with one image key or path"):
+        pets("b").listed(tmp_path / "none.txt", "--list")
 
 
 def test_names_with_points_are_found_with_and_without_suffix(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a/x.1\na/x.2.png\n")
-    assert read_list(tmp_path / "list.txt", ["a/x.1", "a/x.2", "a/x"]) == {"a/x.1", "a/x.2"}
+    assert pets("x.1", "x.2", "x").listed(tmp_path / "list.txt", "--list").keys == ["a/x.1", "a/x.2"]
+
+
+def test_a_class_that_is_called_like_a_split_is_found(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("test/a/x.png\ntest/y\n")
+    source = dataclasses.replace(pets("x", "y"), keys=["a/x", "test/y"])
+    assert source.listed(tmp_path / "list.txt", "--list").keys == ["a/x", "test/y"]
 
 
 def imagenetc(tmp_path: Path, severities: tuple[int, ...] = (1, 2)) -> tuple[object, ...]:

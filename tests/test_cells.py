@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from tests.photo_like import photo_like, to_array
+from tests.photo_like import photo_like, save_all
 from utils.data.cells import Cell, FolderTree, OnTheFly, ReleasedArrays, open_view, parse_cells, parse_severities, sweep_cells
 from utils.data.corruptions import CORRUPTIONS, corrupt
 from utils.data.degradations import degrade, sample_levels
@@ -243,10 +242,7 @@ def test_the_identity_of_released_images_changes_with_cell_and_file(tmp_path: Pa
 def write_tree(root: Path, cell: Cell, source: ImageSource) -> torch.Tensor:
     """The images of a source, inverted, as files in the adapter's layout; returns them."""
     images = 255 - source.images(range(len(source)))
-    for key, image in zip(source.keys, images, strict=True):
-        path = root / cell.folder / f"{key}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(to_array(image)).save(path)
+    save_all(root / cell.folder, [f"{key}.png" for key in source.keys], images)
     return images
 
 

@@ -57,6 +57,16 @@ def test_saving_again_replaces_the_file(tmp_path: Path) -> None:
     assert load_checkpoint(path)[1] == {"value": 2.0}
 
 
+def test_the_file_is_as_readable_as_other_new_files(tmp_path: Path) -> None:
+    """safetensors makes files that only their owner can read; colleagues on a cluster start from each other's runs."""
+    umask = os.umask(0o027)
+    try:
+        save_checkpoint(tmp_path / "a.safetensors", STATE, {})
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640
+
+
 @pytest.mark.parametrize("length", [0, 5, 60, -3])
 def test_a_truncated_file_is_reported_by_its_name(tmp_path: Path, length: int) -> None:
     path = tmp_path / "cut.safetensors"

@@ -10,24 +10,10 @@ from torch import Tensor
 
 from image_adapt.dda import DDA
 from image_adapt.lowpass import LowPass
-from models.diffusion import Denoiser, build_denoiser
+from models.diffusion import Denoiser
 from models.schedule import make_schedule
+from tests.adapting import SIZE, generators, random_images, tiny_denoiser
 from utils.data.pixels import from_signed, to_signed, to_unit, unit_to_signed
-
-SIZE = 16
-
-
-def tiny(noise_schedule: str = "linear", learn_sigma: bool = False) -> Denoiser:
-    torch.manual_seed(0)
-    return build_denoiser(SIZE, [8, 16], norm_groups=4, noise_schedule=noise_schedule, learn_sigma=learn_sigma).eval()
-
-
-def images(n: int) -> Tensor:
-    return torch.rand(n, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(5)) * 2 - 1
-
-
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def published_loop(denoiser: Denoiser, ref: Tensor, noise: list[Tensor], steps: int, factor: int, scale: float) -> Tensor:
@@ -60,7 +46,7 @@ def published_loop(denoiser: Denoiser, ref: Tensor, noise: list[Tensor], steps: 
 def test_published_options_give_the_published_loop(dtype, steps, tolerance, noise_schedule, learn_sigma):
     # float32 over 50 steps of an untrained network can drift by 0.1: where a pixel of x0 crosses the clip limit, its
     # gradient jumps. float64 shows that the formulas agree.
-    denoiser, ref = tiny(noise_schedule, learn_sigma).to(dtype), images(2).to(dtype)
+    denoiser, ref = tiny_denoiser(noise_schedule, learn_sigma).to(dtype), random_images(2).to(dtype)
     streams = generators(0, 1)
     noise = [torch.stack([torch.randn(3, SIZE, SIZE, generator=g) for g in streams]) for _ in range(steps + 1)]
     noise = [z.to(dtype) for z in noise]
@@ -73,7 +59,7 @@ def test_published_options_give_the_published_loop(dtype, steps, tolerance, nois
 
 
 def test_default_start_is_the_level_that_is_denoised_first():
-    denoiser, ref = tiny(), images(1)
+    denoiser, ref = tiny_denoiser(), random_images(1)
     seen: list[Tensor] = []
     denoiser.unet.register_forward_pre_hook(lambda module, args: seen.append(args))
     z = torch.randn(3, SIZE, SIZE, generator=generators(0)[0])
@@ -86,7 +72,7 @@ def test_default_start_is_the_level_that_is_denoised_first():
 
 
 def test_per_image_result_is_byte_equal_with_other_companions():
-    ref, dda = images(6), DDA(tiny("cosine"), start_step=20)
+    ref, dda = random_images(6), DDA(tiny_denoiser("cosine"), start_step=20)
     four = dda.adapt(ref[:4], generators(0, 1, 2, 3))
     other = dda.adapt(ref[[4, 1, 5, 3]], generators(4, 1, 5, 3))
     assert torch.equal(four[[1, 3]], other[[1, 3]])
@@ -95,14 +81,14 @@ def test_per_image_result_is_byte_equal_with_other_companions():
 
 
 def test_per_image_result_is_equal_for_another_batch_size_to_float_tolerance():
-    ref, dda = images(4), DDA(tiny(), start_step=20)
+    ref, dda = random_images(4), DDA(tiny_denoiser(), start_step=20)
     four = dda.adapt(ref, generators(0, 1, 2, 3))
     alone = torch.cat([dda.adapt(ref[b : b + 1], generators(b)) for b in range(4)])
     torch.testing.assert_close(four, alone, rtol=0, atol=1e-4)
 
 
 def test_batch_norm_couples_the_images_and_weakens_the_guidance():
-    ref, denoiser = images(4), tiny()
+    ref, denoiser = random_images(4), tiny_denoiser()
     joint = DDA(denoiser, start_step=10, guidance_norm="batch")
     alone = joint.adapt(ref[:1], generators(0))
     assert (joint.adapt(ref, generators(0, 1, 2, 3))[:1] - alone).abs().max() > 1e-3
@@ -112,7 +98,7 @@ def test_batch_norm_couples_the_images_and_weakens_the_guidance():
 
 @pytest.mark.parametrize("norm", ["batch", "per_image"])
 def test_guidance_is_the_weight_times_the_gradient_of_the_norm(norm):
-    denoiser, ref, weight = tiny(), images(3), 2.5
+    denoiser, ref, weight = tiny_denoiser(), random_images(3), 2.5
     options = {"start_step": 1, "guidance_norm": norm}
     guided = DDA(denoiser, guidance_weight=weight, **options).adapt(ref, generators(0, 1, 2))
     plain = DDA(denoiser, guidance_weight=0, **options).adapt(ref, generators(0, 1, 2))
@@ -128,7 +114,7 @@ def test_guidance_is_the_weight_times_the_gradient_of_the_norm(norm):
 
 
 def test_guidance_brings_the_result_nearer_to_the_low_frequencies_of_the_image():
-    denoiser, ref, low_pass = tiny(), images(2), LowPass(SIZE, 4)
+    denoiser, ref, low_pass = tiny_denoiser(), random_images(2), LowPass(SIZE, 4)
     distance = []
     for weight in (0, 3):
         adapted = DDA(denoiser, start_step=30, guidance_weight=weight).adapt(ref, generators(0, 1))
@@ -150,10 +136,10 @@ def test_zero_residual_gives_no_nan():
 
 
 def test_weights_are_frozen_and_get_no_gradient_and_the_result_is_detached():
-    denoiser = tiny().train()
+    denoiser = tiny_denoiser().train()
     with torch.no_grad():
-        under = DDA(denoiser, start_step=3).adapt(images(1), generators(0))
-    free = DDA(denoiser, start_step=3).adapt(images(1), generators(0))
+        under = DDA(denoiser, start_step=3).adapt(random_images(1), generators(0))
+    free = DDA(denoiser, start_step=3).adapt(random_images(1), generators(0))
     assert torch.equal(under, free)
     assert not free.requires_grad
     assert not denoiser.training
@@ -161,23 +147,23 @@ def test_weights_are_frozen_and_get_no_gradient_and_the_result_is_detached():
 
 
 def test_weight_zero_builds_no_graph():
-    denoiser, graphs = tiny(), []
+    denoiser, graphs = tiny_denoiser(), []
     denoiser.unet.register_forward_hook(lambda module, args, output: graphs.append(output[0].requires_grad))
-    DDA(denoiser, start_step=2, guidance_weight=0).adapt(images(1), generators(0))
-    DDA(denoiser, start_step=1, guidance_weight=1).adapt(images(1), generators(0))
+    DDA(denoiser, start_step=2, guidance_weight=0).adapt(random_images(1), generators(0))
+    DDA(denoiser, start_step=1, guidance_weight=1).adapt(random_images(1), generators(0))
     assert graphs == [False, False, True]
 
 
 def test_start_by_noise_level_carries_over_to_another_schedule():
     for name in ("linear", "cosine"):
-        chain = tiny(name).schedule("100")
-        dda = DDA(tiny(name), start_step=chain.index_of_noise_level(0.5) + 1)
+        chain = tiny_denoiser(name).schedule("100")
+        dda = DDA(tiny_denoiser(name), start_step=chain.index_of_noise_level(0.5) + 1)
         assert dda.schedule.alpha_bar[dda.start_level].item() == pytest.approx(0.5, abs=0.02)
 
 
 def test_autocast_stays_near_the_full_precision_result():
-    ref = images(2)
-    full, half = (DDA(tiny(), start_step=5, autocast=on).adapt(ref, generators(0, 1)) for on in (False, True))
+    ref = random_images(2)
+    full, half = (DDA(tiny_denoiser(), start_step=5, autocast=on).adapt(ref, generators(0, 1)) for on in (False, True))
     assert half.dtype == torch.float32
     assert 0 < (full - half).abs().max() < 0.05
 
@@ -197,15 +183,15 @@ def test_autocast_stays_near_the_full_precision_result():
 )
 def test_option_outside_its_range_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        DDA(tiny(), **options)
+        DDA(tiny_denoiser(), **options)
 
 
 def test_images_and_generators_that_do_not_fit_are_refused():
-    dda = DDA(tiny(), start_step=1)
+    dda = DDA(tiny_denoiser(), start_step=1)
     with pytest.raises(ValueError, match=r"images have shape \[1, 3, 8, 8\]: this diffusion model needs \[B, 3, 16, 16\]"):
         dda.adapt(torch.zeros(1, 3, 8, 8), generators(0))
     with pytest.raises(ValueError, match="1 generators for 2 images: give one for each image"):
-        dda.adapt(images(2), generators(0))
+        dda.adapt(random_images(2), generators(0))
 
 
 def test_pixels_round_trip_for_all_levels_and_truncation_darkens_63():

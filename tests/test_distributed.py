@@ -16,12 +16,16 @@ from torch import Tensor
 
 from models.loading import load_classifier
 from tests.loops import last_of, metrics_of
+from tests.photo_like import save_all
 from tests.scripts import launch, program, run_script
+from utils.data.sources import open_source
 
 CLEAN = "configs/ind/Digits/ResNet20_clean.yaml"
 STUDENT = "configs/deg_all/Digits/ResNet20-20_fusiondistill.yaml"
-# steps of 24, 24 and 11 images: in the last one of an epoch the first process has 6 images and the second 5
-COMMON = ("-d", "cpu", "--data.limit", 59, "--model.arch", "test_efficientnet")
+# in steps of 2 x 12 images: in the last one of an epoch the first process has 6 training images and the second 5, and the second
+# has none for validation
+IMAGES = {"train": 59, "validation": 25, "test": 10}
+COMMON = ("-d", "cpu", "--model.arch", "test_efficientnet")
 SGD = ("--optimizer.name", "SGD", "--optimizer.schedule", "constant", "--optimizer.warmup_epochs", 0, "--lr", 0.003)
 NOISY = ("--dt", "noise", "--method.view", "degraded")
 
@@ -65,25 +69,37 @@ def assert_close(state: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+    """Words for an image folder of digits."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    for split, count in IMAGES.items():
+        source = open_source("Digits", split, limit=count)
+        save_all(folder / split, [f"{key}.png" for key in source.keys], source.images(range(count)))
+    return "--data.dataset", folder
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory, data: tuple[object, ...]) -> Path:
     """Three epochs in one process."""
-    return one(tmp_path_factory.mktemp("single"), CLEAN, *NOISY, "--loop.epochs", 3)
+    return one(tmp_path_factory.mktemp("single"), CLEAN, *data, *NOISY, "--loop.epochs", 3)
 
 
-def test_two_processes_train_as_one_also_when_the_run_is_gone_on_with(single: Path, tmp_path: Path) -> None:
-    run = two(tmp_path, CLEAN, *NOISY, "--loop.epochs", 2)
+def test_two_processes_train_as_one_also_when_the_run_is_gone_on_with(
+    single: Path, data: tuple[object, ...], tmp_path: Path
+) -> None:
+    run = two(tmp_path, CLEAN, *data, *NOISY, "--loop.epochs", 2)
     assert len(metrics_of(run)) == 2
     torchrun("-r", run, "-d", "cpu", "--loop.epochs", 3)
     assert_same_training(single, run)
-    losses = [row["train/loss"] for row in metrics_of(run)]
-    assert losses[0] > losses[1] + 0.1 > losses[2] + 0.2  # it did learn
+    first, _, third = (row["train/loss"] for row in metrics_of(run))
+    assert third < first - 0.3  # it did learn
 
 
-def test_two_processes_distil_as_one(single: Path, tmp_path: Path) -> None:
+def test_two_processes_distil_as_one(single: Path, data: tuple[object, ...], tmp_path: Path) -> None:
     """Two degradations, gradients of two steps added up, clipped, a moving average of the weights."""
     teacher = single / "best.safetensors"
     words = (
-        "--model.init_from", teacher, "--method.teachers", teacher, "--data.degradations", "[jpeg, noise]",
+        *data, "--model.init_from", teacher, "--method.teachers", teacher, "--data.degradations", "[jpeg, noise]",
         "--method.feature_weights", "{stage3: 0, pooled: 1}", "--method.logit_weight", 1,
         "--loop.epochs", 2, "--loop.accumulate", 2, "--loop.clip_norm", 0.5, "--loop.ema_decay", 0.5,
     )  # fmt: skip
@@ -92,9 +108,9 @@ def test_two_processes_distil_as_one(single: Path, tmp_path: Path) -> None:
     assert_same_training(a, b)
 
 
-def test_statistics_of_each_process_alone_train_otherwise(single: Path, tmp_path: Path) -> None:
+def test_statistics_of_each_process_alone_train_otherwise(single: Path, data: tuple[object, ...], tmp_path: Path) -> None:
     """The comparison can fail, and the option does what it says."""
-    run = two(tmp_path, CLEAN, *NOISY, "--loop.epochs", 1, "--loop.sync_batchnorm", "false")
+    run = two(tmp_path, CLEAN, *data, *NOISY, "--loop.epochs", 1, "--loop.sync_batchnorm", "false")
     first, other = metrics_of(single)[0], metrics_of(run)[0]
     assert other.keys() == first.keys()
     assert not math.isclose(other["train/loss"], first["train/loss"], rel_tol=5e-3)

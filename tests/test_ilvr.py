@@ -11,23 +11,9 @@ from torch import Tensor
 from image_adapt.dda import DDA
 from image_adapt.ilvr import ILVR
 from image_adapt.lowpass import LowPass
-from models.diffusion import Denoiser, build_denoiser
+from models.diffusion import Denoiser
 from models.schedule import make_schedule
-
-SIZE = 16
-
-
-def tiny(noise_schedule: str = "linear", learn_sigma: bool = False) -> Denoiser:
-    torch.manual_seed(0)
-    return build_denoiser(SIZE, [8, 16], norm_groups=4, noise_schedule=noise_schedule, learn_sigma=learn_sigma).eval()
-
-
-def images(n: int) -> Tensor:
-    return torch.rand(n, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(5)) * 2 - 1
-
-
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+from tests.adapting import SIZE, generators, random_images, tiny_denoiser
 
 
 @torch.no_grad()
@@ -54,15 +40,17 @@ def written_out(denoiser: Denoiser, ref: Tensor, seed: int, steps: int, range_t:
 
 @pytest.mark.parametrize(("options", "range_t", "late"), [({}, 3, 0), ({"reference_mismatch": True}, 0, 1)])
 def test_ilvr_is_its_algorithm(options, range_t, late):
-    ilvr = ILVR(tiny(), respacing="20", start_step=8, downscale_factor=4, range_t=range_t, **options)
-    ref = images(1)
-    expected = written_out(tiny(), ref, 3, 8, range_t, late)
+    ilvr = ILVR(tiny_denoiser(), respacing="20", start_step=8, downscale_factor=4, range_t=range_t, **options)
+    ref = random_images(1)
+    expected = written_out(tiny_denoiser(), ref, 3, 8, range_t, late)
     torch.testing.assert_close(ilvr.adapt(ref, generators(3)), expected, rtol=0, atol=1e-4)
-    assert (expected - written_out(tiny(), ref, 3, 8, range_t, 1 - late)).abs().max() > 0.01  # the level is seen by this test
+    assert (
+        expected - written_out(tiny_denoiser(), ref, 3, 8, range_t, 1 - late)
+    ).abs().max() > 0.01  # the level is seen by this test
 
 
 def test_ilvr_keeps_the_low_frequencies_of_the_image_without_a_gradient():
-    denoiser, ref, low, graphs = tiny(), images(2), LowPass(SIZE, 4), []
+    denoiser, ref, low, graphs = tiny_denoiser(), random_images(2), LowPass(SIZE, 4), []
     denoiser.unet.register_forward_hook(lambda module, args, output: graphs.append(output[0].requires_grad))
     held = ILVR(denoiser, respacing="20", start_step=12, downscale_factor=4, range_t=0).adapt(ref, generators(0, 1))
     assert graphs == [False] * 12
@@ -71,7 +59,7 @@ def test_ilvr_keeps_the_low_frequencies_of_the_image_without_a_gradient():
 
 
 def test_ilvr_result_of_an_image_is_byte_equal_with_other_companions():
-    ref, ilvr = images(5), ILVR(tiny("cosine"), respacing="20", start_step=8, range_t=2)
+    ref, ilvr = random_images(5), ILVR(tiny_denoiser("cosine"), respacing="20", start_step=8, range_t=2)
     three = ilvr.adapt(ref[:3], generators(0, 1, 2))
     other = ilvr.adapt(ref[[4, 2, 3]], generators(4, 2, 3))
     assert torch.equal(three[2], other[1])
@@ -80,7 +68,7 @@ def test_ilvr_result_of_an_image_is_byte_equal_with_other_companions():
 @pytest.mark.parametrize("range_t", [-1, 8])
 def test_range_beyond_the_steps_is_refused(range_t):
     with pytest.raises(ValueError, match=f"range_t {range_t} is outside 0..7"):
-        ILVR(tiny(), respacing="20", start_step=8, range_t=range_t)
+        ILVR(tiny_denoiser(), respacing="20", start_step=8, range_t=range_t)
 
 
 # --- every chain
@@ -89,8 +77,8 @@ def test_range_beyond_the_steps_is_refused(range_t):
 @pytest.mark.parametrize(("variance", "table"), [("fixed_large", "betas"), ("fixed_small", "posterior_variance")])
 @pytest.mark.parametrize("learn_sigma", [False, True])
 def test_fixed_variance_is_that_of_the_table_and_nothing_at_the_last_step(variance, table, learn_sigma):
-    dda = DDA(tiny(learn_sigma=learn_sigma), respacing="20", start_step=5, variance=variance)
-    x = images(1)
+    dda = DDA(tiny_denoiser(learn_sigma=learn_sigma), respacing="20", start_step=5, variance=variance)
+    x = random_images(1)
     for i in (1, 4, 19):
         assert dda._reverse_step(x, i).std == pytest.approx(getattr(dda.schedule, table)[i].item() ** 0.5)
     assert dda._reverse_step(x, 0).std == 0
@@ -98,8 +86,8 @@ def test_fixed_variance_is_that_of_the_table_and_nothing_at_the_last_step(varian
 
 def test_variance_is_the_learned_one_if_there_is_one_and_else_large():
     def results(learn_sigma: bool, *variances: str | None) -> list[Tensor]:
-        made = (DDA(tiny(learn_sigma=learn_sigma), start_step=5, guidance_weight=0, variance=v) for v in variances)
-        return [dda.adapt(images(1), generators(0)) for dda in made]
+        made = (DDA(tiny_denoiser(learn_sigma=learn_sigma), start_step=5, guidance_weight=0, variance=v) for v in variances)
+        return [dda.adapt(random_images(1), generators(0)) for dda in made]
 
     default, learned, large = results(True, None, "learned", "fixed_large")
     assert torch.equal(default, learned) and not torch.equal(default, large)
@@ -109,11 +97,11 @@ def test_variance_is_the_learned_one_if_there_is_one_and_else_large():
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_noise_level_is_the_nearest_step_of_the_chain(name):
-    dda = DDA(tiny(name), noise_level=0.5)
+    dda = DDA(tiny_denoiser(name), noise_level=0.5)
     assert dda.schedule.alpha_bar[dda.start_level].item() == pytest.approx(0.5, abs=0.02)
-    same = DDA(tiny(name), start_step=dda.start_step)
-    assert torch.equal(dda.adapt(images(1), generators(0)), same.adapt(images(1), generators(0)))
-    assert DDA(tiny(name)).start_step == 50
+    same = DDA(tiny_denoiser(name), start_step=dda.start_step)
+    assert torch.equal(dda.adapt(random_images(1), generators(0)), same.adapt(random_images(1), generators(0)))
+    assert DDA(tiny_denoiser(name)).start_step == 50
 
 
 @pytest.mark.parametrize(
@@ -127,4 +115,4 @@ def test_noise_level_is_the_nearest_step_of_the_chain(name):
 )
 def test_option_that_has_no_meaning_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        DDA(tiny(), **options)
+        DDA(tiny_denoiser(), **options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import re
 import shlex
 from pathlib import Path
@@ -36,7 +35,7 @@ _read_once = functools.lru_cache(maxsize=None)(read_yaml)
         ("ind/Digits/ResNet20_clean", "python train.py -c configs/ind/Digits/ResNet20_clean.yaml"),
         ("sl/Digits/ResNet20-ResNet20/blur", "python train.py -c configs/sl/Digits/ResNet20-20.yaml --dt blur"),
         ("sl/CIFAR100/ResNet56-ResNet56/blur+noise", "python train.py -c configs/sl/CIFAR100/ResNet56-56.yaml --dt blur+noise"),
-        ("ind/Digits/ResNet20_adapt/jpeg", "python train.py -c configs/ind/Digits/ResNet20_adapt.yaml --dt jpeg"),
+        ("ind/Digits/ResNet20_adapt/jpeg", "python train.py -c configs/ind/Digits/ResNet20/adapt.yaml --dt jpeg"),
         ("deg_all/Digits/ResNet20_soups", "python utils/model_soups.py -c configs/deg_all/Digits/ResNet20_soups.yaml"),
         (
             "deg_all/TinyImagenet/ResNet56-ResNet56_fusiondistill",
@@ -95,13 +94,10 @@ def test_enough_configurations_start_from_others() -> None:
 # --- which run
 
 
-def test_the_latest_finished_run_of_a_name_is_taken_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_latest_finished_run_of_a_name_is_taken(tmp_path: Path) -> None:
     runs = [finished_run(tmp_path, "ind/Digits/ResNet20_clean", run_id) for run_id in ("b", "a")]
-    with caplog.at_level(logging.INFO):
-        assert find_parent("ind/Digits/ResNet20_clean", tmp_path) == runs[1]
-        assert caplog.messages == [f"ind/Digits/ResNet20_clean: run {runs[1].parent}"]
-        assert find_parent(str(runs[0]), tmp_path) == find_parent(str(runs[0].parent), tmp_path) == runs[0]
-    assert len(caplog.messages) == 1  # nothing was chosen of what was named in full
+    assert find_parent("ind/Digits/ResNet20_clean", tmp_path) == runs[1]
+    assert find_parent(str(runs[0]), tmp_path) == find_parent(str(runs[0].parent), tmp_path) == runs[0]
 
 
 def test_the_run_of_an_id_is_taken_and_an_unknown_id_reported_with_those_there_are(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -163,7 +164,7 @@ def test_an_array_that_lacks_its_end_is_made_again(root: Path, folder: Path) -> 
 def test_a_folder_that_cannot_be_written_is_decoded_into_memory(
     root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tiny_imagenet.secrets, "token_hex", lambda size: "x" * 300)  # too long a name: stops root too
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "x" * 300)  # too long a name: stops root too
     with caplog.at_level(logging.WARNING):
         source = open_source("TinyImagenet", "trainval", root)
     assert_shows(source, lambda key: int(key[-1]))

@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from PIL import Image
 
-from tests.scripts import Done, launch, program, run_script
+from tests.scripts import Done, launch, run_script
 from utils.checkpoint import load_checkpoint
-from utils.data.sources import open_source
 
 CLEAN = "configs/ind/Digits/ResNet20_clean.yaml"
 SPECIALIST = "configs/sl/Digits/ResNet20-20.yaml"
@@ -218,9 +216,9 @@ def test_run_on_adapted_images_reads_them_from_disk(tmp_path: Path, save_adapted
     for split in ("train", "validation"):
         save_adapted(tmp_path / "adapted" / split, split)
     words = ("--dt", "jpeg", "--data.adapted", tmp_path / "adapted/{split}", "--run_id", "a")
-    train(tmp_path, "configs/ind/Digits/ResNet20_adapt.yaml", *words).check()
+    train(tmp_path, "configs/ind/Digits/ResNet20/adapt.yaml", *words).check()
     assert (tmp_path / "ind/Digits/ResNet20_adapt/jpeg/a/DONE").is_file()
-    done = train(tmp_path, "configs/ind/Digits/ResNet20_adapt.yaml", *words[2:4], "--dt", "blur")
+    done = train(tmp_path, "configs/ind/Digits/ResNet20/adapt.yaml", *words[2:4], "--dt", "blur")
     assert done.status == 2 and "no images for blur/random under" in done.err and "jpeg/random" in done.err
 
 
@@ -238,38 +236,3 @@ def test_compiled_run_scores_as_one_that_is_not(tmp_path: Path, compiler: str) -
         json.loads((tmp_path / "ind/Digits/ResNet20_clean" / name / "metrics.jsonl").read_text()) for name in ("plain", "compiled")
     ]
     assert rows[0]["train/loss"] == pytest.approx(rows[1]["train/loss"], abs=1e-3)
-
-
-@pytest.fixture
-def digit_folder(tmp_path: Path) -> Path:
-    """An image folder with 50 training and 25 validation images."""
-    folder = tmp_path / "digits"
-    for split, count in (("train", 50), ("validation", 25), ("test", 20)):
-        source = open_source("Digits", split, limit=count)
-        for key, image in zip(source.keys, source.images(range(count)).numpy(), strict=True):
-            path = folder / split / f"{key}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.transpose(1, 2, 0)).save(path)
-    return folder
-
-
-def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(tmp_path: Path, digit_folder: Path) -> None:
-    """A network without BatchNorm, whose statistics are those of each process's half: nothing but rounding may differ."""
-    torchrun = program("torchrun")
-    assert torchrun is not None, "torchrun comes with PyTorch"
-    common = ("-c", CLEAN, "--save_dir", tmp_path, "--data.dataset", digit_folder, "--loop.epochs", 2, "-d", "cpu")
-    common += ("--model.arch", "convnext_atto", "--optimizer.name", "SGD", "--lr", 0.02, "--loop.clip_norm", 1)
-    # of 25 validation images in steps of 2 x 12 the second process gets none in the last step
-    launch(torchrun, "--standalone", "--nproc_per_node", 2, "train.py", *common, "--bs", 12, "--run_id", "two").check()
-    run_script("train.py", *common, "--bs", 24, "--run_id", "one").check()
-    one, two = (tmp_path / "ind/digits/convnext_atto_clean" / name for name in ("one", "two"))
-    assert steps_of(one) == steps_of(two) == 6  # 24, 24 and 2 images an epoch
-    assert epochs_of(two) == [1, 2]
-    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)]
-    for a, b in zip(*rows, strict=True):
-        assert (a["step"], a["train/lr"]) == (b["step"], b["train/lr"])
-        assert a["train/loss"] == pytest.approx(b["train/loss"], abs=1e-4)
-        assert a["validation/loss"] == pytest.approx(b["validation/loss"], abs=1e-4)
-        assert a["validation/accuracy"] == pytest.approx(b["validation/accuracy"], abs=0.041)  # an image of 25
-    assert abs(rows[0][0]["train/loss"] - rows[0][1]["train/loss"]) > 0.01  # it did learn
-    assert config_of(one)["data"]["batch_size"] == 2 * config_of(two)["data"]["batch_size"]

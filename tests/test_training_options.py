@@ -92,7 +92,8 @@ def test_specialist_starts_from_the_run_that_is_asked_for_and_says_so(tmp_path: 
     for words, parent in (((), "second"), (("--run", "first"), "first")):
         run_id = ("--run_id", f"of {parent}")
         done = train(tmp_path, "-c", SPECIALIST, "--dt", "blur+noise", *SMALL, *words, *run_id).check()
-        assert f"ind/Digits/ResNet20_clean: run {parents[parent].parent}" in done.err
+        for line in (f"weights from {parents[parent]}\n", f"classifier ResNet20 from {parents[parent]}\n"):  # and the teacher
+            assert line in done.err
         description = read_description(tmp_path / NAME / "blur+noise" / f"of {parent}" / BEST)
         assert (description["degradations"], description["parent"]) == (["blur+noise"], file_digest(parents[parent]))
     done = train(tmp_path, "-c", SPECIALIST, "--dt", "jpeg", "--run", "third")

@@ -60,6 +60,12 @@ class DataConfig:
     limit: int | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
+    def splits(self) -> dict[str, str]:
+        """Splits of the training and of the validation images, under `train` and `validation`."""
+        if self.validation == "test":
+            return {"train": "trainval", "validation": "test"}
+        return {"train": "train", "validation": "validation"}
+
     def source(self, split: str) -> ImageSource:
         """The images of a split (utils/data/sources.py)."""
         return open_source(
@@ -114,7 +120,7 @@ class LoopConfig:
     """The training loop.
 
     Attributes:
-        epochs: passes over the training data.
+        epochs: passes over the training data; 0 validates and keeps the network as it starts.
         validate_every: epochs between validations (the last epoch is always validated).
         monitor: validation metric that chooses the best checkpoint: accuracy (highest) | loss (lowest); ties go to the later epoch.
         patience: stop after so many validations without a better value (null: never).

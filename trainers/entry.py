@@ -115,11 +115,9 @@ def run(
     )
     seed_everything(config.seed)
     data = config.data
-    splits = {"train": "train", "validation": "validation"}
     if data.validation == "test":
         log.warning("data.validation is test: the best epoch is chosen on the test images, whose accuracy is then too high")
-        splits = {"train": "trainval", "validation": "test"}
-    sources = {s: data.source(split) for s, split in splits.items()}
+    sources = {s: data.source(split) for s, split in data.splits().items()}
     method = kind.build(model, method_config, Context(sources["train"], data.degradations, config, parent_run))
     check_choice(config.loop.monitor, method.monitors, "value", f"config key 'loop.monitor' of method {config.method['name']}")
     loaders = {s: _loader(config, sources[s], s == "train", accelerator) for s in sources}

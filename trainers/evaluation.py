@@ -22,7 +22,6 @@ from utils.checkpoint import file_digest
 from utils.data.cells import CLEAN, Cell, open_view
 from utils.data.degradations import DegradationCompat
 from utils.data.image_source import ImageSource
-from utils.data.sources import open_source
 from utils.files import write_atomic
 from utils.plots import heat_map, save, severity_plot
 from utils.results import Result, cell_result, mean_result, paired_difference, write_csv, write_json
@@ -36,12 +35,16 @@ Hits = dict[Cell, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What came out: the rows of the table, and right or wrong for each system, cell and image; `config` with all members."""
+    """What came out: the rows of the table, and right or wrong for each system, cell and image; `config` with all members.
+
+    `members` and their `checkpoints` are those that some system has on some cell.
+    """
 
     config: EvaluationConfig
     rows: list[Result]
     hits: dict[str, Hits]
     members: dict[str, Member]
+    checkpoints: dict[str, Path]
     source: ImageSource
 
 
@@ -53,21 +56,14 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
     """
     config = expand(config)
     cells, data, out = config.data.cells(), config.data, Path(config.out)
-    source = open_source(
-        data.dataset,
-        data.split,
-        data.root,
-        data.image_size,
-        data.limit,
-        resize=data.resize,
-        classes=data.classes,
-        subset=data.subset,
-    )
-    members = _members(config, source, device)
-    dataset = Path(data.dataset).name
     for name, system in config.systems.items():
-        if not any(members_of(system, cell, members) for cell in cells):
+        if not any(members_of(system, cell, config.members) for cell in cells):
             raise ValueError(f"system {name!r} has no member for any of the cells {', '.join(c.folder for c in cells[:5])}")
+    needed = {cell: [n for n in config.members if _needs(config, cell, n)] for cell in cells}
+    used = [name for name in config.members if any(name in names for names in needed.values())]
+    checkpoints = {n: find_parent(fill_names(config, config.members[n].checkpoint), config.runs) for n in used}
+    dataset, source = Path(data.dataset).name, data.source()
+    members = _members(config, checkpoints, source, device)
     hits: dict[str, Hits] = {name: {} for name in config.systems}
     meta: dict[str, Any] = {"dataset": dataset, "split": data.split, "images": len(source), "seed": data.seed,
                             "constants": data.constants, "members": {n: m.digest for n, m in members.items()}}  # fmt: skip
@@ -76,7 +72,6 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
     if data.compat != DegradationCompat():
         meta["compat"] = dataclasses.asdict(data.compat)
         log.warning("degradations are computed as in the published code: %s", meta["compat"])
-    needed = {cell: [n for n in members if _needs(config, cell, n)] for cell in cells}
     total = sum(map(len, needed.values())) * len(source)
     rows: list[Result] = []
     with tqdm(total=total, unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0) as bar:
@@ -102,7 +97,7 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
         buffer = io.BytesIO()
         np.savez(buffer, keys=np.array(source.keys), labels=source.labels.numpy())
         write_atomic(out / "logits" / "images.npz", buffer.getvalue())
-    return Evaluation(config, rows, hits, members, source)
+    return Evaluation(config, rows, hits, members, checkpoints, source)
 
 
 def _further_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
@@ -118,12 +113,12 @@ def _needs(config: EvaluationConfig, cell: Cell, member: str) -> bool:
     return any(member in members_of(system, cell, config.members) for system in config.systems.values())
 
 
-def _members(config: EvaluationConfig, source: ImageSource, device: torch.device) -> dict[str, Member]:
-    used = [name for name in config.members if any(_needs(config, cell, name) for cell in config.data.cells())]
+def _members(
+    config: EvaluationConfig, checkpoints: dict[str, Path], source: ImageSource, device: torch.device
+) -> dict[str, Member]:
     members, views = {}, {}
-    for name in used:
-        path, folder = member_checkpoint(config, name), member_view(config, name)
-        given = config.members[name]
+    for name, path in checkpoints.items():
+        given, folder = config.members[name], member_view(config, name)
         classifier = load_classifier(path, config.runs, source.classes, given.arch, given.mean, given.std)
         classifier = classifier.to(device).to(memory_format=torch.channels_last)
         if folder not in views:
@@ -131,11 +126,6 @@ def _members(config: EvaluationConfig, source: ImageSource, device: torch.device
         network = [file_digest(path), *(str(value) for value in (given.arch, given.mean, given.std) if value is not None)]
         members[name] = Member(name, classifier, " ".join(network), views[folder])
     return members
-
-
-def member_checkpoint(config: EvaluationConfig, name: str) -> Path:
-    """The checkpoint file of a member."""
-    return find_parent(fill_names(config, config.members[name].checkpoint), config.runs)
 
 
 def member_view(config: EvaluationConfig, name: str) -> str:

@@ -12,6 +12,8 @@ from models.rules import INPUT_RULES, RULES
 from utils.choices import check_choice
 from utils.data.cells import Cell, parse_cells, sweep_cells
 from utils.data.degradations import DEGRADATIONS, DegradationCompat
+from utils.data.image_source import ImageSource
+from utils.data.sources import open_source
 
 _CORRUPTION = "{corruption}"
 
@@ -63,6 +65,13 @@ class TestDataConfig:
             )
         return list(dict.fromkeys(cells))  # a corruption may be both swept and listed
 
+    def source(self) -> ImageSource:
+        """The clean images (utils/data/sources.py)."""
+        return open_source(
+            self.dataset, self.split, self.root, self.image_size, self.limit,
+            resize=self.resize, classes=self.classes, subset=self.subset,
+        )  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class MemberConfig:
@@ -72,6 +81,7 @@ class MemberConfig:
         checkpoint: file, run folder or run name.
         view: `raw` (corrupted on the fly), a folder of adapted images, or the published `.npy` folder; a name of `views` stands for
             its value.
+        arch, mean, std: of a checkpoint that does not say them (models.loading.load_classifier).
     """
 
     checkpoint: str

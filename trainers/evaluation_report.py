@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from models.ensemble import Member, Scorer
-from trainers.evaluation import Evaluation, gains, member_checkpoint, member_view
+from trainers.evaluation import Evaluation, gains, member_view
 from utils.config import dump_yaml, to_tree
 from utils.data.cells import CLEAN, Cell
 from utils.plots import Picture, heat_map, image_grid, severity_plot
@@ -109,8 +109,8 @@ def _configs(evaluation: Evaluation) -> dict[str, str]:
     """The evaluation's own YAML, that of each member's training run, and the settings of adapted images."""
     config = evaluation.config
     out = {"evaluation": dump_yaml(to_tree(config))}
-    for name in evaluation.members:
-        beside = member_checkpoint(config, name).parent / "config.yaml"
+    for name, path in evaluation.checkpoints.items():
+        beside = path.parent / "config.yaml"
         if beside.is_file():
             out[f"member {name}"] = beside.read_text(encoding="utf-8")
     for view in dict.fromkeys(member_view(config, name) for name in evaluation.members):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shlex
 from pathlib import Path
@@ -10,8 +9,6 @@ from pathlib import Path
 from utils.checkpoint import read_description
 from utils.config import read_yaml
 from utils.runs import published_run, resolve_checkpoint
-
-log = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 _SCRIPTS = {"ind": "train.py", "sl": "train.py", "deg_all": "train_all_deg.py", "diffusion": "train.py"}
@@ -24,12 +21,9 @@ def find_parent(name: str, save_dir: str | Path, run_id: str | None = None) -> P
         FileNotFoundError: says where it looked and which command makes it.
     """
     try:
-        path = resolve_checkpoint(name, save_dir, run_id=run_id)
+        return resolve_checkpoint(name, save_dir, run_id=run_id)
     except FileNotFoundError:  # only now: the command is searched for in all configurations
-        path = resolve_checkpoint(name, save_dir, making_command(published_run(name) or name, str(save_dir)), run_id)
-    if not Path(name).exists():  # a name: say which of its runs is taken
-        log.info("%s: run %s", name, path.parent)
-    return path
+        return resolve_checkpoint(name, save_dir, making_command(published_run(name) or name, str(save_dir)), run_id)
 
 
 def check_specialist(path: Path, degradation: str) -> None:
@@ -47,7 +41,8 @@ def making_command(name: str, save_dir: str = "runs") -> str:
     for folder, script in _SCRIPTS.items():
         # of named data sets first, since those of ImageFolder fit every name; second names of a file last
         for path in sorted(
-            (CONFIGS / folder).rglob("*.yaml"), key=lambda p: ("ImageFolder" in p.parts, "consistency" in p.name, p)
+            (CONFIGS / folder).rglob("*.yaml"),
+            key=lambda p: ("ImageFolder" in p.parts, "consistency" in p.name, len(p.parts), p),
         ):
             tree = read_yaml(path)
             family = path.relative_to(CONFIGS / folder).parts[0]

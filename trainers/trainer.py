@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from utils.checkpoint import save_checkpoint
 from utils.data.batches import Batch, BatchLoader
 from utils.device import move_batch
 from utils.errors import Stopped
+from utils.files import replacing
 from utils.plots import save
 from utils.run_log import RunLog
 from utils.runs import BEST, mark_done
@@ -127,6 +127,9 @@ class Trainer:
         )  # fmt: skip
         best: dict[str, float] = {}
         with bar:
+            if self.loop.epochs == 0:
+                best = self.validate()
+                self._keep_if_best(0, best)
             while self.progress.epoch < self.loop.epochs and not self._out_of_patience():
                 metrics = self._train_epoch(bar)
                 epoch = self.progress.epoch + 1
@@ -249,8 +252,6 @@ class Trainer:
         """Everything that the next epoch depends on, written atomically."""
         if not self.accelerator.is_main_process:
             return
-        folder = self.run / "last"
-        folder.mkdir(exist_ok=True)
         state = {
             "student": self.method.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -258,8 +259,8 @@ class Trainer:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "progress": dataclasses.asdict(self.progress),
         }
-        torch.save(state, folder / ".state.pt")
-        os.replace(folder / ".state.pt", folder / "state.pt")
+        with replacing(self.run / "last" / "state.pt") as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
 
     def _resume(self) -> None:
         path = self.run / "last" / "state.pt"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from utils.files import replacing
 
 _META = "undegrade"
 
@@ -26,12 +28,9 @@ def save_checkpoint(path: str | Path, state_dict: Mapping[str, Tensor], descript
         state_dict: tensors by name, on any device.
         description: JSON-able facts needed to build the network again (`kind`, `arch`, `num_classes`, ...).
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, temporary, metadata={_META: json.dumps(description, sort_keys=True)})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={_META: json.dumps(description, sort_keys=True)})
 
 
 def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -80,8 +79,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    mapped = zipfile.is_zipfile(path)  # files from before PyTorch 1.6 are none
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle raises almost any of them
         refused = re.search(r"GLOBAL (\S+)", str(error))
         text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()  # before it stands advice that is not ours

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
-    """Write `data` to `path` in one step: `path` holds the old or the new content, never a part.
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A name beside `path` to write a file or folder to, which takes the place of `path` when the block ends.
 
-    The data goes to a uniquely named file in the same folder (several processes, also on several hosts, may write
-    the same `path`: the last one wins), which then takes the place of `path`. Missing parent folders are created.
+    The name is unique (several processes, also on several hosts, may write the same `path`: the last one wins). Missing parent
+    folders are created. A block that raises leaves `path` as it was, and nothing beside it.
+
+    Raises:
+        OSError: the folder cannot be written, or a new folder would replace one that holds something.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+        for file in (f for f in (temporary, *temporary.rglob("*")) if f.is_file()):
+            _share(file)
+        os.replace(temporary, target)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
+    """Write `data` to `path` in one step (see `replacing`): `path` holds the old or the new content, never a part.
 
     Args:
         path: the file to write or replace.
@@ -20,12 +45,13 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
     Raises:
         OSError: the folder cannot be written; no temporary file is left behind.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile.mkstemp: it makes files that only their owner can read, which breaks results shared on a cluster.
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _share(file: Path) -> None:
+    """Give a file that only its owner can read, as safetensors makes them, the mode of other new files: results are shared."""
+    if not file.stat().st_mode & 0o077:
+        umask = os.umask(0o077)  # setting it is the only way to read it
+        os.umask(umask)
+        file.chmod(0o666 & ~umask)

@@ -104,8 +104,7 @@ def fuse(config: SoupConfig, run_id: str | None = None, parent_run: str | None =
         raise ValueError("weights are of the recipe average; the greedy recipe chooses members of equal weight")
     stand_in = TrainConfig(config.name, data=config.data, model={"arch": config.arch})
     paths = _members(config, stand_in, parent_run)
-    split = "trainval" if config.data.validation == "test" else "train"
-    source = config.data.source(split)
+    source = config.data.source(config.data.splits()["train"])
     members = [load_classifier(path, config.save_dir, source.classes) for path in paths.values()]
     for name, member in zip(paths, members, strict=True):
         if member.arch != members[0].arch:
@@ -179,8 +178,7 @@ def _training_images(config: SoupConfig, source: ImageSource) -> Iterator[Tensor
 def _validation_accuracy(config: SoupConfig, like: Classifier) -> Callable[[dict[str, Tensor]], float]:
     """Accuracy of weights of `like`'s kind on the validation images under all degradations."""
     data = config.data
-    split = "test" if data.validation == "test" else "validation"
-    source = data.source(split)
+    source = data.source(data.splits()["validation"])
     loader = BatchLoader(data.batches(source, config.seed, train=False))
     network = copy.deepcopy(like).eval()
 

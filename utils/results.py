@@ -200,7 +200,7 @@ def write_json(path: str | os.PathLike[str], rows: Sequence[Result], meta: Mappi
         ValueError: a number is not finite.
         TypeError: `meta` holds what JSON cannot.
     """
-    lines = ",\n  ".join(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) for row in rows)
+    lines = ",\n  ".join(json.dumps(vars(row), ensure_ascii=False, allow_nan=False) for row in rows)
     head = json.dumps(dict(meta), ensure_ascii=False, allow_nan=False, sort_keys=True)
     write_atomic(path, f'{{\n "meta": {head},\n "rows": [\n  {lines}\n ]\n}}\n')
 

@@ -142,7 +142,8 @@ def _flag_tree(args: argparse.Namespace, tree: Tree) -> Tree:
     if args.corruption is not None:
         values["input.corruptions"] = args.corruption.split(",")
     if args.severity is not None:
-        values["input.severities"] = args.severity if args.severity == "random" else parse_severities(args.severity)
+        random = args.severity == "random"
+        values["input.severities"] = args.severity if random else parse_severities(args.severity, also=", or random")
     if args.dataset is not None:
         reads_folder = args.base_samples is not None or tree.get("input", {}).get("folder")
         values["input.layout" if reads_folder and args.dataset in LAYOUTS else "input.dataset"] = args.dataset

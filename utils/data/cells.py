@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from utils.choices import check_choice
 from utils.data.corruptions import ALL_CORRUPTIONS, CORRUPTIONS, SEVERITIES, default_constants
 from utils.data.degradations import CORRECT, NAMED_SEQUENCES, DegradationCompat, sweep_levels
-from utils.data.folders import folder_source
+from utils.data.folders import first_size, folder_source
 from utils.data.image_source import ImageSource, array_source
 from utils.data.images import list_images
 from utils.data.perturbations import PERTURBATIONS, check_perturbation, draw_levels, perturb, unit_level
@@ -54,8 +54,12 @@ class Cell:
         return self.corruption in ALL_CORRUPTIONS
 
 
-def parse_severities(text: str) -> list[int]:
+def parse_severities(text: str, also: str = "") -> list[int]:
     """`5`, `1,3,5` or `1-5` as a list.
+
+    Args:
+        text: of the flag.
+        also: what the caller takes besides, for the message.
 
     Raises:
         ValueError: not of these forms.
@@ -64,7 +68,8 @@ def parse_severities(text: str) -> list[int]:
     try:
         return list(range(int(first), int(last) + 1)) if dash else [int(s) for s in text.split(",")]
     except ValueError:
-        raise ValueError(f"--severity {text!r}: write one of 1..5, several joined by commas, or a range such as 1-5") from None
+        forms = "one of 1..5, several joined by commas, or a range such as 1-5"
+        raise ValueError(f"--severity {text!r}: write {forms}{also}") from None
 
 
 def sweep_cells(degradation: str) -> list[Cell]:
@@ -215,6 +220,12 @@ class ReleasedArrays:
 class FolderTree:
     """`<root>/<corruption>/<severity>/<class>/*`: adapted images, or a corrupted set on disk.
 
+    Its images show the part that the clean ones show. Where that is the S x S centre of a shorter side `resize` (ImageNet: 224 of
+    256), files are cut in the same way: the squares that an adapter makes of a data set show its whole shorter side. Two kinds were
+    cut before: files of S x S pixels, such as ImageNet-C as released, are taken as they are, and what was adapted from such files,
+    enlarged to the size of the diffusion model, is brought back to S whole. The first file of a cell, or the first line of the
+    adapter's manifest, decides for all of the cell.
+
     Attributes:
         root: the folder.
         clean: source whose keys, labels and classes the images must match; images without partner are an error that names them.
@@ -238,16 +249,27 @@ class FolderTree:
                 f"--corruption {cell.corruption} --save_dir {self.root}"
             )
         clean = self.clean
-        found = folder_source(folder, clean.image_size, f"{self.root.name}/{cell.folder}", clean.classes, clean.resize)
+        found = folder_source(folder, clean.image_size, f"{self.root.name}/{cell.folder}", clean.classes, self._resize(cell))
         return dataclasses.replace(found.aligned(self.clean.keys, str(folder)), level=self._levels(cell))
+
+    def _manifest(self, cell: Cell) -> list[dict[str, Any]]:
+        """What the adapter noted of its images; nothing where none was there."""
+        path = self.root / cell.folder / MANIFEST
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+    def _resize(self, cell: Cell) -> int | None:
+        """To what the shorter side of the files of a cell is brought: as that of the clean images, or None (see above)."""
+        size, resize = self.clean.image_size, self.clean.resize
+        if resize is None:
+            return None
+        if rows := self._manifest(cell):
+            return None if rows[0].get("input_side") == size else resize
+        paths = list_images(self.root / cell.folder)
+        return None if paths and first_size(paths) == (size, size) else resize
 
     def _levels(self, cell: Cell) -> Tensor | None:
         """Level of each image in [0, 1] from the manifest that the adapter leaves beside the images."""
-        manifest = self.root / cell.folder / MANIFEST
-        if not manifest.is_file():
-            return None
-        rows = (json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines())
-        level = {row["key"]: row["level"] for row in rows if row.get("level") is not None}
+        level = {row["key"]: row["level"] for row in self._manifest(cell) if row.get("level") is not None}
         if not all(key in level for key in self.clean.keys):
             return None
         return unit_level(cell.corruption, torch.tensor([level[key] for key in self.clean.keys]))
@@ -256,7 +278,8 @@ class FolderTree:
         files = [
             (str(p.relative_to(self.root)), p.stat().st_size, p.stat().st_mtime_ns) for p in list_images(self.root / cell.folder)
         ]
-        return _digest(self.clean.keys, self.clean.frame, cell, files)
+        frame = dataclasses.replace(self.clean, resize=self._resize(cell)).frame
+        return _digest(self.clean.keys, frame, cell, files)
 
 
 def _digest(*parts: object) -> str:

@@ -161,8 +161,8 @@ NAMED_SEQUENCES: dict[str, NamedSequence] = {
 }
 
 
-def _rows(name: str) -> list[Degradation]:
-    """The rows of "blur" or of a sequence such as "blur+noise+jpeg"; raises ValueError for an unknown name."""
+def rows_of(name: str) -> list[Degradation]:
+    """The rows of "blur" or of a sequence such as "blur+noise+jpeg"; ValueError with the closest name for an unknown one."""
     if "+" not in name:
         check_choice(name, [*DEGRADATIONS, *NAMED_SEQUENCES], "degradation")
     parts = name.split("+")
@@ -170,18 +170,11 @@ def _rows(name: str) -> list[Degradation]:
     return [DEGRADATIONS[check_choice(part, DEGRADATIONS, "degradation", where)] for part in parts]
 
 
-def check_degradation(name: str) -> str:
-    """Return `name` if `degrade` knows it, else raise ValueError with the closest name."""
-    if name not in NAMED_SEQUENCES:
-        _rows(name)
-    return name
-
-
 def _stages(name: str, level: Tensor | float, images: Tensor) -> list[list[tuple[Degradation, float]]]:
     """For each image the rows to apply, in order, with their checked levels."""
     if name in NAMED_SEQUENCES:
         return [NAMED_SEQUENCES[name].stages(min(images.shape[-2:]))] * len(images)
-    rows = _rows(name)
+    rows = rows_of(name)
     levels = torch.as_tensor(level)
     shape = [len(images)] if len(rows) == 1 else [len(images), len(rows)]
     if len(rows) == 1 and levels.ndim == 0:
@@ -243,7 +236,7 @@ def sweep_levels(name: str) -> list[float]:
     """
     if name in NAMED_SEQUENCES:
         return [0.0]
-    rows = _rows(name)
+    rows = rows_of(name)
     if len(rows) > 1:
         raise ValueError(f"the sequence {name!r} has no sweep: sweep one of {', '.join(DEGRADATIONS)}, or use sample_levels")
     (row,) = rows
@@ -263,7 +256,7 @@ def unit_level(name: str, level: Tensor | float) -> Tensor:
     levels = torch.as_tensor(level, dtype=torch.float32)
     if name in NAMED_SEQUENCES:
         return torch.ones_like(levels)
-    rows = _rows(name)
+    rows = rows_of(name)
     clean = torch.tensor([row.clean for row in rows])
     worst = torch.tensor([row.worst for row in rows])
     if len(rows) == 1:
@@ -307,7 +300,7 @@ def sample_levels(name: str, keys: Sequence[str], seed: int, shared: bool = Fals
     """
     if name in NAMED_SEQUENCES:
         return torch.zeros(len(keys))
-    rows = _rows(name)
+    rows = rows_of(name)
     numbers = draw_numbers(name, [row.levels for row in rows], keys, seed, shared)
     levels = torch.from_numpy(numbers).float() / torch.tensor([row.scale for row in rows])
     return levels if len(rows) > 1 else levels.squeeze(1)

@@ -96,7 +96,7 @@ def folder_source(
             f"{folder} has class folders {unknown[:5]} that are not among the classes of the training part or of data.classes "
             f"({list(order)[:10]})"
         )
-    size = image_size or _first_size(paths)
+    size = image_size or min(first_size(paths))
     if len(paths) * 3 * size * size > PRELOAD_BYTES:
         source = plain_source(folder, size, name, paths, resize)
     else:
@@ -124,17 +124,22 @@ def plain_source(
     return ImageSource(name, (), torch.full((len(files),), -1), keys, image_size, read, resize=resize)
 
 
-def read_files(files: Sequence[str | Path], size: int, resize: int | None, rows: np.ndarray) -> torch.Tensor:
+def read_files(files: Sequence[str | Path], size: int, resize: int | None, rows: np.ndarray, *, smallest: int = 0) -> torch.Tensor:
     """uint8 [B, 3, size, size] of the files at `rows`; see `read_image`."""
-    images = [read_image(files[i], size, resize) for i in rows]
+    images = [read_image(files[i], size, resize, smallest=smallest) for i in rows]
     return torch.from_numpy(np.stack(images) if images else np.empty((0, 3, size, size), np.uint8))
 
 
-def _first_size(paths: Sequence[Path]) -> int:
+def first_size(paths: Sequence[Path]) -> tuple[int, int]:
+    """Width and height of the first file that is an image.
+
+    Raises:
+        ValueError: none is.
+    """
     for path in paths:
         try:
             with Image.open(path) as image:
-                return min(image.size)
+                return image.size
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             continue
     raise ValueError(f"none of the {len(paths)} files under {paths[0].parent.parent} can be read as an image, e.g. {paths[0]}")

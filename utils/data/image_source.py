@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.data.images import IMAGE_SUFFIXES
 from utils.seeding import numpy_generator
 
 VALIDATION_SHARE = 0.1
@@ -76,6 +78,31 @@ class ImageSource:
             rank[numpy_generator("limit", self.name, len(members)).permutation(members)] = np.arange(len(members))
         return self.subset(np.sort(np.argsort(rank, kind="stable")[:count]))
 
+    def listed(self, path: str | Path, what: str, partly: bool = False) -> ImageSource:
+        """The images that a text file names, in the source's order.
+
+        A line is a key, or a path below the data set's folder with or without that of the split; `#` opens a remark.
+
+        Args:
+            path: the file.
+            what: its flag or option, for messages.
+            partly: whether it may also name images that are not here, as when they lie in several splits.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file; it names no image here, or (unless `partly`) one that is not here.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{what} {path} does not exist; expected a file with one image key or path a line")
+        lines = [line.strip().removeprefix("./") for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        place = {key: i for i, key in enumerate(self.keys)}
+        found = {line: _first_known(line, place) for line in lines if line and not line.startswith("#")}
+        missing = sorted(line for line, row in found.items() if row is None)
+        rows = sorted({row for row in found.values() if row is not None})
+        if not rows or (missing and not partly):
+            mistake = f"{len(missing)} of {len(found)} images are not in {self.name}, e.g. {', '.join(missing[:3])}"
+            raise ValueError(f"{what} {path}: {mistake if found else 'it is empty'} (keys there look like {self.keys[0]})")
+        return self.subset(rows)
+
     def aligned(self, keys: Sequence[str], what: str) -> ImageSource:
         """The images with exactly these keys, in their order.
 
@@ -90,6 +117,14 @@ class ImageSource:
                 f"{what}: {len(missing)} of {len(keys)} images are missing, e.g. {shown}; adapt them with the same command again"
             )
         return self.subset([place[key] for key in keys])
+
+
+def _first_known(line: str, place: Mapping[str, int]) -> int | None:
+    """Row of the image that a line of a list names: as it stands, else without suffix, else without the folder of a split."""
+    path = Path(line)
+    bare = path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else line
+    below = [re.sub(r"^(train|val|valid|validation|test)/", "", name) for name in (line, bare)]
+    return next((place[name] for name in (line, bare, *below) if name in place), None)
 
 
 def array_source(name: str, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> ImageSource:

@@ -48,7 +48,7 @@ def center_crop(image: Image.Image, size: int, resize: int | None = None) -> Ima
 
 
 def read_image(path: str | Path, size: int, resize: int | None = None, *, smallest: int = 0) -> np.ndarray:
-    """uint8 [3, size, size] of a file: RGB by the rules above, then `center_crop`.
+    """uint8 [3, size, size] of a file: RGB by the rules above, then `center_crop` to `size` (of a shorter side `resize`).
 
     Raises:
         BrokenImageError: not an image, truncated, pixels of unknown range, or a shorter side below `smallest` pixels.

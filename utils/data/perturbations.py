@@ -25,7 +25,10 @@ def check_perturbation(name: str) -> str:
     Raises:
         ValueError: an unknown name, or a sequence "a+b" with a stage that is no degradation.
     """
-    return degradations.check_degradation(name) if "+" in name else check_choice(name, PERTURBATIONS, "degradation")
+    if "+" not in name:
+        return check_choice(name, PERTURBATIONS, "degradation")
+    degradations.rows_of(name)
+    return name
 
 
 def perturb(

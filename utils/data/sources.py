@@ -9,7 +9,6 @@ The split `trainval` is the training part before that cut, for published protoco
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from utils.choices import check_choice
 from utils.data.folders import image_folder
 from utils.data.image_source import TEST_SHARE, ImageSource, array_source, cut, found_at, train_validation_test
 from utils.data.imagenet import imagenet, preloaded, read_classes
-from utils.data.images import IMAGE_SUFFIXES
 from utils.data.tiny_imagenet import tiny_imagenet
 
 SPLITS = ("train", "validation", "test", "trainval")
@@ -77,27 +75,10 @@ def open_source(
         )
     else:
         check_choice(dataset, [*DATASETS, "<path of an image folder>"], "dataset")
-    source = _named_in(subset, source, split).limited(limit)
+    if subset is not None:
+        source = source.listed(subset, "data.subset", partly=split != "test")
+    source = source.limited(limit)
     return preloaded(source) if dataset == "Imagenet" else source
-
-
-def _named_in(subset: str | None, source: ImageSource, split: str) -> ImageSource:
-    """The images that a subset list names, in the source's order."""
-    if subset is None:
-        return source
-    if not Path(subset).is_file():
-        raise FileNotFoundError(f"data.subset {subset} does not exist; expected a file with one image key or path a line")
-    lines = [Path(line.strip()) for line in Path(subset).read_text(encoding="utf-8").splitlines() if line.strip()]
-    named = [(p.with_suffix("") if p.suffix.lower() in IMAGE_SUFFIXES else p).as_posix() for p in lines]
-    wanted = {re.sub(r"^(\./)?((train|val|valid|validation|test)/)?", "", name) for name in named}
-    rows = [i for i, key in enumerate(source.keys) if key in wanted]
-    missing = wanted - {source.keys[i] for i in rows}
-    if not rows or (missing and split == "test"):
-        raise ValueError(
-            f"{subset}: {len(missing)} of {len(wanted)} images are not in {source.name}, e.g. {', '.join(sorted(missing)[:3])} "
-            f"(keys there look like {source.keys[0]})"
-        )
-    return source.subset(rows)
 
 
 def _digits(split: str, root: Path) -> ImageSource:

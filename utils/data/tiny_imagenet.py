@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from utils.data.image_source import ImageSource, MappedReader, array_reader, found_at, train_validation_test
 from utils.data.images import read_image
+from utils.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -149,13 +149,8 @@ def _decoded(folder: Path, name: str, files: Sequence[_File]) -> Iterator[np.nda
 
 def _write(path: Path, images: Iterator[np.ndarray], shape: tuple[int, ...]) -> None:
     """Write a uint8 array of `shape` to the `.npy` file `path`, image by image; `path` never holds a part of it."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        # Written in order, not through a memory map, where a full disk ends the process by a signal instead of an OSError.
-        with temporary.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for image in images:
-                file.write(image.tobytes())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Written in order, not through a memory map, where a full disk ends the process by a signal instead of an OSError.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for image in images:
+            file.write(image.tobytes())
