@@ -1,5 +1,6 @@
 # make demo   the whole DiffAUD pipeline on the embedded Digits data (about 12 minutes on 2 CPU cores) -> runs/demo/report.html
 # make table-fusiondistill DATASET=Digits SEEDS=3   every approach of FusionDistill's table, over three seeds -> runs/fusiondistill/Digits
+# make table-diffaud DATASET=CIFAR10   source, DDA, the two distilled classifiers, DiffAUD -> runs/diffaud/CIFAR10
 # make test   the test suite            make lint   style, format and types          make test-all   with the slow tests
 # Another data set: make demo DATASET=path/to/images OUT=runs/mine    Further pipeline variables: make demo ARGS="--ranks 8"
 
@@ -9,22 +10,30 @@ DATASET ?= Digits
 OUT     ?= runs/demo
 ARGS    ?=
 SEEDS   ?= 1
-# the published network for the published data sets, a small one for everything else
-ARCH    ?= $(if $(filter CIFAR10 CIFAR100 TinyImagenet,$(DATASET)),ResNet56,ResNet20)
-TABLE   ?= runs/fusiondistill/$(notdir $(DATASET))
 BIN     := $(VENV)/bin
 # an MPI of the machine is used if there is one, else the one from PyPI
 MPI     := $(if $(shell command -v mpiexec 2>/dev/null),mpi,mpich)
 READY   := $(VENV)/.ready
 
-.PHONY: demo table-fusiondistill test test-all lint install clean
+.PHONY: demo table-fusiondistill table-diffaud test test-all lint install clean
 
 demo: $(READY)
-	$(BIN)/python utils/pipeline.py -c configs/pipelines/diffaud.yaml --dataset $(DATASET) --out $(OUT) $(ARGS)
+	$(BIN)/python utils/pipeline.py -c configs/pipelines/diffaud.yaml --dataset $(DATASET) --out $(OUT) --run $(OUT) --seeds 123 $(ARGS)
 
+# the published network for the published data sets, a small one for everything else
+table-fusiondistill: ARCH  ?= $(if $(filter CIFAR10 CIFAR100 TinyImagenet,$(DATASET)),ResNet56,ResNet20)
+table-fusiondistill: TABLE ?= runs/fusiondistill/$(notdir $(DATASET))
 table-fusiondistill: $(READY)
 	$(BIN)/python utils/pipeline.py -c configs/pipelines/fusiondistill.yaml --dataset $(DATASET) --out $(TABLE) \
 	  --arch $(ARCH) --pair $(ARCH)-$(patsubst ResNet%,%,$(ARCH)) --seeds $(shell seq -s, 1 $(SEEDS)) $(ARGS)
+
+# likewise; on Imagenet the published diffusion model adapts
+table-diffaud: ARCH  ?= $(or $(if $(filter CIFAR10,$(DATASET)),ResNet18),$(if $(filter Imagenet,$(DATASET)),ResNet50),ResNet20)
+table-diffaud: TABLE ?= runs/diffaud/$(notdir $(DATASET))
+table-diffaud: DDPM  ?= $(if $(filter Imagenet,$(DATASET)),,ddpm)
+table-diffaud: $(READY)
+	$(BIN)/python utils/pipeline.py -c configs/pipelines/diffaud.yaml --dataset $(DATASET) --out $(TABLE) \
+	  --arch $(ARCH) --ddpm "$(DDPM)" --seeds $(shell seq -s, 1 $(SEEDS)) $(ARGS)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --durations 10

@@ -1,6 +1,6 @@
 """Evaluate systems of several members: `(checkpoint, view)` pairs and a rule each, all rules from one forward pass a member.
 
-    python test_ensemble.py -c configs/ensemble/Digits/diffaud.yaml --corruption all --severity 5
+    python test_ensemble.py -c configs/ensemble/Digits/ResNet20_diffaud.yaml --corruption all --severity 5
     python test_ensemble.py <config> <checkpoint 1> --second_model_prefix <checkpoint 2> --data_prefix2 <adapted images> \
         --ensemble sum --corruption gaussian_noise --severity 5
 """
@@ -18,6 +18,7 @@ from utils.config import Tree, build, merge, read_yaml
 from utils.device import choose_device
 from utils.errors import user_errors
 from utils.run_log import setup_logging
+from utils.runs import published_config
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("give a config: -c configs/ensemble/<DATASET>/<name>.yaml")
     args.positional = args.positional if args.config else args.positional[1:]
     _check_positional(args)
-    tree = read_yaml(paths[0])
+    tree = read_yaml(published_config(paths[0]))
     for path in paths[1:]:
         tree = merge(tree, {"data": test_keys(read_yaml(path).get("data", {}))})
     if args.positional:

@@ -93,6 +93,10 @@ STOPS: dict[str, dict[str, Callable]] = {
         "models.loading.load_denoiser": lambda path: _denoiser(),
         "image_adapt.work.plan_jobs": _stop(lambda config: config.input.cells()),
     },
+    "image_adapt/scripts/convert_checkpoint.py": {
+        "utils.runs.resolve_checkpoint": _checkpoint,
+        "models.loading.open_denoiser": _stop(),
+    },
 }
 
 
@@ -137,5 +141,5 @@ def _check_make(arguments: Sequence[str]) -> None:
     text = (ROOT / "Makefile").read_text()
     for word in arguments:
         name, sign, _ = word.partition("=")
-        pattern = rf"^{name}\s*\?=" if sign else rf"^{name}:"
+        pattern = rf"^(\S+: )?{name}\s*\?=" if sign else rf"^{name}:"
         assert re.search(pattern, text, re.M), f"the Makefile knows no {name}"

@@ -123,7 +123,40 @@ def test_dot_plot_shows_our_mean_with_its_deviation_and_the_published_value() ->
     assert [text.get_text() for text in figure.legends[0].texts] == ["ours, mean ± standard deviation over 2 seeds", "published"]
 
 
+def test_one_seed_shows_the_interval_of_a_mean_over_all_columns(tmp_path: Path) -> None:
+    rows = [cell("soup", "snow", 5, 20), cell("soup", "fog", 5, 40)]
+    mean = dataclasses.replace(cell("soup", MEAN, 5, 30), ci95_low=0.27, ci95_high=0.33)
+    published = SMALL | {"columns": {"snow": "Snow", "fog": "Fog"}, "rows": {}}
+    done = make(tmp_path, [[*rows, mean]], published=published).check()
+    assert lines_of(done.out)["soup"] == ["20.0", "40.0", "30.0 ±3.0"]
+    assert "1 seed; ± of Avg is half of its 95 % interval over images." in done.out and "Number of levels" not in done.out
+    other = dataclasses.replace(mean, accuracy=0.31)  # of other cells than the columns show
+    assert lines_of(make(tmp_path, [[*rows, other]], published=published).check().out)["soup"][2] == "30.0"
+
+
 # --- published numbers
+
+
+MEANS = SMALL | {"columns": {"snow": "Snow", "fog": "Fog"}, "rows": {"Digits Net": {"soup": {"mean": 33.0}}}, "severities": [5]}
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "corruptions", "shown"),
+    [
+        ({}, 5, ("snow", "fog"), ["-", "-", "33.0"]),
+        ({}, 3, ("snow", "fog"), None),  # published at severity 5 only
+        ({"severities": []}, 3, ("snow", "fog"), ["-", "-", "33.0"]),
+        ({}, 5, ("snow",), ["-", "-"]),  # a mean over fewer columns would not compare
+        ({"rows": {"Digits Other": {"soup": {"mean": 33.0}}}}, 5, ("snow", "fog"), None),
+    ],
+)
+def test_a_mean_that_alone_was_published_stands_beside_ours_where_it_compares(
+    tmp_path: Path, change: dict, severity: int, corruptions: tuple[str, ...], shown: list[str] | None
+) -> None:
+    rows = [cell("soup", name, severity, 40) for name in corruptions] + [cell("soup", MEAN, severity, 40)]
+    lines = lines_of(make(tmp_path, [rows], published=MEANS | change).check().out)
+    assert lines.get("published") == shown
+
 
 # Section 9 of the specification: the paper's cells and its printed averages
 PRINTED = {
@@ -158,7 +191,7 @@ def test_published_rows_and_their_averages_are_those_of_the_paper(tmp_path: Path
     rows = [cell(name, *level, 50 + index) for index, name in enumerate(names) for level in levels]
     rows += [cell(name, MEAN, 0, 50) for name in names]
     paths = write_runs(tmp_path, [[dataclasses.replace(row, dataset=dataset) for row in rows]])
-    words = ("-c", FUSIONDISTILL, "--dataset", dataset, "--out", tmp_path / "out", "--results", *paths)
+    words = ("-c", FUSIONDISTILL, "--dataset", dataset, "--arch", "ResNet56", "--out", tmp_path / "out", "--results", *paths)
     out = run_script("utils/approach_table.py", *words).check().out
     table = [[t.strip() for t in line.strip("| ").split("|")] for line in out.splitlines() if line.startswith("| ")]
     assert table[0][1:] == ["JPEG", "Blur", "AWGN", "SAPN", "Avg"]
@@ -175,15 +208,15 @@ def test_order_is_compared_with_the_published_one_of_the_same_data_set_else_with
     # JPEG alone was evaluated: ours Fusing, FusionDistill, Scratch; published FusionDistill, Fusing, Scratch
     # differences of ranks 1, 1, 0: 1 - 6 * 2 / (3 * 8) = 0.5
     for dataset, order in (
-        ("CIFAR100", "FusionDistill 64.5, Fusing 62.3, Scratch 59.1"),
-        ("TinyImagenet", "FusionDistill 56.7, Fusing 54.2, Scratch 54.0"),
+        ("CIFAR100 ResNet56", "FusionDistill 64.5, Fusing 62.3, Scratch 59.1"),
+        ("TinyImagenet ResNet56", "FusionDistill 56.7, Fusing 54.2, Scratch 54.0"),
     ):
         heading = f"Order by the mean of JPEG, ours on Digits against published on {dataset}: Spearman rank correlation 0.50 "
         text = f"{heading}over 3 approaches.\n\n- ours: Fusing 80.0, FusionDistill 79.0, Scratch 78.0\n- published: {order}\n"
         assert text in out
-    published["rows"]["Digits"] = published["rows"]["CIFAR100"]
+    published["rows"]["Digits Other"] = published["rows"]["CIFAR100 ResNet56"]
     out = make(tmp_path, [rows], published=published).check().out
-    assert "published on Digits" in out and out.count("Order by") == 1
+    assert "published on Digits Other" in out and out.count("Order by") == 1
 
 
 @pytest.mark.parametrize(
@@ -217,8 +250,8 @@ def test_mistakes_in_the_published_numbers_are_named(tmp_path: Path, change: dic
 def test_published_rows_carry_the_columns_headings() -> None:
     config = build(PublishedConfig, SMALL)
     check_published(config)
-    assert published_rows(config, "Digits")["soup"] == {"JPEG": 50.0, "AWGN": 61.0}
-    assert published_rows(config, "CIFAR10") == {}
+    assert published_rows(config, "Digits Net")["soup"] == {"JPEG": 50.0, "AWGN": 61.0}
+    assert published_rows(config, "Digits") == {}
 
 
 def test_seeds_fill_a_path(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_stages_start_from_runs_that_other_stages_make(dataset: str) -> None:
         for deg in ("jpeg", "blur", "noise"):
             name, parents = names_in(read_yaml(path), dataset, deg)
             made.add(name)
-            needed |= set(parents)
+            needed |= {parent for parent in parents if not parent.startswith("ckpt/")}  # published files
     assert len(needed) > 8 and needed <= made, f"no stage makes {sorted(needed - made)}"
 
 
@@ -213,7 +213,7 @@ def test_enough_commands_are_found_and_few_left_out() -> None:
         "python test.py -r some/run --dt jpg",
         "python test.py -r some/run --corruption all --severity 7",
         "python test_ensemble.py --corruption all",
-        "python test_ensemble.py -c configs/ensemble/Digits/diffaud.yaml --ensemble sum",
+        "python test_ensemble.py -c configs/ensemble/Digits/ResNet20_diffaud.yaml --ensemble sum",
         "mpiexec python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption fog",
         "mpiexec -n 2 python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption fgo",
         "mpiexec -n 2 python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption fog --D 50",
@@ -256,7 +256,7 @@ def test_every_command_of_a_pipeline_is_understood(path: Path, dataset: str) -> 
 def test_dry_run_of_the_pipeline_prints_its_commands() -> None:
     done = run_script("utils/pipeline.py", "-c", PIPELINES[0], "--dataset", "Digits", "--dry_run").check()
     lines = done.out.splitlines()
-    assert len(lines) > 5 and all(re.match(r"[\w-]+: .*\.py ", line) for line in lines)
+    assert len(lines) > 5 and all(re.match(r"[\w/-]+: .*\.py ", line) for line in lines)
 
 
 # --- help

@@ -133,7 +133,7 @@ def positional(tmp_path: Path, config: Path, classifier: Path, other: Path, adap
 def test_published_command_line_takes_two_checkpoints_and_every_rule(
     classifier: Path, other: Path, adapted: Path, tmp_path: Path
 ) -> None:
-    config = Path("configs/ensemble/Digits/diffaud.yaml")  # its own members are not there, and not asked for
+    config = Path("configs/ensemble/Digits/ResNet20_diffaud.yaml")  # its own members are not there, and not asked for
     report = tmp_path / "report.html"
     more = ("--ensemble", "all", "--metrics", "accuracy", "--report", report)
     positional(tmp_path, config, classifier, other, adapted, *more).check()
@@ -150,7 +150,7 @@ def test_published_command_line_takes_two_checkpoints_and_every_rule(
 
 
 def test_second_member_is_the_first_checkpoint_on_its_own_view_by_default(classifier: Path, adapted: Path, tmp_path: Path) -> None:
-    words = ("configs/ensemble/Digits/diffaud.yaml", classifier, "--data_prefix2", adapted, "--ensemble", "second")
+    words = ("configs/ensemble/Digits/ResNet20_diffaud.yaml", classifier, "--data_prefix2", adapted, "--ensemble", "second")
     run_script("test_ensemble.py", *words, "--corruption", "jpeg", "--limit", LIMIT, "--out", tmp_path / "out").check()
     digits = OnTheFly(open_source("Digits", "test", limit=LIMIT))
     predicted = logits_by_hand(classifier, view_of(adapted, digits)).argmax(1)
@@ -213,12 +213,19 @@ def test_mistakes_in_systems_are_named(systems: dict, message: str) -> None:
     ],
 )
 def test_mistakes_in_the_published_command_line_are_named(words: tuple[str, ...], message: str) -> None:
-    done = run_script("test_ensemble.py", "configs/ensemble/Digits/diffaud.yaml", *words, "--corruption", "jpeg")
+    done = run_script("test_ensemble.py", "configs/ensemble/Digits/ResNet20_diffaud.yaml", *words, "--corruption", "jpeg")
     assert done.status == 2 and message in done.err
 
 
 def test_view_that_is_missing_is_named(classifier: Path, tmp_path: Path) -> None:
-    words = ("configs/ensemble/Digits/diffaud.yaml", classifier, "--data_prefix2", tmp_path / "none", "--corruption", "jpeg")
+    words = (
+        "configs/ensemble/Digits/ResNet20_diffaud.yaml",
+        classifier,
+        "--data_prefix2",
+        tmp_path / "none",
+        "--corruption",
+        "jpeg",
+    )
     done = run_script("test_ensemble.py", *words)
     assert done.status == 2 and "is neither `raw` nor an existing folder" in done.err
 
@@ -229,7 +236,7 @@ def test_adapted_images_are_paired_by_key_and_missing_ones_named(classifier: Pat
         target = few / path.relative_to(adapted)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(path, target)
-    words = ("configs/ensemble/Digits/diffaud.yaml", classifier, "--data_prefix2", few, "--corruption", "jpeg")
+    words = ("configs/ensemble/Digits/ResNet20_diffaud.yaml", classifier, "--data_prefix2", few, "--corruption", "jpeg")
     done = run_script("test_ensemble.py", *words, "--out", tmp_path / "out")
     missing = sorted(adapted.rglob("*.png"))[-1]
     assert done.status == 2 and "1 of 359 images are missing" in done.err and f"9/{missing.stem}" in done.err

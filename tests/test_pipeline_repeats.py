@@ -96,6 +96,18 @@ def test_without_repeat_a_stage_that_runs_once_stands_in_its_place() -> None:
     assert texts(config) == {"a": "a", "b": "b"}
 
 
+def test_the_repeated_variable_is_a_pattern_where_a_stage_runs_once() -> None:
+    config = {"variables": {"run": "out/{seed}", "seed": "7"}, "repeat": {"seed": "1,2"}}
+    config["stages"] = {"a": {"run": "train {run}"}, "end": {"run": "table {run} of {seed}", "once": True}}
+    assert texts(config) == {"seed1/a": "train out/1", "seed2/a": "train out/2", "end": "table 'out/{seed}' of '{seed}'"}
+
+
+def test_a_stage_is_left_out_where_its_condition_is_empty() -> None:
+    config = {"variables": {"ddpm": "small"}, "stages": {"a": {"run": "a {ddpm}", "when": "{ddpm}"}, "b": {"run": "b"}}}
+    assert texts(config) == {"a": "a small", "b": "b"}
+    assert texts(config, ddpm="") == {"b": "b"}
+
+
 def test_two_variables_cannot_be_repeated() -> None:
     with pytest.raises(ValueError, match="repeat names seed, arch: give one variable"):
         texts({"stages": {"a": {"run": "a"}}, "repeat": {"seed": "1", "arch": "x"}})

@@ -1,4 +1,4 @@
-"""Every command line that the published FusionDistill instructions give is understood as written, placeholders replaced."""
+"""Every command line that the published FusionDistill and DiffAUD instructions give is understood, placeholders replaced."""
 
 from __future__ import annotations
 
@@ -43,6 +43,18 @@ MADE_BY = {
     f"{SAVED}/IndDATrainer/ResNet56_<DATASET>_deg_fused": f"{CONFIGS}_fused.yaml",
 }
 
+DIFFAUD = [
+    "python train.py -c configs/ind/<DATASET>/<BACKBONE>/deg.yaml --dt <DEG_TYPE>",
+    "python train.py -c configs/ind/<DATASET>/<BACKBONE>/adapt.yaml --dt <DEG_TYPE>",
+    "python train_all_deg.py -c configs/deg_all/<DATASET>/<BACKBONE>/deg_all.yaml",
+    "python train_all_deg.py -c configs/deg_all/<DATASET>/<BACKBONE>/degDistill.yaml",
+    "python train_all_deg.py -c configs/deg_all/<DATASET>/<BACKBONE>/adaptDistill.yaml",
+    "python test_ensemble.py model_adapt/configs/ensemble/<BACKBONE>_ensemble_b64_<DATASET>.py deg.pth "
+    "--second_model_prefix adapt.pth --metrics accuracy --ensemble sum --corruption gaussian_noise --severity 5 "
+    "--data_prefix1 dataset/imagenetc_5k --data_prefix2 dataset/generated/imagenetc_5k --out saved/jpeg_blur_noise/Diffusion/eval",
+]
+BACKBONES = [("CIFAR10", "ResNet18"), ("CIFAR10", "ResNet50"), *(("Imagenet", arch) for arch in ("ResNet50", "convnextT", "swinT"))]
+
 
 def replaced(text: str, dataset: str, deg: str) -> str:
     return text.replace("<DATASET>", dataset).replace("<DEG_TYPE>", deg)
@@ -51,6 +63,12 @@ def replaced(text: str, dataset: str, deg: str) -> str:
 @pytest.mark.parametrize("line", sorted({replaced(line, d, t) for line in COMMANDS for d in DATASETS for t in DEGRADATIONS}))
 def test_published_command_is_understood(line: str) -> None:
     check_command(shlex.split(line))
+
+
+@pytest.mark.parametrize(("dataset", "backbone"), BACKBONES)
+@pytest.mark.parametrize("line", DIFFAUD)
+def test_published_diffaud_command_is_understood(line: str, dataset: str, backbone: str) -> None:
+    check_command(shlex.split(replaced(line, dataset, "jpeg").replace("<BACKBONE>", backbone)))
 
 
 @pytest.mark.parametrize("saved", MADE_BY)

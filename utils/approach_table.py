@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p = ScriptParser(__doc__, dotted_keys(PublishedConfig))
     p.add_argument("-c", "--config", required=True, help="YAML of published numbers")
     p.add_argument("--dataset", required=True, help="that the results are of; its published numbers are shown beside them")
+    p.add_argument("--arch", default="", help="network of the results, as the published numbers name it")
     p.add_argument("--results", required=True, nargs="+", help="results.json files, one a seed; or one path with `{seed}` in it")
     p.add_argument("--seeds", default="", help="for `{seed}` in --results, joined by commas: 1,2,3")
     p.add_argument("--out", default="runs/table", help="folder of what is written")
@@ -70,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_published(config)
     dataset = Path(args.dataset).name  # results name an image folder by its last part
     paths = result_paths(args.results, args.seeds)
-    table = approach_table(config, dataset, read_seeds(paths, dataset, config.made_by.replace("{dataset}", args.dataset)))
+    table = approach_table(
+        config, dataset, args.arch, read_seeds(paths, dataset, config.made_by.replace("{dataset}", args.dataset))
+    )
     text = markdown(table, config)
     print(text)
     print("written: " + ", ".join(str(path) for path in write(table, text, Path(args.out))))
@@ -80,25 +83,34 @@ def result_paths(patterns: Sequence[str], seeds: str) -> list[str]:
     """The paths, those with `{seed}` once for each of the comma-separated seeds.
 
     Raises:
-        ValueError: `{seed}` without seeds, or seeds without `{seed}`.
+        ValueError: `{seed}` without seeds, or several seeds without `{seed}`.
     """
-    if bool(seeds) != any("{seed}" in pattern for pattern in patterns):
+    named = any("{seed}" in pattern for pattern in patterns)
+    if named and not seeds or "," in seeds and not named:
         raise ValueError(f"--results {' '.join(patterns)} --seeds {seeds}: `{{seed}}` in a path and --seeds 1,2,3 go together")
     return [path for p in patterns for path in ([p.replace("{seed}", s) for s in seeds.split(",")] if "{seed}" in p else [p])]
 
 
-def approach_table(config: PublishedConfig, dataset: str, seeds: Seeds) -> ApproachTable:
-    """The table of one data set.
+def approach_table(config: PublishedConfig, dataset: str, arch: str, seeds: Seeds) -> ApproachTable:
+    """The table of one data set and architecture.
 
     Raises:
         ValueError: see `utils.seed_statistics.layout`.
     """
     plan = layout(seeds.runs[0], config.columns, seeds.trained)
     published = {}
-    for name, cells in published_rows(config, dataset).items():
-        mean = average(cells, list(plan.columns))
-        published[name] = cells if mean is None else cells | {AVERAGE: mean}
+    if not config.severities or {level for cells in plan.columns.values() for _, level in cells} == set(config.severities):
+        for name, cells in published_rows(config, f"{dataset} {arch}").items():
+            mean = _published_mean(cells, plan, config)
+            shown = {heading: value for heading, value in cells.items() if heading != AVERAGE}
+            published[name] = shown if mean is None else shown | {AVERAGE: mean}
     return ApproachTable(dataset, seeds, plan, statistics(seeds, plan), published)
+
+
+def _published_mean(cells: Mapping[str, float], plan: Layout, config: PublishedConfig) -> float | None:
+    """The mean over the columns of a table, as published or computed; None where it would not compare."""
+    every = list(plan.columns) == list(config.columns.values())
+    return cells.get(AVERAGE) if every and AVERAGE in cells else average(cells, list(plan.columns))
 
 
 def markdown(table: ApproachTable, config: PublishedConfig) -> str:
@@ -123,12 +135,16 @@ def description(table: ApproachTable, config: PublishedConfig) -> str:
     rows, count = table.seeds.runs[0], len(table.seeds.runs)
     parts = [f"{table.dataset}{f' ({table.seeds.split})' if table.seeds.split else ''}: {caption(rows)}"]
     if columns := table.plan.columns:
-        levels = ", ".join(f"{heading} {len(cells)}" for heading, cells in columns.items())
-        parts.append(f"Number of levels: {levels}. {AVERAGE} is the mean of these {len(columns)} columns, each counting the same")
+        counts = {heading: len(cells) for heading, cells in columns.items()}
+        if max(counts.values()) > 1:
+            parts.append("Number of levels: " + ", ".join(f"{heading} {count}" for heading, count in counts.items()))
+        parts.append(f"{AVERAGE} is the mean of these {len(columns)} columns, each counting the same")
     if UNSEEN in table.plan.extra:
         parts.append(f"{UNSEEN} is the mean over {len(table.plan.extra[UNSEEN])} pairs of corruption and severity")
     deviation = "mean ± sample standard deviation over seeds (trained anew from each; not over images)"
-    parts.append(f"{count} seeds: {deviation}" if count > 1 else "1 seed")
+    interval = any(values[AVERAGE].interval is not None for values in table.ours.values() if AVERAGE in values)
+    one = "1 seed" + f"; ± of {AVERAGE} is half of its 95 % interval over images" * interval
+    parts.append(f"{count} seeds: {deviation}" if count > 1 else one)
     if table.published:
         parts.append(f"Published: {config.source}")
     return ". ".join(parts) + "."
@@ -147,7 +163,8 @@ def orders(table: ApproachTable, config: PublishedConfig) -> list[str]:
     The published numbers of the same data set; of all data sets where there are none of this one.
     """
     lines = []
-    for dataset in [table.dataset] if table.dataset in config.rows else config.rows:
+    same = [key for key in config.rows if key.split(" ")[0] == table.dataset]
+    for dataset in same or config.rows:
         cells = published_rows(config, dataset)
         columns = [h for h in table.plan.columns if h in {heading for values in cells.values() for heading in values}]
         ours, theirs = {}, {}

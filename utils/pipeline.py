@@ -41,12 +41,15 @@ class StageConfig:
         run: command line; `{name}` is replaced by a variable. `{stage_id}` is the stage's identity, `{mpiexec}` is empty where
             there is no mpiexec.
         each: run it once for each of these values, as `{each}`; a value may be a variable that lists several, joined by commas.
-        once: run it a single time, after all repetitions of the pipeline's `repeat`.
+        once: run it a single time, after all repetitions of the pipeline's `repeat`; the repeated variable stands for itself in its
+            command (`{seed}`), as a pattern of what the repetitions left.
+        when: a text with variables; where it comes out empty the stage is left out.
     """
 
     run: str
     each: list[str] = field(default_factory=list)
     once: bool = False
+    when: str = "always"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,13 +104,16 @@ def commands(config: PipelineConfig, given: Mapping[str, str]) -> list[Command]:
         stages = {n: stage for n, stage in config.stages.items() if not (repetitions and stage.once)}
         out += _chain(stages, {**variables, key: value}, f"{key}{value}/" if key else "", "")
     last = {n: stage for n, stage in config.stages.items() if repetitions and stage.once}
-    return out + _chain(last, variables, "", "".join(command.identity for command in out))
+    patterns = {key: f"{{{key}}}" for key in config.repeat}
+    return out + _chain(last, variables | patterns, "", "".join(command.identity for command in out))
 
 
 def _chain(stages: Mapping[str, StageConfig], variables: Mapping[str, str], prefix: str, before: str) -> list[Command]:
     """Commands of stages that follow each other."""
     out: list[Command] = []
     for name, stage in stages.items():
+        if not _fill(stage.when, variables, name):
+            continue
         for value in [v for text in stage.each for v in _values(text, variables, name)] or [""]:
             text = _fill(stage.run, {**variables, "each": value, "stage_id": _STAGE_ID}, name)
             before = _identity(text, before)

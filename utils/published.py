@@ -6,6 +6,7 @@ import dataclasses
 
 from utils.choices import check_choice
 from utils.data.perturbations import check_perturbation
+from utils.results import MEAN
 
 AVERAGE, CLEAN_HEADING, UNSEEN = "Avg", "Clean", "Unseen"  # headings that a table makes itself
 
@@ -17,13 +18,16 @@ class PublishedConfig:
     Attributes:
         source: citation.
         columns: corruption or degradation -> heading of its column, in the table's order.
-        rows: data set -> approach -> corruption -> accuracy in percent, mean over its levels. Cells may be missing.
+        rows: `<data set> <architecture>` -> approach -> corruption -> accuracy in percent, mean over its levels. Cells may be
+            missing; `mean`, where only that was published, is over all columns.
+        severities: of the corruptions, where the numbers are of some only; they stand beside results of the same severities alone.
         made_by: command that writes a results file, for the message when one is missing; `{dataset}` is replaced.
     """
 
     source: str
     columns: dict[str, str]
     rows: dict[str, dict[str, dict[str, float]]]
+    severities: list[int] = dataclasses.field(default_factory=list)
     made_by: str = ""
 
 
@@ -40,12 +44,12 @@ def check_published(config: PublishedConfig) -> None:
     for dataset, approaches in config.rows.items():
         for approach, cells in approaches.items():
             for name, value in cells.items():
-                check_choice(name, config.columns, "column", f"rows.{dataset}.{approach}")
+                check_choice(name, [*config.columns, MEAN], "column", f"rows.{dataset}.{approach}")
                 if not 0 <= value <= 100:
                     raise ValueError(f"rows.{dataset}.{approach}.{name} is {value:g}: an accuracy in percent lies in 0..100")
 
 
-def published_rows(config: PublishedConfig, dataset: str) -> dict[str, dict[str, float]]:
-    """Approach -> heading -> accuracy in percent, for one data set; empty when nothing was published for it."""
-    approaches = config.rows.get(dataset, {})
-    return {name: {config.columns[c]: value for c, value in cells.items()} for name, cells in approaches.items()}
+def published_rows(config: PublishedConfig, key: str) -> dict[str, dict[str, float]]:
+    """Approach -> heading -> accuracy in percent, for `<data set> <architecture>`; empty when nothing was published for it."""
+    headings = {**config.columns, MEAN: AVERAGE}
+    return {name: {headings[c]: value for c, value in cells.items()} for name, cells in config.rows.get(key, {}).items()}

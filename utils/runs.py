@@ -71,6 +71,18 @@ def published_run(reference: str) -> str | None:
     return None
 
 
+_PUBLISHED_ENSEMBLE = re.compile(r"(?:.*/)?configs/ensemble/(?P<arch>\w+)_ensemble_b64_(?P<D>\w+)\.py")
+
+
+def published_config(path: str) -> str:
+    """The configuration here that an ensemble configuration of the published DiffAUD commands means; any other path as it is.
+
+    `model_adapt/configs/ensemble/ResNet50_ensemble_b64_Imagenet.py` is `configs/ensemble/Imagenet/ResNet50_diffaud.yaml`.
+    """
+    match = _PUBLISHED_ENSEMBLE.fullmatch(path)
+    return "configs/ensemble/{D}/{arch}_diffaud.yaml".format(**match.groupdict()) if match else path
+
+
 def resolve_checkpoint(reference: str | Path, save_dir: str | Path = "runs", made_by: str = "", run_id: str | None = None) -> Path:
     """The checkpoint file meant by `reference`.
 

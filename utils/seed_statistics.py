@@ -25,13 +25,21 @@ def percent(value: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Statistic:
-    """Mean over seeds and sample standard deviation (divisor n - 1; None for one seed), both in percent."""
+    """Mean over seeds in percent, and what is known about its spread.
+
+    Attributes:
+        mean: see above.
+        deviation: sample standard deviation over seeds (divisor n - 1), None for one seed.
+        interval: half of the 95 % interval over images, for one seed and a mean over all of its cells; else None.
+    """
 
     mean: float
     deviation: float | None = None
+    interval: float | None = None
 
     def __str__(self) -> str:
-        return percent(self.mean) + ("" if self.deviation is None else f" ±{percent(self.deviation)}")
+        spread = self.interval if self.deviation is None else self.deviation
+        return percent(self.mean) + ("" if spread is None else f" ±{percent(spread)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +50,13 @@ class Seeds:
         runs: the rows of each seed without their means: the same systems, cells and image counts.
         split: of the data set, "" where the files do not say.
         trained: degradations that the evaluation's configuration lists.
+        means: of a single seed, the rows that hold the means.
     """
 
     runs: list[list[Result]]
     split: str = ""
     trained: list[str] = dataclasses.field(default_factory=list)
+    means: list[Result] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +98,8 @@ def read_seeds(paths: Sequence[str | Path], dataset: str, made_by: str = "") -> 
         metas.append(meta)
         for other, rows_there, meta_there in zip(paths[:index], runs, metas, strict=False):
             _check_same(path, runs[-1], meta, other, rows_there, meta_there)
-    return Seeds(runs, str(metas[0].get("split") or ""), list(metas[0].get("degradations", [])))
+    means = [row for row in rows if row.corruption == MEAN] if len(paths) == 1 else []
+    return Seeds(runs, str(metas[0].get("split") or ""), list(metas[0].get("degradations", [])), means)
 
 
 def layout(rows: Sequence[Result], headings: Mapping[str, str], trained: Sequence[str] = ()) -> Layout:
@@ -129,10 +140,16 @@ def statistics(seeds: Seeds, plan: Layout) -> dict[str, dict[str, Statistic]]:
     all cells of a column has a value there.
     """
     each = [_accuracies(rows, plan) for rows in seeds.runs]
-    return {
+    out = {
         system: {heading: _statistic([values[system][heading] for values in each]) for heading in headings}
         for system, headings in each[0].items()
     }
+    means = {(row.system, row.rule): row for row in seeds.means}
+    for key, name in column_names(seeds.runs[0]).items():
+        ours, row = out[name].get(AVERAGE), means.get(key)
+        if ours is not None and row is not None and abs(ours.mean - 100 * row.accuracy) < 1e-6:  # over the same cells
+            out[name][AVERAGE] = dataclasses.replace(ours, interval=50 * (row.ci95_high - row.ci95_low))
+    return out
 
 
 def _accuracies(rows: Sequence[Result], plan: Layout) -> dict[str, dict[str, float]]:
