@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from utils.data.cells import Cell, parse_cells
-from utils.data.degradations import DegradationCompat
+from utils.data.sources import SourceConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,41 +70,31 @@ class ILVRConfig(ChainConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class InputConfig:
-    """Which images are adapted.
+class InputConfig(SourceConfig):
+    """Which images are adapted: those of a data set, corrupted as in evaluation (further keys: see SourceConfig), or a folder.
 
     Attributes:
-        dataset: `Digits`, `CIFAR10`, `CIFAR100` or an image folder, corrupted as it is read.
-        root: where downloaded data sets lie.
         split: train | validation | test.
-        limit: class-balanced subset of so many images.
         folder: adapt the images below this folder instead (any depth, as they are), or the published arrays of CIFAR-10-C in it
             (`<corruption>.npy` beside `labels.npy`).
         layout: how `folder` is organised: see `LAYOUTS`.
         corruptions: names, degradations (their level drawn for each image) and sequences; `clean` for the images as they are.
         severities: of the corruptions, 1..5, or `random`: one drawn for each image.
-        constants: set of the corruption constants: cifar | tiny | imagenet (null: by image size).
-        compat: how degradations are computed (utils/data/degradations.py); the defaults are the right operations.
         seed: of the corruption.
         train: the training part of a `folder` in the layouts that have one.
         list_file: text file; adapt these images of each cell only: a key or relative path a line, `#` for remarks.
-        resize: enlarge images of a `folder` whose shorter side is less than half of the model's (default: refuse them by name).
+        enlarge: take images whose shorter side is less than half of the model's, too (default: refuse them by name).
     """
 
-    dataset: str = "Digits"
-    root: str = "data"
     split: Literal["train", "validation", "test"] = "test"
-    limit: int | None = None
     folder: str | None = None
     layout: Literal["plain", "imagenetc", "imagenet", "cifar10", "cifar10c"] = "plain"
     corruptions: list[str] = field(default_factory=list)
     severities: list[int] | Literal["random"] = field(default_factory=lambda: [5])
-    constants: Literal["cifar", "tiny", "imagenet"] | None = None
-    compat: DegradationCompat = field(default_factory=DegradationCompat)
     seed: int = 0
     train: bool = False
     list_file: str | None = None
-    resize: bool = False
+    enlarge: bool = False
 
     def cells(self) -> list[Cell]:
         """The cells asked for, each once; a plain folder of images is one without a name.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from image_adapt.config import LAYOUTS, AdaptConfig, InputConfig
@@ -18,7 +19,7 @@ from utils.data.cells import CLEAN, Cell, OnTheFly, ReleasedArrays
 from utils.data.degradations import CORRECT
 from utils.data.folders import first_size, plain_source, read_files
 from utils.data.image_source import ImageSource
-from utils.data.images import list_images
+from utils.data.images import center_crop, list_images
 from utils.data.sources import open_source
 
 log = logging.getLogger(__name__)
@@ -63,13 +64,29 @@ def _check_size(source: ImageSource, image_size: int, name: str) -> None:
 def _generated(config: AdaptConfig, image_size: int) -> Iterator[Job]:
     """Clean images of a data set, corrupted as they are read."""
     given = config.input
-    clean = _chosen(open_source(given.dataset, given.split, given.root, image_size), config)
-    _check_size(clean, image_size, given.dataset)
+    clean = _chosen(given.open(given.split), config)
+    if not given.enlarge and clean.image_size < (image_size + 1) // 2:
+        raise ValueError(
+            f"{given.dataset} has {clean.image_size} px images, too small to be enlarged to the {image_size} px of the diffusion "
+            "model (--enlarge true does it anyway)"
+        )
     view = OnTheFly(clean, given.seed, given.constants, given.compat)
     for cell in given.cells():
         drawn = cell.severity is None
         levels = view.levels(cell, clean.keys).tolist() if drawn else [None] * len(clean)
-        yield Job(cell, view.source(cell), Path(cell.folder), levels)
+        yield Job(cell, _resized(view.source(cell), image_size), Path(cell.folder), levels, input_side=clean.image_size)
+
+
+def _resized(source: ImageSource, size: int) -> ImageSource:
+    """The images as they are corrupted, then brought to the size of the diffusion model as files of that size are."""
+    if source.image_size == size:
+        return source
+    return dataclasses.replace(source, image_size=size, read=functools.partial(_read_resized, source, size))
+
+
+def _read_resized(source: ImageSource, size: int, rows: np.ndarray) -> Tensor:
+    images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in source.images(rows)]
+    return torch.from_numpy(np.stack([np.asarray(center_crop(image, size)).transpose(2, 0, 1) for image in images]))
 
 
 def _arrays(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Job]:
@@ -116,7 +133,7 @@ def _folders(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Job
     cells = {pattern.format(cell=cell, part=parts.get(given.train, "")): cell for cell in given.cells()}
     if "{cell.folder}" not in pattern:  # all severities are one folder
         cells = {below: Cell(cell.corruption) if cell.is_corruption else cell for below, cell in cells.items()}
-    smallest = 0 if given.resize else (image_size + 1) // 2
+    smallest = 0 if given.enlarge else (image_size + 1) // 2
     chosen: list[str] | None = None
     for below, cell in cells.items():
         paths = list_images(folder / below)

@@ -239,6 +239,6 @@ def test_small_pictures_are_enlarged_up_to_twice_and_beyond_only_when_asked(ddpm
     words = ("--base_samples", tmp_path / "in")
     done = adapt(ddpm, tmp_path / "out", *words)
     assert done.status == 1 and set(pngs(tmp_path / "out")) == {"16.png", "28.png"}
-    assert "15.png: 15 x 15 px is too small to be enlarged to 32 (--resize true does it anyway)" in done.err
-    adapt(ddpm, tmp_path / "out", *words, "--resize", "true").check()
+    assert "15.png: 15 x 15 px is too small to be enlarged to 32 (--enlarge true does it anyway)" in done.err
+    adapt(ddpm, tmp_path / "out", *words, "--enlarge", "true").check()
     assert set(pngs(tmp_path / "out")) == {"15.png", "16.png", "28.png"}

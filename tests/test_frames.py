@@ -17,7 +17,7 @@ from image_adapt.mpi import World
 from image_adapt.work import plan_jobs, run_jobs
 from tests.adapting import manifest_of
 from tests.photo_like import photo_like, save_all
-from utils.data.cells import Cell, FolderTree
+from utils.data.cells import Cell, FolderTree, OnTheFly
 from utils.data.image_source import ImageSource
 from utils.data.sources import open_source
 
@@ -99,6 +99,21 @@ def test_images_adapted_from_whole_photographs_show_the_part_that_the_clean_ones
         (tmp_path / "val").rename(tmp_path / "photos" / below)
         given = InputConfig(folder=str(tmp_path / "photos"), layout="imagenetc", corruptions=["clean"])
     assert difference(adapted(tmp_path / "adapted", given), clean, Cell("clean", 0)) < 2
+
+
+def test_a_data_set_is_corrupted_before_it_is_enlarged_for_the_model_as_the_raw_member_sees_it(
+    clean: ImageSource, tmp_path: Path
+) -> None:
+    noise = Cell("gaussian_noise", 3)
+    given = InputConfig(dataset="Imagenet", root=str(tmp_path), corruptions=["gaussian_noise"], severities=[3])
+    tree = adapted(tmp_path / "adapted", given)
+    assert {row["input_side"] for row in manifest_of(tree / noise.folder)} == {224}
+    raw = OnTheFly(clean).source(noise).images([0, 1]).float()
+    back = FolderTree(tree, clean).source(noise).images([0, 1]).float()
+    added = [(images - clean.images([0, 1]).float()).flatten() for images in (raw, back)]
+    assert torch.corrcoef(torch.stack(added))[0, 1] > 0.8  # the same draw of the noise, smoothed; of another it is 0
+    with pytest.raises(ValueError, match=r"Imagenet has 224 px images, too small to be enlarged to the 512 px.*--enlarge true"):
+        plan_jobs(AdaptConfig("", str(tmp_path / "x"), input=given), 512)
 
 
 def test_a_tree_of_whole_photographs_is_cut_as_the_clean_ones(clean: ImageSource, tmp_path: Path) -> None:

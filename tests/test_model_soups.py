@@ -163,7 +163,7 @@ def test_published_program_has_no_validation_images(tmp_path: Path, monkeypatch:
         asked.append(split)
         return open_source(dataset, split, *more, **options)
 
-    monkeypatch.setattr("trainers.config.open_source", spied)
+    monkeypatch.setattr("utils.data.sources.open_source", spied)
     specialists(tmp_path, "jpeg", "noise")
     for compat, expected in (((), ["train", "validation"]), (("configs/_compat/fusiondistill.yaml",), ["trainval", "test"])):
         asked.clear()

@@ -8,56 +8,37 @@ from pathlib import Path
 from typing import Any, Literal
 
 from utils.data.batches import AugmentConfig, BatchSet
-from utils.data.degradations import DegradationCompat
 from utils.data.image_source import ImageSource
-from utils.data.sources import open_source
+from utils.data.sources import SourceConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """What is trained on.
+class DataConfig(SourceConfig):
+    """What is trained on; further keys: see SourceConfig.
 
     Attributes:
-        dataset: `Digits`, `CIFAR10`, `CIFAR100`, `TinyImagenet`, `Imagenet`, or the path of an image folder.
-        root: where downloaded data sets lie.
-        image_size: side in pixels, for image folders (null: of the first image) and Imagenet (null: 224 of a shorter side of 256).
-        resize: for both: side to which the shorter side is brought before the centre of image_size is cut (null: image_size).
-        classes: for both: the list that numbers the classes, `imagenet-1k` or a file (null: the training folders; imagenet-1k).
-        subset: file that names the images to use, one a line, by key (`<class>/<name>`) or path (null: all).
         degradations: any number of degradations, sequences such as `blur+noise` and ImageNet-C corruptions; each image of a step
             appears once for every one. Empty: clean training.
         pairing: paired (the same images, flips and crops for every degradation) | independent (each has its own).
         levels: independent (a level for each image and degradation) | shared (one draw an image, as the reference program does by
             accident: blur and noise then have the same number).
-        compat: how degradations are computed (utils/data/degradations.py); the defaults are the right operations.
-        constants: set of the corruption constants: cifar | tiny | imagenet (null: by image size).
         validation: held_out (a tenth of the training images) | test (train on all, choose the best epoch on the test images, as
             the reference program does; its accuracy is then too high).
         seed: of order, levels, degradation and augmentation (null: the run's seed).
         adapted: folder of adapted images (`<adapted>/<degradation>/random/<class>/*`) to train on in place of degrading on the fly.
         batch_size: images a step and process, before they are multiplied by the degradations.
         workers: processes that make batches (0: the training process itself).
-        limit: class-balanced subset of so many images, of the training and of the validation part.
         augment: see AugmentConfig.
     """
 
-    dataset: str = "Digits"
-    root: str = "data"
-    image_size: int | None = None
-    resize: int | None = None
-    classes: str | None = None
-    subset: str | None = None
     degradations: list[str] = field(default_factory=list)
     pairing: Literal["paired", "independent"] = "paired"
     levels: Literal["independent", "shared"] = "independent"
-    compat: DegradationCompat = field(default_factory=DegradationCompat)
-    constants: Literal["cifar", "tiny", "imagenet"] | None = None
     validation: Literal["held_out", "test"] = "held_out"
     seed: int | None = None
     adapted: str | None = None
     batch_size: int = 128
     workers: int = 0
-    limit: int | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def splits(self) -> dict[str, str]:
@@ -65,13 +46,6 @@ class DataConfig:
         if self.validation == "test":
             return {"train": "trainval", "validation": "test"}
         return {"train": "train", "validation": "validation"}
-
-    def source(self, split: str) -> ImageSource:
-        """The images of a split (utils/data/sources.py)."""
-        return open_source(
-            self.dataset, split, self.root, self.image_size, self.limit,
-            resize=self.resize, classes=self.classes, subset=self.subset,
-        )  # fmt: skip
 
     def batches(
         self,

@@ -117,7 +117,7 @@ def run(
     data = config.data
     if data.validation == "test":
         log.warning("data.validation is test: the best epoch is chosen on the test images, whose accuracy is then too high")
-    sources = {s: data.source(split) for s, split in data.splits().items()}
+    sources = {s: data.open(split) for s, split in data.splits().items()}
     method = kind.build(model, method_config, Context(sources["train"], data.degradations, config, parent_run))
     check_choice(config.loop.monitor, method.monitors, "value", f"config key 'loop.monitor' of method {config.method['name']}")
     loaders = {s: _loader(config, sources[s], s == "train", accelerator) for s in sources}

@@ -62,7 +62,7 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
     needed = {cell: [n for n in config.members if _needs(config, cell, n)] for cell in cells}
     used = [name for name in config.members if any(name in names for names in needed.values())]
     checkpoints = {n: find_parent(fill_names(config, config.members[n].checkpoint), config.runs) for n in used}
-    dataset, source = Path(data.dataset).name, data.source()
+    dataset, source = Path(data.dataset).name, data.open(data.split)
     members = _members(config, checkpoints, source, device)
     hits: dict[str, Hits] = {name: {} for name in config.systems}
     meta: dict[str, Any] = {"dataset": dataset, "split": data.split, "images": len(source), "seed": data.seed,

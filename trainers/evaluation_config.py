@@ -11,44 +11,28 @@ from typing import Any, Literal
 from models.rules import INPUT_RULES, RULES
 from utils.choices import check_choice
 from utils.data.cells import Cell, parse_cells, sweep_cells
-from utils.data.degradations import DEGRADATIONS, DegradationCompat
-from utils.data.image_source import ImageSource
-from utils.data.sources import open_source
+from utils.data.degradations import DEGRADATIONS
+from utils.data.sources import SourceConfig
 
 _CORRUPTION = "{corruption}"
 
 
 @dataclasses.dataclass(frozen=True)
-class TestDataConfig:
-    """What is evaluated on.
+class TestDataConfig(SourceConfig):
+    """What is evaluated on; further keys: see SourceConfig. test.py takes over those that the run was trained with.
 
     Attributes:
-        dataset: `Digits`, `CIFAR10`, `CIFAR100`, `TinyImagenet`, `Imagenet`, or an image folder.
-        root: where downloaded data sets lie.
         split: test | validation (for tuning) | train.
-        image_size, resize, classes, subset: see trainers.config.DataConfig.
-        limit: class-balanced subset of so many images.
         corruptions: names; `all` is the 15 of ImageNet-C; degradations get a level drawn for each image; `clean`.
         severities: of the corruptions, 1..5.
         sweep: degradations (or corruptions) to be evaluated at every level; `all` for the four degradations.
-        constants: set of the corruption constants: cifar | tiny | imagenet (null: by image size).
-        compat: how degradations are computed (utils/data/degradations.py); test.py takes over what the run was trained with.
         seed: of the corruption.
     """
 
-    dataset: str = "Digits"
-    root: str = "data"
     split: Literal["test", "validation", "train"] = "test"
-    image_size: int | None = None
-    resize: int | None = None
-    classes: str | None = None
-    subset: str | None = None
-    limit: int | None = None
     corruptions: list[str] = field(default_factory=list)
     severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
     sweep: list[str] = field(default_factory=list)
-    constants: Literal["cifar", "tiny", "imagenet"] | None = None
-    compat: DegradationCompat = field(default_factory=DegradationCompat)
     seed: int = 0
 
     def cells(self) -> list[Cell]:
@@ -64,13 +48,6 @@ class TestDataConfig:
                 "nothing to evaluate on: name corruptions (data.corruptions, --corruption) or a sweep (data.sweep, --dt)"
             )
         return list(dict.fromkeys(cells))  # a corruption may be both swept and listed
-
-    def source(self) -> ImageSource:
-        """The clean images (utils/data/sources.py)."""
-        return open_source(
-            self.dataset, self.split, self.root, self.image_size, self.limit,
-            resize=self.resize, classes=self.classes, subset=self.subset,
-        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,16 +11,9 @@ from trainers.evaluation_config import EvaluationConfig
 from utils.command_line import ScriptParser
 from utils.config import Tree, dotted_keys, read_yaml
 from utils.data.cells import parse_severities
+from utils.data.sources import SourceConfig
 
-_SHARED = {
-    "dataset",
-    "root",
-    "image_size",
-    "resize",
-    "classes",
-    "compat",
-    "constants",
-}  # keys of a training YAML that hold for its evaluation
+_KEPT = {f.name for f in dataclasses.fields(SourceConfig)} - {"limit", "subset"}  # of a training YAML, for its evaluation
 
 
 def evaluation_parser(description: str | None) -> ScriptParser:
@@ -66,7 +59,7 @@ def run_data(checkpoint: Path) -> Tree:
 def test_keys(data: Tree) -> Tree:
     """The keys of a `data:` section without those that say something about training alone.
 
-    `limit` and `seed` are of the training images too: what is tested on is never narrowed by them.
+    `limit`, `subset` and `seed` are of the training images: what is tested on is never narrowed by them.
     """
-    training_only = {f.name for f in dataclasses.fields(DataConfig)} - _SHARED
+    training_only = {f.name for f in dataclasses.fields(DataConfig)} - _KEPT
     return {key: value for key, value in data.items() if key not in training_only}

@@ -104,7 +104,7 @@ def fuse(config: SoupConfig, run_id: str | None = None, parent_run: str | None =
         raise ValueError("weights are of the recipe average; the greedy recipe chooses members of equal weight")
     stand_in = TrainConfig(config.name, data=config.data, model={"arch": config.arch})
     paths = _members(config, stand_in, parent_run)
-    source = config.data.source(config.data.splits()["train"])
+    source = config.data.open(config.data.splits()["train"])
     members = [load_classifier(path, config.save_dir, source.classes) for path in paths.values()]
     for name, member in zip(paths, members, strict=True):
         if member.arch != members[0].arch:
@@ -178,7 +178,7 @@ def _training_images(config: SoupConfig, source: ImageSource) -> Iterator[Tensor
 def _validation_accuracy(config: SoupConfig, like: Classifier) -> Callable[[dict[str, Tensor]], float]:
     """Accuracy of weights of `like`'s kind on the validation images under all degradations."""
     data = config.data
-    source = data.source(data.splits()["validation"])
+    source = data.open(data.splits()["validation"])
     loader = BatchLoader(data.batches(source, config.seed, train=False))
     network = copy.deepcopy(like).eval()
 

@@ -56,7 +56,7 @@ FLAGS: dict[str, str] = {
     "guidance_norm": "dda.guidance_norm",
     "range_t": "ilvr.range_t",
     "train": "input.train",
-    "resize": "input.resize",
+    "enlarge": "input.enlarge",
     "use_fp16": "use_fp16",
     "split": "input.split",
     "limit": "input.limit",
@@ -67,7 +67,7 @@ FLAGS: dict[str, str] = {
     "runs": "runs",
 }
 # how the flag's text is read where it is not as in a YAML
-_BOOLEANS = ("clip_denoised", "train", "resize", "use_fp16", "skip_broken", "overwrite")
+_BOOLEANS = ("clip_denoised", "train", "enlarge", "use_fp16", "skip_broken", "overwrite")
 _TEXTS = ("model_path", "save_dir", "base_samples", "list", "timestep_respacing", "runs")
 _OF = {"guidance_weight": "dda", "guidance_norm": "dda", "scale": "dda", "range_t": "ilvr"}  # flags that one adapter has
 _WITHOUT_EFFECT = ("use_ddim", "save_latents")  # in the published program too

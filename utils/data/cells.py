@@ -221,10 +221,10 @@ class FolderTree:
     """`<root>/<corruption>/<severity>/<class>/*`: adapted images, or a corrupted set on disk.
 
     Its images show the part that the clean ones show. Where that is the S x S centre of a shorter side `resize` (ImageNet: 224 of
-    256), files are cut in the same way: the squares that an adapter makes of a data set show its whole shorter side. Two kinds were
-    cut before: files of S x S pixels, such as ImageNet-C as released, are taken as they are, and what was adapted from such files,
-    enlarged to the size of the diffusion model, is brought back to S whole. The first file of a cell, or the first line of the
-    adapter's manifest, decides for all of the cell.
+    256), files are cut in the same way, as are images adapted from whole photographs. Two kinds were cut before: files of S x S
+    pixels, such as ImageNet-C as released, are taken as they are, and what was adapted from S x S pixels (of such files, or of the
+    data set as evaluation reads it), enlarged to the size of the diffusion model, is brought back to S whole. The first file of a
+    cell, or the first line of the adapter's manifest, decides for all of the cell.
 
     Attributes:
         root: the folder.

@@ -61,7 +61,7 @@ def read_image(path: str | Path, size: int, resize: int | None = None, *, smalle
         raise BrokenImageError(f"{path}: {reason}") from error
     if min(upright.size) < smallest:
         raise BrokenImageError(
-            f"{path}: {upright.width} x {upright.height} px is too small to be enlarged to {size} (--resize true does it anyway)"
+            f"{path}: {upright.width} x {upright.height} px is too small to be enlarged to {size} (--enlarge true does it anyway)"
         )
     return np.asarray(center_crop(upright, size, resize)).transpose(2, 0, 1)
 

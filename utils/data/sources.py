@@ -9,19 +9,57 @@ The split `trainval` is the training part before that cut, for published protoco
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from dataclasses import field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from utils.choices import check_choice
+from utils.data.degradations import DegradationCompat
 from utils.data.folders import image_folder
 from utils.data.image_source import TEST_SHARE, ImageSource, array_source, cut, found_at, train_validation_test
 from utils.data.imagenet import imagenet, preloaded, read_classes
 from utils.data.tiny_imagenet import tiny_imagenet
 
 SPLITS = ("train", "validation", "test", "trainval")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Which clean images, and how they are degraded: keys that training, evaluation and adaptation have in common.
+
+    Attributes:
+        dataset: `Digits`, `CIFAR10`, `CIFAR100`, `TinyImagenet`, `Imagenet`, or the path of an image folder.
+        root: where downloaded data sets lie.
+        image_size: side in pixels, for image folders (null: of the first image) and Imagenet (null: 224 of a shorter side of 256).
+        resize: for both: side to which the shorter side is brought before the centre of image_size is cut (null: image_size).
+        classes: for both: the list that numbers the classes, `imagenet-1k` or a file (null: the training folders; imagenet-1k).
+        subset: file that names the images to use, one a line, by key (`<class>/<name>`) or path (null: all).
+        limit: class-balanced subset of so many images; in training of the training and of the validation part.
+        constants: set of the corruption constants: cifar | tiny | imagenet (null: by image size).
+        compat: how degradations are computed (utils/data/degradations.py); the defaults are the right operations.
+    """
+
+    dataset: str = "Digits"
+    root: str = "data"
+    image_size: int | None = None
+    resize: int | None = None
+    classes: str | None = None
+    subset: str | None = None
+    limit: int | None = None
+    constants: Literal["cifar", "tiny", "imagenet"] | None = None
+    compat: DegradationCompat = field(default_factory=DegradationCompat)
+
+    def open(self, split: str) -> ImageSource:
+        """The images of a split (see `open_source`)."""
+        return open_source(
+            self.dataset, split, self.root, self.image_size, self.limit,
+            resize=self.resize, classes=self.classes, subset=self.subset,
+        )  # fmt: skip
 
 
 def open_source(
