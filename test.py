@@ -4,6 +4,7 @@ python test.py -r sl/Digits/ResNet20-ResNet20/jpeg --dt jpeg       # every level
 python test.py -r sl/Digits/ResNet20-ResNet20/jpeg                 # of the degradations that it was trained on
 python test.py -r ind/Digits/ResNet20_clean --corruption all --severity 1-5    # the 15 corruptions of ImageNet-C
 python test.py -r runs/<name>/<run id>/best.safetensors --corruption clean,gaussian_noise --severity 5
+python test.py -r ind/CIFAR10/ResNet20_clean --view CIFAR-10-C --corruption fog --severity 5    # released; needs no clean images
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from pathlib import Path
 
 from trainers.evaluation import evaluate, print_outcome
 from trainers.evaluation_config import EvaluationConfig
-from trainers.evaluation_entry import data_overrides, evaluation_parser, run_data, test_keys
+from trainers.evaluation_entry import data_overrides, evaluation_parser, keys_of_view, run_data, test_keys
 from trainers.parents import find_parent
 from utils.config import Tree, build, merge, read_yaml
+from utils.data.cells import RAW
 from utils.data.corruptions import ALL_CORRUPTIONS
 from utils.data.degradations import DEGRADATIONS
 from utils.device import choose_device
@@ -32,7 +34,10 @@ def main(argv: list[str] | None = None) -> None:
         "-c", "--config", nargs="+", default=[],
         help="YAML whose `data:` section says what to evaluate on (default: the run's); keys of training alone are ignored",
     )  # fmt: skip
-    parser.add_argument("--arch", help="network of a checkpoint of another program, which does not say it itself: a timm name")
+    parser.add_argument(
+        "--view", default=RAW,
+        help="raw: corrupt clean images; or a folder: adapted images, ImageNet-C, CIFAR-10-C (keys and labels are then its own)",
+    )  # fmt: skip
     parser.add_argument("-m", "--mode", default="eval", help="folder below the run for the results")
     args, overrides = parser.parse(argv)
     checkpoint = find_parent(args.resume, args.runs)
@@ -49,10 +54,11 @@ def main(argv: list[str] | None = None) -> None:
         drawn = [deg for deg in known if deg not in swept]  # sequences: levels are drawn for each image
         tree["data"] |= {"sweep": swept, "corruptions": drawn if known else ["clean"]}
     what = "-".join(dict.fromkeys(tree["data"].get("sweep", []) + tree["data"].get("corruptions", [])))
+    what += "" if args.view == RAW else f"-{Path(args.view).name}"
     tree["out"] = args.out or str(checkpoint.parent / args.mode / what)
-    tree |= {"runs": args.runs, "members": {"model": {"checkpoint": str(checkpoint), "arch": args.arch}}}
+    tree |= {"runs": args.runs, "members": {"model": {"checkpoint": str(checkpoint), "arch": args.arch, "view": args.view}}}
     tree["systems"] = {_shown(checkpoint): {"members": ["model"]}}
-    config = build(EvaluationConfig, tree)
+    config = keys_of_view(build(EvaluationConfig, tree), "model", overrides)
     print_outcome(evaluate(config, choose_device(args.device)))
 
 

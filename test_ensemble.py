@@ -12,9 +12,10 @@ import argparse
 from models.rules import INPUT_RULES, RULES
 from trainers.evaluation import evaluate, print_outcome
 from trainers.evaluation_config import EvaluationConfig
-from trainers.evaluation_entry import data_overrides, evaluation_parser, test_keys
+from trainers.evaluation_entry import data_overrides, evaluation_parser, keys_of_view, test_keys
 from trainers.evaluation_report import write_evaluation_report
 from utils.config import Tree, build, merge, read_yaml
+from utils.data.cells import RAW
 from utils.device import choose_device
 from utils.errors import user_errors
 from utils.run_log import setup_logging
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("-c", "--config", nargs="+", help="YAML with members, systems and data; of several the later ones win")
     parser.add_argument("--second_model_prefix", help="checkpoint of the second member (default: the first)")
-    parser.add_argument("--data_prefix1", default="raw", help="view of the first member")
+    parser.add_argument("--data_prefix1", help="view of the first member (default: raw); of a released set also keys and labels")
     parser.add_argument("--data_prefix2", help="view of the second member")
     parser.add_argument("--ensemble", help="rule; several joined by commas, or all")
     parser.add_argument("--report", help="also write one self-contained HTML file: table, plots, pictures, configs")
@@ -46,11 +47,15 @@ def main(argv: list[str] | None = None) -> None:
     if args.positional:
         tree = merge(tree, two_members(args.positional[0], args))
         tree["systems"] = two_member_systems(args.ensemble or "sum")
+    elif args.arch:
+        tree["arch"] = args.arch
     tree = merge(merge(tree, data_overrides(args)), overrides)
     tree["runs"] = args.runs
     if args.out:
         tree["out"] = args.out
     config = build(EvaluationConfig, tree)
+    if args.positional:
+        config = keys_of_view(config, "first", overrides)
     evaluation = evaluate(config, choose_device(args.device))
     print_outcome(evaluation)
     if args.report:
@@ -62,18 +67,18 @@ def _check_positional(args: argparse.Namespace) -> None:
     """The flags of two members need the first checkpoint; with members and systems of a YAML alone they would say nothing."""
     if len(args.positional) > 1:
         raise ValueError(f"unexpected arguments {args.positional[1:]}: give a config and one checkpoint")
-    alone = [f for f in ("second_model_prefix", "data_prefix2", "ensemble") if getattr(args, f) is not None]
+    alone = [f for f in ("second_model_prefix", "data_prefix1", "data_prefix2", "ensemble") if getattr(args, f) is not None]
     if alone and not args.positional:
         raise ValueError(f"--{alone[0]} needs the first checkpoint: test_ensemble.py <config> <checkpoint> --{alone[0]} ...")
 
 
 def two_members(first: str, args: argparse.Namespace) -> Tree:
     """Members of the published command line: model 1 on tree 1, model 2 on tree 2."""
-    second, view1, view2 = args.second_model_prefix or first, args.data_prefix1, args.data_prefix2
+    second, view1, view2 = args.second_model_prefix or first, args.data_prefix1 or RAW, args.data_prefix2
     return {
         "members": {
-            "first": {"checkpoint": first, "view": view1},
-            "second": {"checkpoint": second, "view": view2 or view1},
+            "first": {"checkpoint": first, "view": view1, "arch": args.arch},
+            "second": {"checkpoint": second, "view": view2 or view1, "arch": args.arch},
         }
     }
 

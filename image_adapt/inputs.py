@@ -13,19 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from image_adapt.config import LAYOUTS, AdaptConfig, InputConfig
+from image_adapt.config import LAYOUTS, AdaptConfig
 from image_adapt.job import Job
 from utils.data.cells import CLEAN, Cell, OnTheFly, ReleasedArrays
 from utils.data.degradations import CORRECT
 from utils.data.folders import first_size, plain_source, read_files
 from utils.data.image_source import ImageSource
 from utils.data.images import center_crop, list_images
+from utils.data.released import LABELS, dataset_of_arrays
 from utils.data.sources import open_source
 
 log = logging.getLogger(__name__)
-
-LABELS = "labels.npy"  # beside the published arrays
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def open_inputs(config: AdaptConfig, image_size: int) -> list[Job]:
@@ -64,7 +62,7 @@ def _check_size(source: ImageSource, image_size: int, name: str) -> None:
 def _generated(config: AdaptConfig, image_size: int) -> Iterator[Job]:
     """Clean images of a data set, corrupted as they are read."""
     given = config.input
-    clean = _chosen(given.open(given.split), config)
+    clean = _chosen(_with_images(given.open(given.split)), config)
     if not given.enlarge and clean.image_size < (image_size + 1) // 2:
         raise ValueError(
             f"{given.dataset} has {clean.image_size} px images, too small to be enlarged to the {image_size} px of the diffusion "
@@ -75,6 +73,15 @@ def _generated(config: AdaptConfig, image_size: int) -> Iterator[Job]:
         drawn = cell.severity is None
         levels = view.levels(cell, clean.keys).tolist() if drawn else [None] * len(clean)
         yield Job(cell, _resized(view.source(cell), image_size), Path(cell.folder), levels, input_side=clean.image_size)
+
+
+def _with_images(source: ImageSource) -> ImageSource:
+    if source.listing_of is not None:
+        raise ValueError(
+            f"{source.listing_of} holds corrupted images only: adapt those with --base_samples {source.listing_of}, or point "
+            "input.root at the clean data set"
+        )
+    return source
 
 
 def _resized(source: ImageSource, size: int) -> ImageSource:
@@ -98,26 +105,13 @@ def _arrays(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Job]
         raise ValueError(
             f"{folder} holds arrays of the severities 1..5: name corruptions and severities, not {random or 'nothing'}"
         )
-    view = ReleasedArrays(folder, _chosen(_clean_of_arrays(folder, given, CLEAN in given.corruptions), config))
+    read = CLEAN in given.corruptions
+    clean = open_source(dataset_of_arrays(folder), "test", given.root if read else folder)
+    view = ReleasedArrays(folder, _chosen(_with_images(clean) if read else clean, config))
     _check_size(view.clean, image_size, str(folder))
     for cell in cells:
         source = view.source(cell)
         yield Job(cell, source, Path(cell.folder), [None] * len(source))
-
-
-def _clean_of_arrays(folder: Path, given: InputConfig, read: bool) -> ImageSource:
-    """The clean test set: from the labels alone where its images (`read`) and the class names of CIFAR-100 are not needed."""
-    labels = np.load(folder / LABELS)
-    labels = labels[: len(labels) // 5]
-    hundred = int(labels.max(initial=0)) >= len(CIFAR10_CLASSES)
-    if read or hundred:
-        return open_source("CIFAR100" if hundred else "CIFAR10", "test", given.root)
-    keys = [f"{CIFAR10_CLASSES[label]}/test_{i:05d}" for i, label in enumerate(labels)]
-    return ImageSource("CIFAR10/test", CIFAR10_CLASSES, torch.as_tensor(labels, dtype=torch.int64), keys, 32, _no_images)
-
-
-def _no_images(rows: np.ndarray) -> Tensor:
-    raise AssertionError("only the keys and labels of this source are known")
 
 
 def _folders(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Job]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
+from image_adapt.generate import parse_classes
 from models.diffusion import Denoiser, build_denoiser
 from tests.scripts import ROOT, run_script
 from trainers.config import TrainConfig
@@ -92,6 +93,9 @@ STOPS: dict[str, dict[str, Callable]] = {
         "utils.runs.resolve_checkpoint": _checkpoint,
         "models.loading.load_denoiser": lambda path: _denoiser(),
         "image_adapt.work.plan_jobs": _stop(lambda config: config.input.cells()),
+    },
+    "image_adapt/scripts/generate.py": {
+        "image_adapt.generator.open_generator": _stop(lambda config: parse_classes(config.classes, 1000)),
     },
     "image_adapt/scripts/convert_checkpoint.py": {
         "utils.runs.resolve_checkpoint": _checkpoint,

@@ -11,16 +11,17 @@ import pytest
 import torch
 
 from image_adapt.config import AdaptConfig, InputConfig
-from image_adapt.inputs import CIFAR10_CLASSES
 from image_adapt.work import plan_jobs
 from tests.adapting import adapt, digits, manifest_of, pixels, pngs, save_images
 from tests.photo_like import photo_like, save_all
 from utils.data.cells import Cell, FolderTree, OnTheFly, ReleasedArrays
 from utils.data.degradations import REFERENCE
 from utils.data.image_source import ImageSource, array_source
+from utils.data.released import CIFAR
 from utils.data.sources import open_source
 
 LABELS = [3, 0, 9]
+CIFAR10_CLASSES = CIFAR["CIFAR10"].classes
 
 
 def save_arrays(folder: Path, *corruptions: str, labels: list[int] = LABELS) -> np.ndarray:
@@ -91,11 +92,26 @@ def test_what_arrays_cannot_give_is_refused(ddpm: Path, tmp_path: Path, words: t
     assert not (tmp_path / "out").exists()
 
 
-def test_arrays_of_a_hundred_classes_ask_for_the_clean_set_that_names_them(ddpm: Path, tmp_path: Path) -> None:
+def test_arrays_of_a_hundred_classes_need_the_clean_set_for_clean_images_only(ddpm: Path, tmp_path: Path) -> None:
     save_arrays(tmp_path / "in", "fog", labels=[1, 50, 99])
-    words = ("--base_samples", tmp_path / "in", "--corruption", "fog", "--input.root", tmp_path / "none")
-    done = adapt(ddpm, tmp_path / "out", *words)
-    assert done.status == 2 and "CIFAR100 is not, or not intact" in done.err
+    words = ("--base_samples", tmp_path / "in", "--input.root", tmp_path / "none", "--corruption")
+    (job,) = plan_jobs(AdaptConfig("", "x", input=InputConfig(folder=str(tmp_path / "in"), corruptions=["fog"])), 32)
+    assert job.source.keys == ["aquarium_fish/test_00000", "mouse/test_00001", "worm/test_00002"]
+    done = adapt(ddpm, tmp_path / "out", *words, "fog,clean")
+    assert done.status == 2 and "CIFAR100 is not, or not intact" in done.err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [("--dataset", "CIFAR10", "--input.root"), ("--base_samples", "in", "--corruption", "clean", "--input.root")]
+)
+def test_a_root_of_corrupted_images_is_no_clean_set(ddpm: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    save_arrays(tmp_path / "in", "fog")
+    given = [str(tmp_path / "in") if word == "in" else word for word in words]
+    done = adapt(ddpm, tmp_path / "out", "--corruption", "fog", *given, tmp_path / "in")
+    message = (
+        f"{tmp_path / 'in'} holds corrupted images only: adapt those with --base_samples {tmp_path / 'in'}, or point input.root"
+    )
+    assert done.status == 2 and message in done.err and not (tmp_path / "out").exists()
 
 
 def test_output_arrays_of_other_keys_are_refused(ddpm: Path, tmp_path: Path) -> None:

@@ -266,7 +266,8 @@ def test_a_cell_without_folder_is_reported_with_those_there_are_and_the_command(
     write_tree(tmp_path, Cell("fog", 3), CLEAN)
     message = (
         f"no images for snow/5 under {tmp_path} (there: fog/3); make them with: mpiexec -n 2 python "
-        f"image_adapt/scripts/image_sample.py -c <config> --corruption snow --save_dir {tmp_path}"
+        f"image_adapt/scripts/image_sample.py -c <config> --corruption snow --save_dir {tmp_path}, or unpack them there if "
+        "they are of a released set"
     )
     with pytest.raises(FileNotFoundError, match=re.escape(message)):
         FolderTree(tmp_path, CLEAN).source(Cell("snow", 5))

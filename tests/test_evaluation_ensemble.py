@@ -19,7 +19,7 @@ from models.rules import INPUT_RULES, RULES
 from tests.scoring import LIMIT, logits_by_hand, rows_of
 from tests.scripts import Done, run_script
 from trainers.evaluation_config import EvaluationConfig, expand
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import build
 from utils.data.cells import Cell, FolderTree, OnTheFly
 from utils.data.sources import open_source
@@ -206,6 +206,7 @@ def test_mistakes_in_systems_are_named(systems: dict, message: str) -> None:
     [
         (("--ensemble", "sum"), "--ensemble needs the first checkpoint"),
         (("--second_model_prefix", "x"), "--second_model_prefix needs the first checkpoint"),
+        (("--data_prefix1", "x"), "--data_prefix1 needs the first checkpoint"),
         (("--data_prefix2", "x"), "--data_prefix2 needs the first checkpoint"),
         (("one.safetensors", "two.safetensors"), "unexpected arguments ['two.safetensors']"),
         (("one.safetensors", "--ensemble", "majority"), "unknown rule 'majority'"),
@@ -240,3 +241,15 @@ def test_adapted_images_are_paired_by_key_and_missing_ones_named(classifier: Pat
     done = run_script("test_ensemble.py", *words, "--out", tmp_path / "out")
     missing = sorted(adapted.rglob("*.png"))[-1]
     assert done.status == 2 and "1 of 359 images are missing" in done.err and f"9/{missing.stem}" in done.err
+
+
+def test_the_network_of_files_of_other_programs_is_named_for_both_members(classifier: Path, tmp_path: Path) -> None:
+    state, description = load_checkpoint(classifier)
+    torch.save(state, tmp_path / "foreign.pth")
+    words = ("configs/ensemble/Digits/ResNet20_diffaud.yaml", tmp_path / "foreign.pth", "--second_model_prefix", classifier)
+    more = ("--corruption", "jpeg", "--limit", LIMIT, "--out", tmp_path / "out")
+    statistics = [word for m in ("first", "second") for k in ("mean", "std") for word in (f"--members.{m}.{k}", description[k])]
+    assert "does not say what network it holds" in run_script("test_ensemble.py", *words, *more).err
+    run_script("test_ensemble.py", *words, *more, "--arch", "ResNet20", *statistics, "--ensemble", "first,second").check()
+    first, second = rows_of(tmp_path / "out")
+    assert first["correct"] == second["correct"]

@@ -19,7 +19,7 @@ from models.loading import load_classifier
 from trainers.evaluation_config import EvaluationConfig, expand, fill_names, members_of
 from trainers.parents import find_parent
 from utils.checkpoint import file_digest
-from utils.data.cells import CLEAN, Cell, open_view
+from utils.data.cells import CLEAN, Cell, check_view, open_view
 from utils.data.degradations import DegradationCompat
 from utils.data.image_source import ImageSource
 from utils.files import write_atomic
@@ -62,6 +62,8 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
     needed = {cell: [n for n in config.members if _needs(config, cell, n)] for cell in cells}
     used = [name for name in config.members if any(name in names for names in needed.values())]
     checkpoints = {n: find_parent(fill_names(config, config.members[n].checkpoint), config.runs) for n in used}
+    for name in used:
+        check_view(member_view(config, name))
     dataset, source = Path(data.dataset).name, data.open(data.split)
     members = _members(config, checkpoints, source, device)
     hits: dict[str, Hits] = {name: {} for name in config.systems}

@@ -7,10 +7,12 @@ import dataclasses
 from pathlib import Path
 
 from trainers.config import DataConfig
+from trainers.evaluation import member_view
 from trainers.evaluation_config import EvaluationConfig
 from utils.command_line import ScriptParser
 from utils.config import Tree, dotted_keys, read_yaml
-from utils.data.cells import parse_severities
+from utils.data.cells import RAW, parse_severities
+from utils.data.released import is_released
 from utils.data.sources import SourceConfig
 
 _KEPT = {f.name for f in dataclasses.fields(SourceConfig)} - {"limit", "subset"}  # of a training YAML, for its evaluation
@@ -29,6 +31,9 @@ def evaluation_parser(description: str | None) -> ScriptParser:
     p.add_argument("--dataset", help="data set name or image folder")
     p.add_argument("--limit", type=int, help="class-balanced subset of so many images")
     p.add_argument("--out", help="folder for the results")
+    p.add_argument(
+        "--arch", help="network of checkpoints of other programs, which do not say it themselves: a timm name; else for {arch}"
+    )
     p.add_argument("--runs", default="runs", help="root of the runs, for checkpoints by name")
     return p
 
@@ -54,6 +59,20 @@ def run_data(checkpoint: Path) -> Tree:
     path = checkpoint.parent / "config.yaml"
     data: Tree = read_yaml(path).get("data", {}) if path.is_file() else {}
     return data
+
+
+def keys_of_view(config: EvaluationConfig, member: str, given: Tree) -> EvaluationConfig:
+    """`config` with keys and labels out of a member's view, if it is a released set: ImageNet-C, CIFAR-10-C or CIFAR-100-C.
+
+    Args:
+        config: what is evaluated.
+        member: whose view.
+        given: configuration keys of the command line; a `--data.root` among them stays.
+    """
+    view = member_view(config, member)
+    if view == RAW or "root" in given.get("data", {}) or not is_released(config.data.dataset, Path(view)):
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, root=view))
 
 
 def test_keys(data: Tree) -> Tree:

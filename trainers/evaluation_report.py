@@ -13,7 +13,7 @@ from torch import Tensor
 from models.ensemble import Member, Scorer
 from trainers.evaluation import Evaluation, gains, member_view
 from utils.config import dump_yaml, to_tree
-from utils.data.cells import CLEAN, Cell
+from utils.data.cells import CLEAN, RAW, Cell
 from utils.plots import Picture, heat_map, image_grid, severity_plot
 from utils.provenance import provenance
 from utils.report import write_report
@@ -84,11 +84,10 @@ def _pictures(evaluation: Evaluation) -> Figure:
     source, count = evaluation.source, len(evaluation.source)
     picks = [(7 * i) % count for i in range(len(shown))]
     first = next(iter(evaluation.members.values()))
-    columns = (
-        {"clean": _column(first, [Cell(CLEAN, 0)] * len(shown), picks, scorer, evaluation)} if first.view.name == "raw" else {}
-    )
-    for name, member in looks.items():
-        heading = "corrupted" if name == "raw" else "adapted"
+    columns = {"clean": _column(first, [Cell(CLEAN, 0)] * len(shown), picks, scorer, evaluation)} if first.view.name == RAW else {}
+    for member in looks.values():
+        view = member_view(config, member.name)
+        heading = "corrupted" if view == RAW or Path(view) == source.listing_of else "adapted"
         columns[f"{heading} ({member.name})" if heading in columns else heading] = _column(member, shown, picks, scorer, evaluation)
     places = zip(shown, picks, strict=True)
     labels = [f"{c.corruption}\nseverity {c.severity or 0:g}, {source.classes[int(source.labels[i])]}" for c, i in places]

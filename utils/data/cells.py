@@ -21,13 +21,16 @@ from torch import Tensor
 
 from utils.choices import check_choice
 from utils.data.corruptions import ALL_CORRUPTIONS, CORRUPTIONS, SEVERITIES, default_constants
-from utils.data.degradations import CORRECT, NAMED_SEQUENCES, DegradationCompat, sweep_levels
+from utils.data.degradations import CORRECT, DegradationCompat, sweep_levels
 from utils.data.folders import first_size, folder_source
-from utils.data.image_source import ImageSource, array_source
+from utils.data.image_source import ImageSource
 from utils.data.images import list_images
-from utils.data.perturbations import PERTURBATIONS, check_perturbation, draw_levels, perturb, unit_level
+from utils.data.perturbations import ONE_LEVEL, PERTURBATIONS, check_perturbation, draw_levels, perturb, unit_level
+from utils.data.released import LABELS, array_cell, refuse_to_read
+from utils.data.watermark import WATERMARK, font_file
 
 CLEAN = "clean"
+RAW = "raw"  # the view that corrupts clean images as they are read
 MANIFEST = "manifest.jsonl"  # beside adapted images: a line an image
 
 
@@ -77,7 +80,7 @@ def sweep_cells(degradation: str) -> list[Cell]:
 
     A sequence, whose sweep would be a product, is one cell: a level drawn for each image and stage.
     """
-    if degradation in ALL_CORRUPTIONS or "+" in degradation:
+    if degradation in (*ALL_CORRUPTIONS, *ONE_LEVEL) or "+" in degradation:
         return parse_cells([degradation], SEVERITIES)
     return [Cell(degradation, level) for level in sweep_levels(degradation)]
 
@@ -102,7 +105,7 @@ def parse_cells(corruptions: Sequence[str], severities: Sequence[int]) -> list[C
                 check_perturbation(name)
             else:
                 check_choice(name, [*PERTURBATIONS, CLEAN], "corruption or degradation")
-            cells.append(Cell(name, 0 if name in NAMED_SEQUENCES else None))
+            cells.append(Cell(name, 0 if name in ONE_LEVEL else None))
     return cells
 
 
@@ -138,7 +141,7 @@ class OnTheFly:
 
     @property
     def name(self) -> str:
-        return "raw"
+        return RAW
 
     def source(self, cell: Cell) -> ImageSource:
         if cell.corruption == CLEAN:
@@ -156,6 +159,8 @@ class OnTheFly:
         size, option = self.clean.image_size, ""
         if cell.is_corruption:
             option = self.constants or default_constants(size)
+        elif cell.corruption == WATERMARK:
+            option = str(font_file((self.compat or CORRECT).watermark_font))
         elif cell.corruption != CLEAN and self.compat not in (None, CORRECT):
             option = str(self.compat)
         return _digest(self.clean.name, self.clean.frame, self.clean.keys, cell, self.seed, option)
@@ -187,28 +192,9 @@ class ReleasedArrays:
         if cell.corruption == CLEAN:
             return self.clean
         check_choice(cell.corruption, ALL_CORRUPTIONS, "corruption", "the released arrays")
-        path, labels_path = self.root / f"{cell.corruption}.npy", self.root / "labels.npy"
-        for needed in (path, labels_path):
-            if not needed.is_file():
-                raise FileNotFoundError(
-                    f"{needed} does not exist; CIFAR-10-C is record 2535967 and CIFAR-100-C record 3555552 on zenodo.org: unpack "
-                    f"the archive so that {self.root}/<corruption>.npy and labels.npy lie there"
-                )
-        stored = np.load(path, mmap_mode="r")
-        n = len(stored) // 5
-        if stored.shape[1:] != (32, 32, 3) or stored.dtype != np.uint8 or len(stored) % 5:
-            raise ValueError(f"{path}: expected uint8 [5 x N, 32, 32, 3], found {stored.dtype} {stored.shape}")
-        every_label = np.load(labels_path)
-        if every_label.shape != (5 * n,):
-            raise ValueError(f"{labels_path}: expected [{5 * n}] labels as {path.name} has images, found {every_label.shape}")
-        first = (int(cell.severity or 1) - 1) * n
-        labels = every_label[first : first + n]
-        names = [f"test_{i:05d}" for i in range(n)]
-        images = stored[first : first + n].transpose(0, 3, 1, 2)
-        every = array_source(f"{self.root.name}/{cell.folder}", images, labels, self.clean.classes, names)
-        return dataclasses.replace(
-            every.aligned(self.clean.keys, str(path)), rgb_mean=self.clean.rgb_mean, rgb_std=self.clean.rgb_std
-        )
+        every = array_cell(self.root, cell.corruption, int(cell.severity or 1), self.clean.classes)
+        source = every.aligned(self.clean.keys, str(self.root / f"{cell.corruption}.npy"))
+        return dataclasses.replace(source, rgb_mean=self.clean.rgb_mean, rgb_std=self.clean.rgb_std)
 
     def identity(self, cell: Cell) -> str:
         path = self.root / f"{cell.corruption}.npy"
@@ -225,6 +211,7 @@ class FolderTree:
     pixels, such as ImageNet-C as released, are taken as they are, and what was adapted from S x S pixels (of such files, or of the
     data set as evaluation reads it), enlarged to the size of the diffusion model, is brought back to S whole. The first file of a
     cell, or the first line of the adapter's manifest, decides for all of the cell.
+    The cell `watermark` may also be `<root>/val/<class>/*`, as ImageNet-W is kept.
 
     Attributes:
         root: the folder.
@@ -239,22 +226,28 @@ class FolderTree:
         return f"{self.root.parent.name}/{self.root.name}"
 
     def source(self, cell: Cell) -> ImageSource:
-        folder = self.root / cell.folder
+        folder = self._folder(cell)
         if not folder.is_dir():
+            if cell.corruption == CLEAN and self.clean.listing_of is not None:
+                refuse_to_read(self.clean.listing_of)
             have = sorted(str(p.relative_to(self.root)) for p in self.root.glob("*/*") if p.is_dir())
             raise FileNotFoundError(
                 f"no images for {cell.folder} under {self.root}"
                 + (f" (there: {', '.join(have[:20])})" if have else "")
                 + "; make them with: mpiexec -n 2 python image_adapt/scripts/image_sample.py -c <config> "
-                f"--corruption {cell.corruption} --save_dir {self.root}"
+                f"--corruption {cell.corruption} --save_dir {self.root}, or unpack them there if they are of a released set"
             )
         clean = self.clean
         found = folder_source(folder, clean.image_size, f"{self.root.name}/{cell.folder}", clean.classes, self._resize(cell))
         return dataclasses.replace(found.aligned(self.clean.keys, str(folder)), level=self._levels(cell))
 
+    def _folder(self, cell: Cell) -> Path:
+        usual, of_imagenet_w = self.root / cell.folder, self.root / "val"
+        return of_imagenet_w if cell.corruption == WATERMARK and not usual.is_dir() and of_imagenet_w.is_dir() else usual
+
     def _manifest(self, cell: Cell) -> list[dict[str, Any]]:
         """What the adapter noted of its images; nothing where none was there."""
-        path = self.root / cell.folder / MANIFEST
+        path = self._folder(cell) / MANIFEST
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
     def _resize(self, cell: Cell) -> int | None:
@@ -264,7 +257,7 @@ class FolderTree:
             return None
         if rows := self._manifest(cell):
             return None if rows[0].get("input_side") == size else resize
-        paths = list_images(self.root / cell.folder)
+        paths = list_images(self._folder(cell))
         return None if paths and first_size(paths) == (size, size) else resize
 
     def _levels(self, cell: Cell) -> Tensor | None:
@@ -275,9 +268,7 @@ class FolderTree:
         return unit_level(cell.corruption, torch.tensor([level[key] for key in self.clean.keys]))
 
     def identity(self, cell: Cell) -> str:
-        files = [
-            (str(p.relative_to(self.root)), p.stat().st_size, p.stat().st_mtime_ns) for p in list_images(self.root / cell.folder)
-        ]
+        files = [(str(p.relative_to(self.root)), p.stat().st_size, p.stat().st_mtime_ns) for p in list_images(self._folder(cell))]
         frame = dataclasses.replace(self.clean, resize=self._resize(cell)).frame
         return _digest(self.clean.keys, frame, cell, files)
 
@@ -294,9 +285,14 @@ def open_view(
     Raises:
         FileNotFoundError: neither `raw` nor an existing folder.
     """
-    if text == "raw":
+    check_view(text)
+    if text == RAW:
         return OnTheFly(clean, seed, constants, compat)
     root = Path(text)
-    if not root.is_dir():
+    return ReleasedArrays(root, clean) if (root / LABELS).is_file() else FolderTree(root, clean)
+
+
+def check_view(text: str) -> None:
+    """Raise FileNotFoundError unless `text` is `raw` or an existing folder."""
+    if text != RAW and not Path(text).is_dir():
         raise FileNotFoundError(f"view {text!r} is neither `raw` nor an existing folder of images or .npy files")
-    return ReleasedArrays(root, clean) if (root / "labels.npy").is_file() else FolderTree(root, clean)

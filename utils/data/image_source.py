@@ -34,6 +34,8 @@ class ImageSource:
         rgb_mean, rgb_std: channel statistics of the training images, range [0, 1], for the classifier's normalisation.
         resize: to what the shorter side of the files was brought before the S x S centre was cut (None: to S); adapted versions of
             the images are read in the same way, so that both show the same part.
+        listing_of: folder of corrupted images that keys and labels were taken from, where the images themselves are not there:
+            `read` then raises (utils/data/released.py).
     """
 
     name: str
@@ -46,6 +48,7 @@ class ImageSource:
     rgb_std: tuple[float, ...] = (0.25, 0.25, 0.25)
     level: Tensor | None = None
     resize: int | None = None
+    listing_of: Path | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -19,6 +19,7 @@ import torch
 from utils.data.folders import PRELOAD_BYTES, read_files
 from utils.data.image_source import VALIDATION_SHARE, ImageSource, array_reader, cut, found_at
 from utils.data.images import IMAGE_SUFFIXES
+from utils.data.released import first_cell, listing
 
 FOLDERS = ("imagenet", "ILSVRC/Data/CLS-LOC", "ILSVRC", ".")  # below the root, the first that has a train or val folder
 IMAGENET_1K = "imagenet-1k"
@@ -35,7 +36,8 @@ def imagenet(
     """One split of `<root>/{imagenet,ILSVRC,.}`; keys are `<class>/<file name without suffix>`.
 
     The val folder is the test part; validation images are cut from train. Labels of val come from class folders, or for a flat
-    folder from val_labels.txt (`<file> <class or its number>` a line) or LOC_val_solution.csv beside it.
+    folder from val_labels.txt (`<file> <class or its number>` a line) or LOC_val_solution.csv beside it. Without val folder the
+    test part of a root that is ImageNet-C, `<corruption>/<severity>/<wnid>/*`, is a listing (utils/data/released.py).
 
     Args:
         split: train | validation | test | trainval.
@@ -51,22 +53,28 @@ def imagenet(
     """
     folder = next((root / f for f in FOLDERS if any((root / f / part).is_dir() for part in ("train", "val"))), None)
     part = "val" if split == "test" else "train"
-    if folder is None or not (folder / part).is_dir():
+    images = folder / part if folder is not None and (folder / part).is_dir() else None
+    cell = first_cell(root) if images is None and split == "test" else None
+    if cell is not None:
+        folder, images = root, cell
+    if folder is None or images is None:
         raise FileNotFoundError(
             f"Imagenet: no {part} folder under {root.resolve()}; expected {part}/<wnid>/*.JPEG in one of "
             f"{', '.join(FOLDERS)}, found: {found_at(folder or root)}; unpack ILSVRC 2012 there, or point data.root at it"
+            + (", or at ImageNet-C, <corruption>/<severity>/<wnid>/*" if split == "test" else "")
         )
     own_list = folder / "classes.txt"
     order = tuple(classes) if classes is not None else read_classes(str(own_list) if own_list.is_file() else IMAGENET_1K)
     if image_size is None:
         image_size, resize = IMAGE_SIZE, resize or RESIZE
-    files, labels = _labelled_files(folder / part, (folder / part, folder, root), {c: i for i, c in enumerate(order)})
+    files, labels = _labelled_files(images, (images, folder, root), {c: i for i, c in enumerate(order)})
     keys = [f"{order[label]}/{os.path.splitext(os.path.basename(file))[0]}" for file, label in zip(files, labels, strict=True)]
     read = functools.partial(read_files, files, image_size, resize)
     source = ImageSource("Imagenet", order, torch.tensor(labels), keys, image_size, read, RGB_MEAN, RGB_STD, resize=resize)
     if split in ("train", "validation"):
         source = cut(source, [VALIDATION_SHARE], "Imagenet/validation")[split == "train"]
-    return dataclasses.replace(source, name=f"Imagenet/{split}")
+    source = dataclasses.replace(source, name=f"Imagenet/{split}")
+    return source if cell is None else listing(source, root, str(cell.relative_to(root)))
 
 
 def read_classes(text: str) -> tuple[str, ...]:
@@ -96,9 +104,9 @@ def read_classes(text: str) -> tuple[str, ...]:
 
 
 def preloaded(source: ImageSource) -> ImageSource:
-    """The source with its images in memory if they fit into 2 GiB, else as it is (decoded whenever they are read)."""
+    """The source with its images in memory if they are there and fit into 2 GiB, else as it is (decoded whenever they are read)."""
     size = source.image_size
-    if len(source) * 3 * size * size > PRELOAD_BYTES:
+    if source.listing_of is not None or len(source) * 3 * size * size > PRELOAD_BYTES:
         return source
     images = np.empty((len(source), 3, size, size), np.uint8)
     for i in range(len(source)):

@@ -3,6 +3,7 @@
 `open_source("Digits", "train")` is scikit-learn's digits, `open_source("CIFAR10", "test", root)` the torchvision data set,
 `TinyImagenet` and `Imagenet` are the published folders, and any folder `<root>/<class>/*` or `<root>/<split>/<class>/*` is a data
 set by its path.
+Of a root with ImageNet-C or CIFAR-10-C and no clean images the test part is a listing: keys and labels (utils/data/released.py).
 Validation images are always cut from the training part, class by class, with a fixed draw: the test part chooses nothing.
 The split `trainval` is the training part before that cut, for published protocols that train on all of it.
 """
@@ -23,6 +24,7 @@ from utils.data.degradations import DegradationCompat
 from utils.data.folders import image_folder
 from utils.data.image_source import TEST_SHARE, ImageSource, array_source, cut, found_at, train_validation_test
 from utils.data.imagenet import imagenet, preloaded, read_classes
+from utils.data.released import array_listing
 from utils.data.tiny_imagenet import tiny_imagenet
 
 SPLITS = ("train", "validation", "test", "trainval")
@@ -34,7 +36,8 @@ class SourceConfig:
 
     Attributes:
         dataset: `Digits`, `CIFAR10`, `CIFAR100`, `TinyImagenet`, `Imagenet`, or the path of an image folder.
-        root: where downloaded data sets lie.
+        root: where downloaded data sets lie. Without clean images the test part of Imagenet, CIFAR10 and CIFAR100 takes keys and
+            labels from a root that is ImageNet-C, CIFAR-10-C or CIFAR-100-C, for views of the images in it.
         image_size: side in pixels, for image folders (null: of the first image) and Imagenet (null: 224 of a shorter side of 256).
         resize: for both: side to which the shorter side is brought before the centre of image_size is cut (null: image_size).
         classes: for both: the list that numbers the classes, `imagenet-1k` or a file (null: the training folders; imagenet-1k).
@@ -78,7 +81,7 @@ def open_source(
     Args:
         dataset: a name of `DATASETS`, or the path of an image folder.
         split: train | validation | test | trainval (training and validation images together, in the order of the training part).
-        root: where downloaded data sets lie.
+        root: where downloaded data sets lie, or a released set of corrupted images: its listing can be opened as test part.
         image_size: side in pixels, for image folders (default: the shorter side of the first image) and Imagenet (224).
         limit: class-balanced subset of so many images (a fixed draw).
         resize: for image folders and Imagenet: side to which the shorter side of the files is brought before the centre of
@@ -139,6 +142,9 @@ def _cifar(classes: int) -> Callable[[str, Path], ImageSource]:
 
         kind = CIFAR10 if classes == 10 else CIFAR100
         name = kind.__name__
+        listed = array_listing(name, root) if split == "test" and not (root / kind.base_folder).is_dir() else None
+        if listed is not None:
+            return listed
         parts = []
         for train in (True, False):
             try:
@@ -151,6 +157,7 @@ def _cifar(classes: int) -> Callable[[str, Path], ImageSource]:
                     f"(MD5 is checked), found: {found_at(folder)}; get it with: "
                     f"python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\", "
                     f"or point data.root at the folder that holds {kind.base_folder}"
+                    + (f", or at CIFAR-{classes}-C, <corruption>.npy beside labels.npy" if split == "test" else "")
                 ) from error
             part = "train" if train else "test"
             names = [f"{part}_{i:05d}" for i in range(len(data.data))]
