@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from image_adapt.reverse import ReverseChain
-from models.diffusion import Denoiser, draw_noise
+from models.diffusion import Denoiser
+from models.sampling import draw_noise
 from utils.choices import check_choice
 
 GUIDANCE_NORMS = ("per_image", "batch")

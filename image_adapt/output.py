@@ -19,6 +19,8 @@ from image_adapt.job import Job
 from utils.data.cells import MANIFEST, Cell
 from utils.data.corruptions import SEVERITIES
 from utils.data.degradations import CORRECT
+from utils.data.folders import CLASS_MAP, class_map_file
+from utils.data.watermark import WATERMARK, font_file
 from utils.files import write_atomic
 
 SETTINGS = "settings.json"
@@ -39,7 +41,7 @@ def settings_of(config: AdaptConfig, model: str, job: Job) -> dict[str, Any]:
     data = dataclasses.asdict(config.input)
     given = {k: data[k] for k in (("folder", "layout") if config.input.folder else ("dataset", "split", "constants", "seed"))}
     if config.input.compat != CORRECT:
-        given["compat"] = data["compat"]
+        given["compat"] = {key: value for key, value in data["compat"].items() if value is not None}
     options = dataclasses.asdict(config.options)
     settings = {
         "adapter": config.adapter,
@@ -51,6 +53,8 @@ def settings_of(config: AdaptConfig, model: str, job: Job) -> dict[str, Any]:
         "severity": job.cell.severity,
         "input": given,
     }
+    if job.cell.corruption == WATERMARK and not config.input.folder:
+        settings["font"] = font_file(config.input.compat.watermark_font).name
     if config.batch_matters:
         settings["batch_size"] = config.batch_size
     for name, usual in (("rounding", ("round",)), ("output", ("png", "npy"))):
@@ -78,7 +82,7 @@ def check_settings(job: Job, settings: dict[str, Any], overwrite: bool = False) 
     differing = other_settings(job, settings)
     if differing and not overwrite:
         raise ValueError(
-            f"{job.folder} holds images adapted with other settings ({'; '.join(differing)}): choose another "
+            f"{job.folder} holds images made with other settings ({'; '.join(differing)}): choose another "
             "--save_dir, or replace them with --overwrite true"
         )
     return differing
@@ -92,6 +96,15 @@ def prepare(job: Job, settings: dict[str, Any], overwrite: bool = False) -> None
         return
     job.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(job.folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True) + "\n")
+
+
+def copy_class_map(config: AdaptConfig) -> None:
+    """What names the classes of numbered input folders (`utils.data.folders`) names those of the output folders, too."""
+    folder = None if config.input.folder is None else Path(config.input.folder)
+    found = None if folder is None else class_map_file(folder)
+    if folder is not None and found is not None:
+        below = found.relative_to(folder) if folder in found.parents else CLASS_MAP
+        write_atomic(Path(config.fill(config.save_dir)) / below, found.read_bytes())
 
 
 def _clear(job: Job) -> None:

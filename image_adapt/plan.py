@@ -14,7 +14,7 @@ from image_adapt.reverse import ReverseChain
 from image_adapt.work import adapt_batch, cut_batches, missing, read_rows
 
 # bytes a pixel, on the generous side: png of noisy photographs, jpeg of quality 75, arrays beside png
-_BYTES = {"png": 3.0, "jpeg": 0.5, "npy": 6.0}
+BYTES = {"png": 3.0, "jpeg": 0.5, "npy": 6.0}
 
 
 def describe_plan(
@@ -52,7 +52,7 @@ def _summary(adapter: ReverseChain, config: AdaptConfig, ranks: int, images: int
     rounds, steps, size = -(-batches // ranks), adapter.start_step, adapter.denoiser.image_size
     alpha_bar = adapter.schedule.alpha_bar[adapter.start_level].item()
     backward = steps if adapter.uses_gradient else 0
-    mib = images * size * size * _BYTES[config.output] / 2**20
+    mib = images * size * size * BYTES[config.output] / 2**20
     lines = [
         f"ranks: {ranks}, at most {rounds} batches of {config.batch_size} each",
         f"steps: {steps} of a chain of {len(adapter.schedule)}, from noise level alpha_bar {alpha_bar:.4g}",

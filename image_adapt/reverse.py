@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from image_adapt.lowpass import LowPass
-from models.diffusion import Denoiser, ReverseStep, draw_noise, p_mean_variance
-from models.schedule import NoiseSchedule
-from utils.choices import check_choice
+from models.diffusion import Denoiser
+from models.sampling import ReverseStep, check_variance, draw_noise, p_mean_variance
 
 START_STEP = 50
-
-# variance of the reverse step at level i of a chain; "learned" is the network's own
-_FIXED: dict[str, Callable[[NoiseSchedule], Tensor]] = {
-    "fixed_large": lambda schedule: schedule.betas,
-    "fixed_small": lambda schedule: schedule.posterior_variance,
-}
-VARIANCES = ("learned", *_FIXED)
 
 
 class ReverseChain:
@@ -35,9 +26,8 @@ class ReverseChain:
             (near 1 = clean); the nearest level of the chain is the first that is denoised.
         downscale_factor: D of the low-pass operator, a divisor of the image size.
         border: see `LowPass`.
-        variance: of a reverse step: "learned" (Nichol & Dhariwal 2021, equation 15), "fixed_large" (beta_i) or "fixed_small" (of
-            the posterior; Ho et al. 2020, section 3.2). None: learned if the network has it, else fixed_large, as published. In
-            short chains fixed_large leaves grain.
+        variance: of a reverse step, see `models.sampling.p_mean_variance`; the default is what was published. In short chains
+            fixed_large leaves grain.
         clip_denoised: clamp the predicted clean image to [-1, 1].
         autocast: run the network in bfloat16; the arithmetic around it stays float32.
         start_mismatch: start, like the published code, with the noise of level N although the first step takes it for
@@ -77,9 +67,7 @@ class ReverseChain:
                 "give a start_step in that range or a longer respacing"
             )
         self.low_pass = LowPass(denoiser.image_size, downscale_factor, border)
-        self.variance = check_choice(variance, VARIANCES, "variance") if variance is not None else None
-        if variance == "learned" and not denoiser.learn_sigma:
-            raise ValueError("variance learned: this diffusion model has no learned variance, use fixed_large or fixed_small")
+        self.variance = check_variance(variance, denoiser)
         self.denoiser = denoiser.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.start_level = self.start_step if start_mismatch else self.start_step - 1
         self.clip_denoised = clip_denoised
@@ -124,7 +112,4 @@ class ReverseChain:
 
     def _reverse_step(self, x: Tensor, i: int) -> ReverseStep:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
-            step = p_mean_variance(self.denoiser, self.schedule, x, i, self.clip_denoised)
-        if self.variance in _FIXED and i:
-            step = step._replace(std=math.sqrt(_FIXED[self.variance](self.schedule)[i].item()))
-        return step
+            return p_mean_variance(self.denoiser, self.schedule, x, i, self.clip_denoised, variance=self.variance)

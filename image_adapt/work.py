@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +15,16 @@ from image_adapt.config import AdaptConfig
 from image_adapt.inputs import open_inputs
 from image_adapt.job import Job
 from image_adapt.mpi import Progress, World
-from image_adapt.output import ENCODINGS, check_arrays, prepare, save_image, settings_of, write_arrays, write_manifest
+from image_adapt.output import (
+    ENCODINGS,
+    check_arrays,
+    copy_class_map,
+    prepare,
+    save_image,
+    settings_of,
+    write_arrays,
+    write_manifest,
+)
 from utils.data.images import BrokenImageError
 from utils.data.pixels import from_signed, to_signed
 from utils.seeding import torch_generator
@@ -92,46 +101,77 @@ def read_rows(job: Job, rows: list[int]) -> tuple[list[int], Tensor, list[str]]:
 
 @dataclasses.dataclass
 class Outcome:
-    """What a launch did: images found finished, adapted now, broken (key, reason), and seconds."""
+    """What a launch did: images found finished, made now, broken (job, then key, tab, reason), and seconds."""
 
     found: int
-    adapted: int
-    broken: list[str]
+    made: int
+    broken: list[tuple[int, str]]
     seconds: float
+
+    @property
+    def speed(self) -> float:
+        """Images a second."""
+        return self.made / self.seconds if self.seconds else 0.0
 
 
 def run_jobs(jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, model: str, world: World, device: torch.device) -> Outcome:
     """Adapt every image that has no output yet. The same call again goes on where the last one was stopped."""
+
+    def adapt(job: Job, rows: list[int]) -> Made:
+        readable, images, bad = read_rows(job, rows)
+        if not readable:
+            return readable, images, bad
+        keys = [job.source.keys[i] for i in readable]
+        filled = len(keys) if config.batch_matters else config.batch_size
+        return readable, adapt_batch(adapter, images, keys, config.seed, filled, device, config.rounding), bad
+
     if world.rank == 0:
         for job in jobs:
             prepare(job, settings_of(config, model, job), config.overwrite)
+        copy_class_map(config)
+    outcome = share_out(jobs, adapt, world, config.batch_size, config.output, "adapting")
+    if world.rank == 0:
+        for j, job in enumerate(jobs):
+            write_manifest(job, settings_of(config, model, job), [line.split("\t")[0] for k, line in outcome.broken if k == j])
+        if config.output == "npy":
+            write_arrays(jobs, Path(config.fill(config.save_dir)))
+    return outcome
+
+
+Made = tuple[
+    list[int], Tensor, list[str]
+]  # rows that were made, uint8 [n, 3, H, W], what is wrong with the others (key, tab, reason)
+
+
+def share_out(
+    jobs: Sequence[Job], make: Callable[[Job, list[int]], Made], world: World, batch_size: int, output: str, doing: str
+) -> Outcome:
+    """Make and save every image that has no file yet, shared out over the ranks in batches, under one progress bar.
+
+    Args:
+        jobs: images and their files.
+        make: makes at most `batch_size` images of a job, by their rows.
+        world: all ranks call this together.
+        batch_size: images of a batch.
+        output: name in `image_adapt.output.ENCODINGS`.
+        doing: what the progress bar says.
+    """
     # rank 0 looks once, so that all ranks share out the same list while files appear
     pending = world.broadcast(missing(jobs))
     total = sum(len(job.source) for job in jobs)
-    batches = cut_batches(pending, config.batch_size)
-    progress = Progress(world, total, total - len(pending), "adapting")
+    progress = Progress(world, total, total - len(pending), doing)
     broken: list[tuple[int, str]] = []
     start = time.perf_counter()
-    for j, rows in batches[world.rank :: world.size]:
-        job = jobs[j]
-        readable, images, bad = read_rows(job, rows)
+    for j, rows in cut_batches(pending, batch_size)[world.rank :: world.size]:
+        made, images, bad = make(jobs[j], rows)
         broken += [(j, line) for line in bad]
-        if readable:
-            keys = [job.source.keys[i] for i in readable]
-            filled = len(keys) if config.batch_matters else config.batch_size
-            adapted = adapt_batch(adapter, images, keys, config.seed, filled, device, config.rounding)
-            for i, image in zip(readable, adapted.numpy(), strict=True):
-                save_image(job.path(i), image, config.output)
+        for i, image in zip(made, images.numpy(), strict=True):
+            save_image(jobs[j].path(i), image, output)
         progress.add(len(rows))
     progress.finish()
     seconds = time.perf_counter() - start
     everyone = [entry for part in world.gather(broken) or [] for entry in part]
-    if world.rank == 0:
-        for j, job in enumerate(jobs):
-            write_manifest(job, settings_of(config, model, job), [line.split("\t")[0] for k, line in everyone if k == j])
-        if config.output == "npy":
-            write_arrays(jobs, Path(config.fill(config.save_dir)))
-    return Outcome(total - len(pending), len(pending) - len(everyone), sorted(line for _, line in everyone), seconds)
+    return Outcome(total - len(pending), len(pending) - len(everyone), sorted(everyone, key=lambda entry: entry[1]), seconds)
 
 
 def missing(jobs: Sequence[Job], stale: Collection[int] = ()) -> list[tuple[int, int]]:

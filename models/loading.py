@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,9 @@ from models.classifiers import (
     published_normalisation,
     without_wrappers,
 )
-from models.diffusion import FACTS, Denoiser
+from models.diffusion import FACTS, Denoiser, facts_of
 from models.diffusion import from_description as denoiser_from_description
+from models.folders import CONFIG, network_folder, read_json, read_network, weights_file, without_private
 from models.guided_diffusion import denoiser_from_openai
 from models.model_flags import WITHOUT_EFFECT, ModelFlags, check_model_flags, parse_flags
 from utils.checkpoint import file_digest, load_checkpoint
@@ -30,19 +32,18 @@ from utils.runs import resolve_checkpoint
 
 log = logging.getLogger(__name__)
 
-_CONFIG, _WEIGHTS, _FACTS_FILE = "config.json", "diffusion_pytorch_model.safetensors", "denoiser.json"
-# attention in folders that diffusers wrote before 2023
-_OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+_FACTS_FILE = "denoiser.json"  # in a folder of diffusers
 
 
 def _check_classes(path: Path, found: Sequence[str], expected: Sequence[str]) -> None:
     if found and list(found) != list(expected):
-        first = next((f"class {i} is {a!r} there, {b!r} here" for i, (a, b) in enumerate(zip(found, expected)) if a != b), "")  # noqa: B905
-        raise ValueError(
-            f"checkpoint {path} was trained on {len(found)} classes, the data set has {len(expected)}"
-            + (f" ({first})" if first else "")
-            + ": choose a checkpoint of this data set"
-        )
+        pairs = itertools.zip_longest(map(repr, found), map(repr, expected), fillvalue="none")
+        first = next(f"class {i} is {a} there, {b} here" for i, (a, b) in enumerate(pairs) if a != b)
+        mend = ": choose a checkpoint of this data set"
+        if all(len(name) == 4 and name.isdecimal() for name in expected):
+            mend += ", or name the classes of its numbered folders in classes.txt (`0000 <class>` a line)"
+        counts = f"{len(found)} classes, the data set has {len(expected)} ({first})"
+        raise ValueError(f"checkpoint {path} was trained on {counts}{mend}")
 
 
 def load_classifier(
@@ -183,17 +184,13 @@ def open_denoiser(path: str | Path, flags: Mapping[str, str]) -> Denoiser:
 
 def diffusers_folder(reference: str | Path) -> Path | None:
     """The folder of the network if `reference` is one of diffusers (of a network or of a whole pipeline), else None."""
-    return next((f for f in (Path(reference), Path(reference) / "unet") if (f / _CONFIG).is_file()), None)
+    return network_folder(reference, "unet")
 
 
 def _from_folder(folder: Path, given: Mapping[str, Any]) -> Denoiser:
-    if not (folder / _CONFIG).is_file():
-        raise FileNotFoundError(f"folder {folder} holds no {_CONFIG}: give a folder that diffusers wrote, or a checkpoint file")
-    config = _read_json(folder / _CONFIG)
-    if config.get("_class_name") != "UNet2DModel":
-        raise ValueError(f"folder {folder} holds a {config.get('_class_name')}, a UNet2DModel is needed here")
+    config, state = read_network(folder, ["UNet2DModel"])
     if (folder / _FACTS_FILE).is_file():
-        facts = _read_json(folder / _FACTS_FILE)
+        facts = read_json(folder / _FACTS_FILE)
     elif "noise_schedule" in given:
         facts = {name: given.get(name, getattr(ModelFlags, name)) for name in FACTS}
         facts["learn_sigma"] = config["out_channels"] == 2 * config["in_channels"]
@@ -202,26 +199,12 @@ def _from_folder(folder: Path, given: Mapping[str, Any]) -> Denoiser:
             f"folder {folder} does not say how its network was trained: give --noise_schedule (linear or cosine), "
             "and --diffusion_steps unless it is 1000"
         )
-    state, _ = load_checkpoint(folder / _WEIGHTS, kind="diffusion")
-    for old, new in _OLD_NAMES.items():
-        state = {name.replace(old, new): tensor for name, tensor in state.items()}
-    unet = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
-        denoiser = denoiser_from_description({"kind": "diffusion", "unet": unet, **facts}, state)
+        denoiser = denoiser_from_description({"kind": "diffusion", "unet": without_private(config), **facts}, state)
     except ValueError as error:
         raise ValueError(f"folder {folder}: {error}") from error
     log.info("diffusion model from %s", folder)
     return denoiser
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, names and values are needed")
-    return content
 
 
 def save_folder(denoiser: Denoiser, folder: str | Path) -> None:
@@ -233,10 +216,9 @@ def save_folder(denoiser: Denoiser, folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists already: choose another folder, or remove it")
-    facts = {name: getattr(denoiser, name) for name in FACTS}
     with replacing(folder) as temporary:
         denoiser.unet.save_pretrained(temporary)  # type: ignore[operator]
-        (temporary / _FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (temporary / _FACTS_FILE).write_text(json.dumps(facts_of(denoiser), indent=1) + "\n", encoding="utf-8")
 
 
 def denoiser_digest(path: str | Path, flags: Mapping[str, str]) -> str:
@@ -244,7 +226,7 @@ def denoiser_digest(path: str | Path, flags: Mapping[str, str]) -> str:
     path = Path(path)
     if path.is_file() and path.suffix == ".safetensors":
         return file_digest(path)
-    files = [path / name for name in (_CONFIG, _WEIGHTS, _FACTS_FILE)] if path.is_dir() else [path]
+    files = [path / CONFIG, weights_file(path), path / _FACTS_FILE] if path.is_dir() else [path]
     parts: list[object] = [file_digest(file) for file in files if file.is_file()]
     if not (path / _FACTS_FILE).is_file():  # the flags then say a part of what the network is
         said = {name: value for name, value in vars(ModelFlags(**parse_flags(flags))).items() if name not in WITHOUT_EFFECT}

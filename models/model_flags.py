@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from models.diffusion import Denoiser, attentions
+from models.diffusion import Denoiser
+from models.unet import attentions
 
 _BOOLEANS = {**dict.fromkeys(("yes", "true", "t", "y", "1"), True), **dict.fromkeys(("no", "false", "f", "n", "0"), False)}
 # widths of the levels in units of num_channels where channel_mult is empty, by image_size

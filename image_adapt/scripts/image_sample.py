@@ -173,8 +173,11 @@ def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, args: 
     reference, made_by = config.fill(config.model), "python train.py -c configs/diffusion/<DATASET>/ddpm.yaml"
     path = diffusers_folder(reference) or resolve_checkpoint(reference, config.runs, made_by)
     denoiser = open_denoiser(path, model_flags)
-    if denoiser.num_classes is not None:
-        raise ValueError(f"{path} is class-conditional and the classes of the images are not known: give an unconditional model")
+    if denoiser.num_classes is not None and not denoiser.null_label:
+        raise ValueError(
+            f"{path} is class-conditional and the classes of the images are not known: give an unconditional model, or one with a "
+            "null label"
+        )
     adapter = build_adapter(config, denoiser.to(device))
     config = with_start_step(config, adapter.start_step)
     jobs = plan_jobs(config, denoiser.image_size)
@@ -198,12 +201,11 @@ def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, args: 
 
 def report(outcome: Outcome, config: AdaptConfig) -> int:
     """Say what was done; the exit status."""
-    speed = outcome.adapted / outcome.seconds if outcome.seconds else 0.0
     log.info(
         "adapted %d images in %.1f s (%.2f images/s), %d were there already, %d broken -> %s",
-        outcome.adapted, outcome.seconds, speed, outcome.found, len(outcome.broken), config.save_dir,
+        outcome.made, outcome.seconds, outcome.speed, outcome.found, len(outcome.broken), config.save_dir,
     )  # fmt: skip
-    for line in outcome.broken:
+    for _, line in outcome.broken:
         log.warning("broken: %s", line.replace("\t", ": "))
     if outcome.broken and not config.skip_broken:
         log.warning(
