@@ -177,7 +177,7 @@ def test_images_of_other_settings_are_refused_and_replaced_when_asked(ddpm: Path
     digits(ddpm, tmp_path).check()
     before = pngs(tmp_path)
     done = digits(ddpm, tmp_path, "--N", 2)
-    assert done.status == 2 and "gaussian_noise/5 holds images adapted with other settings (parameters: " in done.err
+    assert done.status == 2 and "gaussian_noise/5 holds images made with other settings (parameters: " in done.err
     assert "'start_step': 3" in done.err and "'start_step': 2" in done.err and "--overwrite true" in done.err
     assert pngs(tmp_path) == before
     assert "adapted 12 images" in digits(ddpm, tmp_path, "--N", 2, "--overwrite", "true").check().err

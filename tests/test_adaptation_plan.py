@@ -62,7 +62,7 @@ def test_dry_run_counts_what_is_there_and_refuses_what_the_launch_would(ddpm: Pa
     next(tmp_path.glob("jpeg/random/*/*.png")).rename(tmp_path / "kept.png")
     assert "total                 12     11      1        1" in digits(ddpm, tmp_path, "--dry_run").check().out
     done = digits(ddpm, tmp_path, "--dry_run", "--N", 2)
-    assert done.status == 2 and "holds images adapted with other settings" in done.err
+    assert done.status == 2 and "holds images made with other settings" in done.err
     assert re.search(r"total +12 +0 +12 +4", digits(ddpm, tmp_path, "--dry_run", "--N", 2, "--overwrite", "true").check().out)
     assert {path for path, time in before.items() if path.is_file() and path.stat().st_mtime_ns != time} == set()
 
@@ -228,7 +228,7 @@ def test_jpeg_is_what_pillow_writes_by_default_of_truncated_levels(run_recorded:
     found = json.loads((folder / "settings.json").read_text())
     assert (found["output"], found["rounding"]) == ("jpeg", "truncate")
     assert json.loads((folder / "manifest.jsonl").read_text().splitlines()[0])["file"].endswith(".jpeg")
-    with pytest.raises(ValueError, match="holds images adapted with other settings .*output: jpeg there, None now"):
+    with pytest.raises(ValueError, match="holds images made with other settings .*output: jpeg there, None now"):
         run_recorded()
 
 

@@ -14,6 +14,7 @@ import torch
 
 from image_adapt.adapters import build_adapter
 from image_adapt.config import AdaptConfig
+from image_adapt.generator import GenerateConfig, ImageGenerator
 from models.classifiers import build_classifier, describe
 from models.diffusion import build_denoiser
 from tests.commands import check_command, of_comments, of_markdown, words_of
@@ -35,7 +36,7 @@ from utils.seeding import seed_everything
 
 SCRIPTS = [
     "train.py", "train_all_deg.py", "test.py", "test_ensemble.py", "utils/model_soups.py", "utils/pipeline.py",
-    "utils/approach_table.py", "image_adapt/scripts/image_sample.py",
+    "utils/approach_table.py", "image_adapt/scripts/image_sample.py", "image_adapt/scripts/generate.py",
 ]  # fmt: skip
 
 
@@ -100,6 +101,14 @@ def _builds_adaptation(tree: Tree, parents: Parents, source: ImageSource) -> Non
     assert "{" not in config.fill(config.save_dir) + config.fill(config.model)
 
 
+def _builds_generation(tree: Tree, parents: Parents, source: ImageSource) -> None:
+    config = build(GenerateConfig, tree)
+    short = dataclasses.replace(config, respacing="2", image_size=None)
+    generator = ImageGenerator(build_denoiser(8, [8], num_classes=3), None, short)
+    assert generator.generate([2], [torch.Generator()]).shape == (1, 3, 8, 8)
+    assert "{" not in config.fill(config.save_dir) + config.fill(config.model)
+
+
 def leaves(tree: Tree, where: str = "") -> dict[str, object]:
     """Every value of a tree by its dotted key."""
     found: dict[str, object] = {}
@@ -128,9 +137,11 @@ def _builds_evaluation(tree: Tree, parents: Parents, source: ImageSource) -> Non
 FAMILIES: dict[str, Callable[[Tree, Parents, ImageSource], None]] = {
     "ind": _builds_training,
     "sl": _builds_training,
+    "sda": _builds_training,
     "deg_all": _builds_training,
     "diffusion": _builds_training,
     "adapt": _builds_adaptation,
+    "generate": _builds_generation,
     "ensemble": _builds_evaluation,
     "_compat": _builds_compat,
     "published": _builds_published,
@@ -217,6 +228,8 @@ def test_enough_commands_are_found_and_few_left_out() -> None:
         "mpiexec python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption fog",
         "mpiexec -n 2 python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption fgo",
         "mpiexec -n 2 python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption fog --D 50",
+        "mpiexec -n 2 python image_adapt/scripts/generate.py -c configs/generate/Digits/conditional.yaml --classes 9-0",
+        "mpiexec -n 2 python image_adapt/scripts/generate.py -c configs/generate/Digits/conditional.yaml --cfg_scale 2",
         "python utils/pipeline.py -c configs/pipelines/diffaud.yaml --datset Digits",
         "make dmo",
         "make demo DATASTE=x",

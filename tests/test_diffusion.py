@@ -14,11 +14,9 @@ from models.diffusion import (
     build_denoiser,
     denoising_loss,
     describe,
-    draw_noise,
     from_description,
-    p_mean_variance,
-    sample,
 )
+from models.sampling import draw_noise, p_mean_variance, sample
 
 
 def tiny(noise_schedule: str = "linear", learn_sigma: bool = False, **options) -> Denoiser:

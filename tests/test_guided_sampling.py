@@ -11,9 +11,10 @@ from torch import Tensor
 
 from image_adapt.dda import DDA
 from image_adapt.lowpass import LowPass
-from models.diffusion import denoising_loss, p_mean_variance, sample
+from models.diffusion import denoising_loss
 from models.guided_diffusion import denoiser_from_openai
 from models.model_flags import ModelFlags
+from models.sampling import p_mean_variance, sample
 from tests.openai_networks import TINY, all_double, reference, relative_error
 
 SHAPE = (3, 16, 16)

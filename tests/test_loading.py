@@ -63,7 +63,7 @@ def test_a_missing_checkpoint_is_reported_with_the_finished_runs(tmp_path: Path)
     ("classes", "message"),
     [
         (["cat", "cow", "horse"], "was trained on 3 classes, the data set has 3 (class 1 is 'dog' there, 'cow' here): choose"),
-        (["cat", "dog"], "was trained on 3 classes, the data set has 2: choose a checkpoint of this data set"),
+        (["cat", "dog"], "was trained on 3 classes, the data set has 2 (class 2 is 'horse' there, none here): choose"),
         (["dog", "cat", "horse"], "was trained on 3 classes, the data set has 3 (class 0 is 'cat' there, 'dog' here): choose"),
     ],
 )

@@ -218,7 +218,7 @@ def test_adaptation_takes_the_file_and_the_folder_alike(checkpoint: Path, tmp_pa
     adapt(tmp_path / "net", tmp_path / "of_folder", *inputs).check()
     assert len(pngs(tmp_path / "of_file")) == 2 and pngs(tmp_path / "of_file") == pngs(tmp_path / "of_folder")
     again = adapt(checkpoint, tmp_path / "of_file", *inputs, *words({**TINY, "num_head_channels": 32}))
-    assert again.status == 2 and "holds images adapted with other settings (model:" in again.err
+    assert again.status == 2 and "holds images made with other settings (model:" in again.err
 
 
 def test_adaptation_needs_an_unconditional_model(tmp_path: Path) -> None:

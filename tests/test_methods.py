@@ -12,7 +12,8 @@ from models.diffusion import build_denoiser
 from tests.checkpoints import save_random
 from tests.tiny import CLASSES, SIDE, negative_log_likelihood, supervised, tiny_batch, tiny_source
 from trainers.config import DataConfig, TrainConfig, fill
-from trainers.methods import METHODS, Context, Denoising
+from trainers.denoising import Denoising
+from trainers.methods import METHODS, Context
 from utils.checkpoint import file_digest
 from utils.config import build
 from utils.seeding import seed_everything

@@ -15,7 +15,7 @@ from trainers import parents
 from trainers.parents import check_specialist, find_parent, making_command
 from utils.config import read_yaml
 
-STARTED = [p for p in SHIPPED if p.parts[1] in ("ind", "sl", "deg_all") and names_in(read_yaml(p), "D", "jpeg")[1]]
+STARTED = [p for p in SHIPPED if p.parts[1] in ("ind", "sl", "sda", "deg_all") and names_in(read_yaml(p), "D", "jpeg")[1]]
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,11 @@ _read_once = functools.lru_cache(maxsize=None)(read_yaml)
         ("ind/Digits/ResNet20_clean", "python train.py -c configs/ind/Digits/ResNet20_clean.yaml"),
         ("sl/Digits/ResNet20-ResNet20/blur", "python train.py -c configs/sl/Digits/ResNet20-20.yaml --dt blur"),
         ("sl/CIFAR100/ResNet56-ResNet56/blur+noise", "python train.py -c configs/sl/CIFAR100/ResNet56-56.yaml --dt blur+noise"),
+        ("sda/Digits/ResNet20", "python train.py -c configs/sda/Digits/ResNet20.yaml"),
+        (
+            "sda/my photos/ResNet20",
+            "python train.py -c configs/sda/ImageFolder/ResNet20.yaml --data.dataset '<path of my photos>'",
+        ),
         ("ind/Digits/ResNet20_adapt/jpeg", "python train.py -c configs/ind/Digits/ResNet20/adapt.yaml --dt jpeg"),
         ("deg_all/Digits/ResNet20_soups", "python utils/model_soups.py -c configs/deg_all/Digits/ResNet20_soups.yaml"),
         (

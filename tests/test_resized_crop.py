@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.test_batches import COUNT, SIDE, SOURCE
-from utils.data.batches import AugmentConfig, BatchSet, _random_window, _resized_crop
+from utils.data.augmentation import AugmentConfig, random_window, resized_crop
+from utils.data.batches import BatchSet
 
 
 def test_a_window_is_enlarged_alike_in_the_clean_and_the_degraded_version() -> None:
@@ -34,7 +35,7 @@ def test_the_degradation_of_a_window_is_that_of_the_whole_image() -> None:
 
 def test_windows_have_the_usual_areas_and_shapes_and_lie_anywhere() -> None:
     rng = np.random.default_rng(0)
-    windows = np.array([_random_window(rng, 224, 0.08) for _ in range(4000)])
+    windows = np.array([random_window(rng, 224, 0.08) for _ in range(4000)])
     top, left, height, width = windows.T
     assert (top >= 0).all() and (left >= 0).all() and (top + height <= 224).all() and (left + width <= 224).all()
     area, ratio = height * width / 224**2, width / height
@@ -46,16 +47,16 @@ def test_windows_have_the_usual_areas_and_shapes_and_lie_anywhere() -> None:
     assert [down.mean(), right.mean()] == pytest.approx([0.5, 0.5], abs=0.03)
     assert [down.std(), right.std()] == pytest.approx([12**-0.5] * 2, abs=0.02)
     assert np.corrcoef(down, right)[0, 1] == pytest.approx(0, abs=0.06)
-    assert all(_random_window(rng, 224, 1.0) == (0, 0, 224, 224) for _ in range(20))
+    assert all(random_window(rng, 224, 1.0) == (0, 0, 224, 224) for _ in range(20))
 
 
 def test_a_window_is_enlarged_as_torchvision_enlarges_it() -> None:
-    from torchvision.transforms.functional import resized_crop
+    from torchvision.transforms.functional import resized_crop as torchvisions
 
     images, windows = SOURCE.images([0, 1]), np.array([[2, 5, 6, 4], [0, 0, SIDE, SIDE]])
-    found = _resized_crop(images, windows)
+    found = resized_crop(images, windows)
     for image, window, mine in zip(images, windows, found, strict=True):
-        torch.testing.assert_close(mine, resized_crop(image / 255, *window.tolist(), [SIDE, SIDE], antialias=True))
+        torch.testing.assert_close(mine, torchvisions(image / 255, *window.tolist(), [SIDE, SIDE], antialias=True))
     assert torch.equal(found[1], images[1] / 255)
 
 

@@ -44,7 +44,7 @@ def test_later_files_change_what_they_name_and_nothing_else(tmp_path: Path) -> N
     plain, changed = (config_of(tmp_path / NAME / "jpeg" / name) for name in ("plain", "compat"))
     assert changed["data"] == {
         **plain["data"],
-        "compat": {"rounding": "truncate", "salt_value": 1, "blur_intermediate": "uint8"},
+        "compat": {"rounding": "truncate", "salt_value": 1, "blur_intermediate": "uint8", "watermark_font": None},
         "levels": "shared",
         "validation": "test",
         "seed": 123,

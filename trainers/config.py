@@ -73,20 +73,37 @@ class OptimizerConfig:
         lr: peak learning rate.
         weight_decay: as the optimiser defines it.
         momentum: SGD only.
-        schedule: constant | multistep (times gamma at each milestone) | cosine (to 0, step by step).
+        schedule: constant | multistep (times gamma at each milestone) | cosine (from the first step to the end, step by step) |
+            epoch_cosine (from the end of the warm-up to the end, epoch by epoch, as mm-classification's recipes).
         milestones: epochs, for multistep.
         gamma: factor, for multistep.
-        warmup_epochs: linear rise from 0 over so many epochs (may be a fraction).
+        min_lr: where the cosine ends.
+        warmup_epochs: linear rise over so many epochs (may be a fraction), step by step.
+        warmup_start: factor on lr at the first step of the warm-up.
+        decay_norm_and_bias: whether weight decay is also for parameters of one dimension (norms, biases, scales) and those that
+            timm's network exempts (position embeddings).
+        layer_decay: factor on lr for each layer further from the head, by timm's layers of its networks (null: one lr for all).
     """
 
     name: Literal["SGD", "Adam", "AdamW", "RAdam"] = "SGD"
     lr: float = 0.1
     weight_decay: float = 1e-4
     momentum: float = 0.9
-    schedule: Literal["constant", "multistep", "cosine"] = "multistep"
+    schedule: Literal["constant", "multistep", "cosine", "epoch_cosine"] = "multistep"
     milestones: list[int] = field(default_factory=list)
     gamma: float = 0.2
+    min_lr: float = 0.0
     warmup_epochs: float = 0.0
+    warmup_start: float = 0.0
+    decay_norm_and_bias: bool = True
+    layer_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_lr <= max(self.lr, 0):
+            raise ValueError(f"optimizer.min_lr {self.min_lr:g} must lie between 0 and optimizer.lr, {self.lr:g}")
+        for name, share in (("warmup_start", self.warmup_start), ("layer_decay", self.layer_decay)):
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"optimizer.{name} {share:g} must be a factor between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True)

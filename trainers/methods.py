@@ -12,24 +12,21 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.classifiers import Classifier, build_classifier, describe
-from models.diffusion import Denoiser, build_denoiser, denoising_loss, sample
-from models.diffusion import describe as describe_denoiser
 from models.loading import initialise_classifier, load_classifier
 from trainers.config import TrainConfig, fill
+from trainers.denoising import DenoiserConfig, DenoisingConfig, build_denoising
+from trainers.losses import cosine_distance, softened_divergence
+from trainers.mixing import mixed
 from trainers.parents import check_specialist, find_parent
 from trainers.trainer import Method
 from utils.checkpoint import file_digest
 from utils.data.batches import Batch
 from utils.data.image_source import ImageSource
-from utils.data.pixels import from_signed, unit_to_signed
-from utils.plots import sample_grid
-from utils.seeding import torch_generator
 
 View = Literal["clean", "degraded"]
 
@@ -81,37 +78,26 @@ class ClassifierConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DenoiserConfig:
-    """The U-Net that is trained to predict noise (`models.diffusion.build_denoiser`).
-
-    Attributes:
-        channels: width of each level, highest resolution first.
-        blocks_per_level: residual blocks a level.
-        attention_levels: levels with self-attention (0 = highest resolution).
-        noise_schedule: linear | cosine.
-        diffusion_steps: length T of the chain.
-        dropout: within residual blocks.
-    """
-
-    channels: list[int] = field(default_factory=lambda: [32, 64, 64])
-    blocks_per_level: int = 1
-    attention_levels: list[int] = field(default_factory=list)
-    noise_schedule: Literal["linear", "cosine"] = "cosine"
-    diffusion_steps: int = 1000
-    dropout: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
 class SupervisedConfig:
     """Cross-entropy.
 
     Attributes:
         name: supervised.
         view: image that the student sees: clean | degraded.
+        label_smoothing: share of a training label that is spread evenly over all classes (Szegedy et al. 2016, sec. 7).
+        mixup, cutmix: alpha of the Beta distribution by which training images are mixed in pairs (`trainers.mixing`); 0 for none.
+            Training accuracy is then that of the first image of each pair.
     """
 
     name: str = "supervised"
     view: View = "degraded"
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1 or min(self.mixup, self.cutmix) < 0:
+            raise ValueError("method.label_smoothing must be a share below 1, method.mixup and method.cutmix positive; 0 is none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,17 +125,6 @@ class DistillationConfig:
     temperature: float = 4.0
 
 
-@dataclasses.dataclass(frozen=True)
-class DenoisingConfig:
-    """Noise prediction on clean images.
-
-    Attributes:
-        name: denoising.
-    """
-
-    name: str = "denoising"
-
-
 class _ClassifierMethod(Method):
     """A classifier as student."""
 
@@ -166,39 +141,25 @@ class _ClassifierMethod(Method):
 
 
 class Supervised(_ClassifierMethod):
-    """L = CE(f(x), y)."""
+    """L = CE(f(x), y), with softened labels in training where the configuration says so."""
 
     def __init__(self, student: Classifier, context: Context, config: SupervisedConfig) -> None:
         super().__init__(student, context)
-        self.view = config.view
+        self.view, self.config = config.view, config
+
+    def prepare(self, batch: Batch, *stream: object) -> Batch:
+        alphas = self.config.mixup, self.config.cutmix
+        if not any(alphas):
+            return batch
+        images, target = mixed(batch[self.view], batch["label"], self.student.num_classes, *alphas, (*stream, "mixing"))
+        return {**batch, self.view: images, "target": target}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         logits = self.student(batch[self.view])
-        return {"loss": F.cross_entropy(logits, batch["label"]), "hits": logits.argmax(1) == batch["label"]}
-
-
-def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over images of 1 - cosine between flattened features [B, ...]; 0 when parallel, 1 when orthogonal or when one is zero.
-
-    The 1e-12 under the root is that of torch's cosine embedding loss (FusionDistill's COS with target +1).
-
-    Raises:
-        ValueError: shapes differ (teacher and student of architectures that do not fit).
-    """
-    if a.shape != b.shape:
-        raise ValueError(
-            f"the student's feature is {list(a.shape[1:])} an image, the teacher's {list(b.shape[1:])}: distil another feature, or "
-            "logits (method.logit_weight with feature weights 0), or take a teacher whose features have the student's shape"
-        )
-    a, b = a.flatten(1).float(), b.flatten(1).float()
-    norms = ((a.square().sum(1) + 1e-12) * (b.square().sum(1) + 1e-12)).sqrt()
-    return (1 - (a * b).sum(1) / norms).mean()
-
-
-def softened_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over images of logits [B,K] (Hinton et al. 2015)."""
-    log_student, log_teacher = (F.log_softmax(x.float() / temperature, 1) for x in (student, teacher))
-    return temperature**2 * F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
+        smoothing = self.config.label_smoothing if self.student.training else 0.0
+        target = batch["target"] if "target" in batch else batch["label"]
+        loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
+        return {"loss": loss, "hits": logits.argmax(1) == batch["label"]}
 
 
 class Distillation(_ClassifierMethod):
@@ -235,41 +196,6 @@ class Distillation(_ClassifierMethod):
         return {"loss": torch.stack(parts).sum(), **out, "hits": logits.argmax(1) == batch["label"]}
 
 
-class Denoising(Method):
-    """L = E ||eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t)||^2, t uniform (Ho et al. 2020, eq. 14).
-
-    In eval mode time and noise of an image come from its key, so that validation losses of different epochs compare.
-    """
-
-    def __init__(self, student: Denoiser) -> None:
-        super().__init__()
-        self.student: Denoiser = student
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        x0 = unit_to_signed(batch["clean"])
-        if self.student.training:
-            t = torch.randint(0, self.student.diffusion_steps, (len(x0),), device=x0.device)
-            noise = torch.randn_like(x0)
-        else:
-            generators = [torch_generator("denoising", key) for key in batch["key"]]
-            t = torch.cat([torch.randint(0, self.student.diffusion_steps, (1,), generator=g) for g in generators]).to(x0.device)
-            noise = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in generators]).to(x0)
-        return {"loss": denoising_loss(self.student, x0, t, noise).mean()}
-
-    def picture(self, student: nn.Module) -> np.ndarray:
-        """64 samples of a chain of 50 steps (or all, if there are fewer), from fixed noise."""
-        assert isinstance(student, Denoiser)
-        generators = [torch_generator("samples", i) for i in range(64)]
-        size = student.image_size
-        with torch.no_grad():
-            images = sample(student, student.schedule(str(min(50, student.diffusion_steps))), (3, size, size), generators)
-        return sample_grid(from_signed(images).permute(0, 2, 3, 1).cpu().numpy(), scale=2)
-
-    def checkpoint(self, student: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        assert isinstance(student, Denoiser)
-        return student.unet.state_dict(), describe_denoiser(student)
-
-
 def _student(model: ClassifierConfig, context: Context) -> tuple[Classifier, Context]:
     """The student, and the context with its parent."""
     source, options = context.source, (model.pretrained, model.drop_path)
@@ -301,7 +227,7 @@ def _build_distillation(model: ClassifierConfig, config: DistillationConfig, con
 
 
 def _build_denoising(model: DenoiserConfig, config: DenoisingConfig, context: Context) -> Method:
-    return Denoising(build_denoiser(image_size=context.source.image_size, **dataclasses.asdict(model)))
+    return build_denoising(model, config, context.source)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from utils.config import read_yaml
 from utils.runs import published_run, resolve_checkpoint
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-_SCRIPTS = {"ind": "train.py", "sl": "train.py", "deg_all": "train_all_deg.py", "diffusion": "train.py"}
+_SCRIPTS = {"ind": "train.py", "sl": "train.py", "sda": "train.py", "deg_all": "train_all_deg.py", "diffusion": "train.py"}
 
 
 def find_parent(name: str, save_dir: str | Path, run_id: str | None = None) -> Path:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from models.sync_batchnorm import convert
 from trainers.config import LoopConfig, OptimizerConfig
-from trainers.optimizer import build_optimizer, learning_rate_factor
+from trainers.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from utils.checkpoint import save_checkpoint
 from utils.data.batches import Batch, BatchLoader
 from utils.device import move_batch
@@ -45,6 +45,10 @@ class Method(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
+
+    def prepare(self, batch: Batch, *stream: object) -> Batch:
+        """A training batch on its device, as `forward` takes it; what is drawn at random comes from the stream of that name."""
+        return batch
 
     def train(self, mode: bool = True) -> Method:
         """Only the student ever leaves eval mode."""
@@ -159,12 +163,11 @@ class Trainer:
         sums = _Sums(self.accelerator)
         for step, batch in enumerate(self.train_loader.epoch(epoch)):
             factor = learning_rate_factor(self.optimizer_config, epoch + step / steps, self.loop.epochs)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.optimizer_config.lr * factor
+            set_learning_rate(self.optimizer, self.optimizer_config.lr * factor)
             # the last batches of an epoch are not kept for the next one, which may begin in another process (a resumed run)
             due = (step + 1) % self.accelerator.gradient_accumulation_steps == 0 or step + 1 == steps
             with contextlib.nullcontext() if due else self.accelerator.no_sync(self.wrapped):
-                out = self.wrapped(self._prepare(batch))
+                out = self.wrapped(self.method.prepare(self._prepare(batch), self.seed, epoch, step))
                 self._check_finite(out["loss"], epoch, step)
                 sums.add(out, len(batch["key"]))
                 self.accelerator.backward(out["loss"] * self._share(batch, step))

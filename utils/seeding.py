@@ -6,8 +6,10 @@ cannot change what an image receives.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -35,3 +37,22 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  third-party code may draw from the global generator
     torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def global_streams(*parts: object) -> Iterator[None]:
+    """Within the block Python's, numpy's and torch's global generators (CPU) are at the stream named by `parts`, then as before.
+
+    For parts of other libraries that draw from them. CUDA's generators are left alone.
+    """
+    seed = derive_seed(*parts)
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])

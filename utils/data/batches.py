@@ -8,17 +8,16 @@ Row by row, `clean`, `degraded`, `label` and `key` belong to one image.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.choices import check_choice
+from utils.data.augmentation import Augmentation, AugmentConfig, flipped
 from utils.data.degradations import DegradationCompat
 from utils.data.image_source import ImageSource
 from utils.data.perturbations import check_perturbation, draw_levels, perturb, unit_level
@@ -29,34 +28,6 @@ Batch = dict[str, Any]
 
 PAIRINGS = ("paired", "independent")
 LEVELS = ("independent", "shared")
-
-
-@dataclasses.dataclass(frozen=True)
-class AugmentConfig:
-    """Augmentation of training images, the same flip and crop for the clean and the degraded version of an image.
-
-    Attributes:
-        flip: mirror left-right with probability 1/2 (before the degradation).
-        crop_padding: pad by so many black pixels after the degradation and crop a random window of the old size.
-        resized_crop: smallest share of the area of a random window (aspect ratio 3/4 to 4/3; 0.08 is usual for ImageNet) that is
-            cut out after the degradation and enlarged to the old size; null for none. Images are thus degraded as in evaluation.
-        cutout: side of a square hole in pixels, filled with the data set's mean, centre uniform over the image (DeVries & Taylor
-            2017); 0 for none.
-        cutout_clean: also cut the clean version (same hole).
-    """
-
-    flip: bool = False
-    crop_padding: int = 0
-    resized_crop: float | None = None
-    cutout: int = 0
-    cutout_clean: bool = False
-
-    def __post_init__(self) -> None:
-        if self.resized_crop is not None and (self.crop_padding or not 0 < self.resized_crop <= 1):
-            raise ValueError(
-                f"augment.resized_crop {self.resized_crop} must be a share above 0 and at most 1, with crop_padding 0 "
-                f"(it is {self.crop_padding})"
-            )
 
 
 class BatchSet(Dataset):
@@ -148,12 +119,12 @@ class BatchSet(Dataset):
         keys = [self.source.keys[i] for i in rows]
         streams = keys if self.augment is None else [f"{key}@{epoch}" for key in keys]
         flips = self._flips(streams, own)
-        clean = _flip(self.source.images(rows), flips)
+        clean = flipped(self.source.images(rows), flips)
         parts = [self._degraded(name, rows, clean, streams, flips) for name in names]
         degraded = torch.cat([p[0] for p in parts]) if parts else clean
         level = torch.cat([p[1] for p in parts]) if parts else torch.zeros(len(rows))
         copies = max(1, len(parts))
-        clean, degraded = self._crop_and_cut(clean, degraded, streams, copies, own)
+        clean, degraded = self._augmented(clean, degraded, streams, copies, own)
         return {
             "clean": clean.repeat(copies, 1, 1, 1),
             "degraded": degraded,
@@ -169,7 +140,7 @@ class BatchSet(Dataset):
         if name in self.adapted:
             source = self.adapted[name]
             level = torch.full((len(rows),), float("nan")) if source.level is None else source.level[rows]
-            return _flip(source.images(rows), flips), level
+            return flipped(source.images(rows), flips), level
         level = draw_levels(name, streams, self.seed, self._shared_levels)
         images = perturb(clean, name, level, keys=streams, seed=self.seed, compat=self.compat, constants=self.constants)
         return images, unit_level(name, level)
@@ -179,71 +150,16 @@ class BatchSet(Dataset):
             return None
         return torch.tensor([bool(numpy_generator(self.seed, "flip", s, *own).integers(2)) for s in streams])
 
-    def _crop_and_cut(
+    def _augmented(
         self, clean: Tensor, degraded: Tensor, streams: list[str], copies: int, own: tuple[str, ...]
     ) -> tuple[Tensor, Tensor]:
-        """uint8 to float [0, 1], cropped and cut with one window and one hole an image."""
-        augment, size = self.augment, clean.shape[-1]
-        if augment is None:
+        """uint8 to float [0, 1]; the versions of an image are cropped, changed in colour and shape, and cut alike."""
+        if self.augment is None:
             return to_unit(clean), to_unit(degraded)
-        windows, centres = np.empty((len(streams), 4), dtype=np.int64), np.empty((len(streams), 2), dtype=np.int64)
-        for i, stream in enumerate(streams):
-            rng = numpy_generator(self.seed, "crop", stream, *own)
-            windows[i] = (*rng.integers(0, 2 * augment.crop_padding + 1, 2), size, size)
-            centres[i] = rng.integers(0, size, 2)
-            if augment.resized_crop is not None:
-                windows[i] = _random_window(rng, size, augment.resized_crop)
-        results = []
-        for images, times, cut in ((clean, 1, augment.cutout_clean), (degraded, copies, True)):
-            repeated = np.tile(windows, (times, 1))
-            if augment.resized_crop is None:
-                cropped = to_unit(_crop(images, repeated, augment.crop_padding))
-            else:
-                cropped = _resized_crop(images, repeated)
-            if augment.cutout and cut:
-                hole = _holes(np.tile(centres, (times, 1)), augment.cutout, size)
-                cropped = torch.where(hole, torch.tensor(self.source.rgb_mean)[:, None, None], cropped)
-            results.append(cropped)
-        return results[0], results[1]
-
-
-def _flip(images: Tensor, flips: Tensor | None) -> Tensor:
-    return images if flips is None else torch.where(flips[:, None, None, None], images.flip(-1), images)
-
-
-def _crop(images: Tensor, windows: np.ndarray, padding: int) -> Tensor:
-    """The window (n x (top, left, ...)) of each of [n, 3, S, S], padded by black, of the old size."""
-    size = images.shape[-1]
-    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    views = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(2, 3))
-    return torch.from_numpy(views[np.arange(len(images)), :, windows[:, 0], windows[:, 1]])
-
-
-def _random_window(rng: np.random.Generator, size: int, smallest: float) -> tuple[int, int, int, int]:
-    """(top, left, height, width): area uniform in [smallest, 1] of the image's, log of width / height uniform in log [3/4, 4/3].
-
-    The usual rule of ImageNet training: draw again where it does not fit, the whole image after ten times.
-    """
-    for _ in range(10):
-        area, ratio = size**2 * rng.uniform(smallest, 1), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        height, width = round(np.sqrt(area / ratio)), round(np.sqrt(area * ratio))
-        if 0 < height <= size and 0 < width <= size:
-            return int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1)), height, width
-    return 0, 0, size, size
-
-
-def _resized_crop(images: Tensor, windows: np.ndarray) -> Tensor:
-    """The window (n x (top, left, height, width)) of each of uint8 [n, 3, S, S], enlarged to S x S (bilinear); float in [0, 1]."""
-    size = images.shape[-1]
-    cuts = (to_unit(image[:, t : t + h, left : left + w]) for image, (t, left, h, w) in zip(images, windows, strict=True))
-    return torch.cat([F.interpolate(cut[None], (size, size), mode="bilinear", antialias=True) for cut in cuts]).clamp(0, 1)
-
-
-def _holes(centres: np.ndarray, side: int, size: int) -> Tensor:
-    """Where a square around `centres` (n x (row, column)) covers an image: bool [n, 1, size, size]."""
-    first = centres[:, :, None] - side // 2
-    inside = torch.from_numpy((np.arange(size) >= first) & (np.arange(size) < first + side))
-    return (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]
+        augmentation = Augmentation(self.augment, self.source.rgb_mean, self.source.rgb_std, self.seed, own)
+        first = augmentation.shape(clean, streams)
+        second = first if degraded is clean else augmentation.shape(degraded, streams * copies)
+        return augmentation.cut(first, streams) if self.augment.cutout_clean else first, augmentation.cut(second, streams * copies)
 
 
 class _Places(Sampler):

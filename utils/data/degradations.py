@@ -32,11 +32,13 @@ class DegradationCompat:
         rounding: how float grey levels become uint8. Truncation darkens by about half a grey level.
         salt_value: the grey level of salt. `imagedegrade` on arrays in 0..255 uses 1, so its salt is black.
         blur_intermediate: "uint8" truncates after each of the two passes, which darkens by about one grey level.
+        watermark_font: font file of the watermark (None: the first that is installed, see utils/data/watermark.py).
     """
 
     rounding: Literal["round", "truncate"] = "round"
     salt_value: Literal[255, 1] = 255
     blur_intermediate: Literal["float", "uint8"] = "float"
+    watermark_font: str | None = None
 
     def __post_init__(self) -> None:
         check_choice(self.rounding, ("round", "truncate"), "rounding")

@@ -1,4 +1,9 @@
-"""Image folders as data sets: `<root>/<class>/*`, `<root>/<split>/<class>/*`, or any images below a folder."""
+"""Image folders as data sets: `<root>/<class>/*`, `<root>/<split>/<class>/*`, or any images below a folder.
+
+Generated images lie in numbered folders, `<root>[/train]/<0000>/*`, and a class map, classes.txt, names their classes: a line
+`<0000> <class>` for each. The data set then has those names, in the order of the numbers, as classes and in its keys, like the
+data set that the generator was trained on.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,8 @@ import collections
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +34,9 @@ from utils.data.images import IMAGE_SUFFIXES, BrokenImageError, list_images, rea
 log = logging.getLogger(__name__)
 
 PRELOAD_BYTES = 2 << 30  # folders that fit are decoded once and kept in memory
+CLASS_MAP = "classes.txt"  # in the folder of the images, in its train folder, or beside that
+# parts of a data set, and what their folders may be called
+_SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 
 
 def image_folder(
@@ -37,13 +46,13 @@ def image_folder(
 
     The split trainval is all but the test part; behind the training images come those of a validation folder. With `classes` (see
     `folder_source`) a folder that has a held-out part only is a test set; it has no training images for the channel statistics.
+    With a class map and without held-out parts the images are generated ones: a tenth is for validation, none for testing.
     """
-    aliases = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
-    folders = {s: next((root / a for a in names if (root / a).is_dir()), None) for s, names in aliases.items()}
-    name = root.resolve().name
+    folders = {s: next((root / a for a in names if (root / a).is_dir()), None) for s, names in _SPLITS.items()}
+    name, named = root.resolve().name, read_class_map(root)
     if folders["train"] is None:
         below = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        if below and set(below) <= {alias for names in aliases.values() for alias in names}:
+        if below and set(below) <= {alias for names in _SPLITS.values() for alias in names}:
             held_out = folders["test"] or folders["validation"]
             if classes is None or split != "test" or held_out is None:
                 raise ValueError(
@@ -51,13 +60,17 @@ def image_folder(
                     "the classes (data.classes)"
                 )
             return dataclasses.replace(folder_source(held_out, image_size, name, classes, resize), name=f"{name}/test")
-        source = folder_source(root, image_size, name, classes, resize)
+        source = folder_source(root, image_size, name, classes, resize, named)
+        if named:
+            return _generated(root, source, split)
         test, validation, train = cut(source, [TEST_SHARE, VALIDATION_SHARE * (1 - TEST_SHARE)], name)
         trainval = cut(source, [TEST_SHARE], name)[1]  # one draw for both: the test parts are the same
         return one_split({"train": train, "validation": validation, "test": test, "trainval": trainval}, split, name)
-    train = folder_source(folders["train"], image_size, name, classes, resize)
+    train = folder_source(folders["train"], image_size, name, classes, resize, named)
     size, order = train.image_size, train.classes
-    given = {s: folder_source(f, size, name, order, resize) for s, f in folders.items() if f is not None and s != "train"}
+    given = {s: folder_source(f, size, name, order, resize, named) for s, f in folders.items() if f is not None and s != "train"}
+    if named and not given:
+        return _generated(root, train, split)
     if len(given) == 2:
         return one_split({"train": train, "trainval": concatenated(train, given["validation"], "validation"), **given}, split, name)
     # a lone held-out part is the test part
@@ -65,8 +78,46 @@ def image_folder(
     return train_validation_test(rest, test, split, name)
 
 
+def _generated(root: Path, source: ImageSource, split: str) -> ImageSource:
+    if split == "test":
+        raise ValueError(f"{root} holds generated images to train on, none to test on: name the real data set (--data.dataset)")
+    validation, train = cut(source, [VALIDATION_SHARE], f"{source.name}/validation")
+    return one_split({"train": train, "validation": validation, "trainval": source}, split, source.name)
+
+
+def class_map_file(folder: Path) -> Path | None:
+    """The class map of the images below `folder`, which may be a data set or its train folder; None where there is none."""
+    places = [folder, folder / "train", *([folder.parent] if folder.name in _SPLITS["train"] else [])]
+    return next((place / CLASS_MAP for place in places if (place / CLASS_MAP).is_file()), None)
+
+
+def read_class_map(folder: Path) -> dict[str, str]:
+    """Class by name of its folder, in the order of the numbers; empty where no class map is there, or one of another kind.
+
+    Raises:
+        ValueError: lines that are not all of the form `<0000> <class>`, a number or class given twice, a class that is no name of a
+            folder.
+    """
+    path = class_map_file(folder)
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()] if path else []
+    rows = [re.fullmatch(r"(\d{4,})\s+(\S.*)", line) for line in lines]
+    if not any(rows):  # such as the list of all classes beside ImageNet's folders
+        return {}
+    named = {row[1]: row[2] for row in rows if row}
+    wrong = [line for line, row in zip(lines, rows, strict=True) if row is None or "/" in row[2] or row[2] in (".", "..")]
+    if wrong or not len(lines) == len(named) == len(set(named.values())):
+        mistake = f"{wrong[0]!r} is no such line" if wrong else "a number or a class is given twice"
+        raise ValueError(f"{path}: {mistake}: expected `<0000> <class>` a line, each once, the class without /")
+    return {number: named[number] for number in sorted(named, key=int)}
+
+
 def folder_source(
-    folder: Path, image_size: int | None, name: str, classes: Sequence[str] | None = None, resize: int | None = None
+    folder: Path,
+    image_size: int | None,
+    name: str,
+    classes: Sequence[str] | None = None,
+    resize: int | None = None,
+    named: Mapping[str, str] | None = None,
 ) -> ImageSource:
     """A source over `<folder>/<class>/*`.
 
@@ -77,8 +128,9 @@ def folder_source(
         folder: holds one folder a class.
         image_size: side in pixels (default: the shorter side of the first readable image).
         name: for messages.
-        classes: class order to use (default: the sorted folder names).
+        classes: class order to use (default: that of `named`, else the sorted folder names).
         resize: see `ImageSource`.
+        named: class by name of the folder (`read_class_map`), for folders that are not called as their class.
 
     Raises:
         ValueError: no images, images outside a class folder only, one class only, or a class that is not in `classes`.
@@ -86,14 +138,16 @@ def folder_source(
     paths = [p for p in list_images(folder) if len(p.relative_to(folder).parts) >= 2]
     if not paths:
         raise ValueError(f"no images under {folder}: expected {folder}/<class>/<name> with a suffix such as .png, .jpg, .jpeg")
-    found = sorted({p.relative_to(folder).parts[0] for p in paths})
-    if classes is None and len(found) < 2:
+    found, named = sorted({p.relative_to(folder).parts[0] for p in paths}), named or {}
+    usual = list(named.values()) or found
+    if classes is None and len(usual) < 2:
         raise ValueError(f"{folder} holds one class folder only, {found[0]!r}: at least 2 are needed, {folder}/<class>/<name>")
-    order = {c: label for label, c in enumerate(found if classes is None else classes)}
-    unknown = [c for c in found if c not in order]
+    order = {c: label for label, c in enumerate(usual if classes is None else classes)}
+    unknown = [c for c in found if named.get(c, c) not in order]
     if unknown:
+        known = CLASS_MAP if named else "the training part"
         raise ValueError(
-            f"{folder} has class folders {unknown[:5]} that are not among the classes of the training part or of data.classes "
+            f"{folder} has class folders {unknown[:5]} that are not among the classes of {known} or of data.classes "
             f"({list(order)[:10]})"
         )
     size = image_size or min(first_size(paths))
@@ -102,8 +156,10 @@ def folder_source(
     else:
         paths, images = _decode_all(paths, size, resize)
         source = dataclasses.replace(plain_source(folder, size, name, paths, resize), read=array_reader(images))
-    labels = [order[p.relative_to(folder).parts[0]] for p in paths]
-    return dataclasses.replace(source, classes=tuple(order), labels=torch.tensor(labels))
+    folders = [p.relative_to(folder).parts[0] for p in paths]
+    keys = [named.get(first, first) + key.removeprefix(first) for first, key in zip(folders, source.keys, strict=True)]
+    labels = [order[named.get(first, first)] for first in folders]
+    return dataclasses.replace(source, classes=tuple(order), labels=torch.tensor(labels), keys=keys)
 
 
 def plain_source(

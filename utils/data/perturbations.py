@@ -1,6 +1,7 @@
-"""Degradations, their sequences and the ImageNet-C corruptions behind one interface, so that a name is all that a caller needs.
+"""Degradations, their sequences, the ImageNet-C corruptions and ImageNet-W's watermark behind one interface.
 
-A perturbation's level is the degradation's own unit, or the corruption's severity.
+A name is all that a caller needs. A perturbation's level is the degradation's own unit, or the corruption's severity; 0 for those
+that have one level only.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from torch import Tensor
 from utils.choices import check_choice
 from utils.data import degradations
 from utils.data.corruptions import ALL_CORRUPTIONS, SEVERITIES, corrupt, default_constants
-from utils.data.degradations import DEGRADATIONS, NAMED_SEQUENCES, DegradationCompat, degrade
+from utils.data.degradations import CORRECT, DEGRADATIONS, NAMED_SEQUENCES, DegradationCompat, degrade
+from utils.data.watermark import WATERMARK, watermark
 
-PERTURBATIONS: tuple[str, ...] = (*ALL_CORRUPTIONS, *DEGRADATIONS, *NAMED_SEQUENCES)
+ONE_LEVEL: tuple[str, ...] = (*NAMED_SEQUENCES, WATERMARK)
+PERTURBATIONS: tuple[str, ...] = (*ALL_CORRUPTIONS, *DEGRADATIONS, *ONE_LEVEL)
 """All single names; degradations can also be joined by `+`."""
 
 
@@ -41,7 +44,7 @@ def perturb(
     compat: DegradationCompat | None = None,
     constants: str | None = None,
 ) -> Tensor:
-    """Degrade or corrupt each image, by `degrade` or `corrupt`.
+    """Degrade, corrupt or mark each image, by `degrade`, `corrupt` or `watermark`.
 
     Args:
         images: uint8 [B, 3, H, W] on the CPU.
@@ -49,7 +52,7 @@ def perturb(
         level: [B] or one number, in the degradation's own unit ([B, n] for a sequence of n) or a severity 1..5.
         keys: one string for each image; with `seed`, `name` (and the severity) it selects the image's random stream.
         seed: of the run.
-        compat: of degradations; None for the right operations.
+        compat: of degradations, and the font of the watermark; None for the right operations.
         constants: of corruptions: "cifar", "tiny" or "imagenet"; None for those of the image size (`default_constants`).
 
     Returns:
@@ -57,8 +60,11 @@ def perturb(
 
     Raises:
         ValueError: an unknown name, a level outside the allowed range, a wrong shape or dtype.
+        FileNotFoundError: no font for the watermark.
     """
     check_perturbation(name)
+    if name == WATERMARK:
+        return watermark(images, keys, (compat or CORRECT).watermark_font)
     if name not in ALL_CORRUPTIONS:
         return degrade(images, name, level, keys=keys, seed=seed, compat=compat)
     severity = torch.as_tensor(level)
@@ -79,9 +85,11 @@ def draw_levels(name: str, keys: Sequence[str], seed: int, shared: bool = False)
         shared: False: levels are drawn by (seed, name, key). True: by (seed, key), for every name at the same place of its range.
 
     Returns:
-        float32 [B]; [B, n] for a sequence of n; zeros [B] for a named sequence.
+        float32 [B]; [B, n] for a sequence of n; zeros [B] for what has one level only.
     """
     check_perturbation(name)
+    if name in ONE_LEVEL:
+        return torch.zeros(len(keys))
     if name not in ALL_CORRUPTIONS:
         return degradations.sample_levels(name, keys, seed, shared)
     numbers = degradations.draw_numbers(name, [(SEVERITIES[0], SEVERITIES[-1])], keys, seed, shared)
@@ -96,9 +104,11 @@ def unit_level(name: str, level: Tensor | float) -> Tensor:
         level: own unit or severity, any shape; for a sequence of n: [..., n].
 
     Returns:
-        float32 of the shape of `level`; for a sequence [...], the mean over its stages; ones for a named sequence.
+        float32 of the shape of `level`; for a sequence [...], the mean over its stages; ones for what has one level only.
     """
     check_perturbation(name)
+    if name in ONE_LEVEL:
+        return torch.ones_like(torch.as_tensor(level, dtype=torch.float32))
     if name not in ALL_CORRUPTIONS:
         return degradations.unit_level(name, level)
     return torch.as_tensor(level, dtype=torch.float32) / SEVERITIES[-1]
