@@ -3,6 +3,8 @@
     python test_ensemble.py -c configs/ensemble/Digits/ResNet20_diffaud.yaml --corruption all --severity 5
     python test_ensemble.py <config> <checkpoint 1> --second_model_prefix <checkpoint 2> --data_prefix2 <adapted images> \
         --ensemble sum --corruption gaussian_noise --severity 5
+    python test_ensemble.py <config> <fine-tuned> --originckpt <source> --data_prefix2 <adapted images> --ensemble sda \
+        --corruption gaussian_noise --severity 5
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ from trainers.evaluation_entry import data_overrides, evaluation_parser, keys_of
 from trainers.evaluation_report import write_evaluation_report
 from utils.config import Tree, build, merge, read_yaml
 from utils.data.cells import RAW
+from utils.data.watermark import WATERMARK
 from utils.device import choose_device
 from utils.errors import user_errors
 from utils.run_log import setup_logging
 from utils.runs import published_config
+
+SDA = "sda"  # the sum of the source classifier on the first view and of the fine-tuned one on the second
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,12 +35,19 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("-c", "--config", nargs="+", help="YAML with members, systems and data; of several the later ones win")
     parser.add_argument("--second_model_prefix", help="checkpoint of the second member (default: the first)")
+    parser.add_argument(
+        "--originckpt",
+        help="with --ensemble sda: the source classifier, which sees the first view; the checkpoint is then the second's",
+    )
+    parser.add_argument("--datatype", choices=["C", "W"], help="W: ImageNet-W (--corruption watermark), as SDA's commands say it")
     parser.add_argument("--data_prefix1", help="view of the first member (default: raw); of a released set also keys and labels")
     parser.add_argument("--data_prefix2", help="view of the second member")
     parser.add_argument("--ensemble", help="rule; several joined by commas, or all")
     parser.add_argument("--report", help="also write one self-contained HTML file: table, plots, pictures, configs")
     parser.add_argument("--metrics", default="accuracy", choices=["accuracy"], help="what is reported")
     args, overrides = parser.parse(argv)
+    if args.datatype == "W" and args.corruption is None:
+        args.corruption = WATERMARK
     paths = args.config or args.positional[:1]
     if not paths:
         parser.error("give a config: -c configs/ensemble/<DATASET>/<name>.yaml")
@@ -67,13 +79,20 @@ def _check_positional(args: argparse.Namespace) -> None:
     """The flags of two members need the first checkpoint; with members and systems of a YAML alone they would say nothing."""
     if len(args.positional) > 1:
         raise ValueError(f"unexpected arguments {args.positional[1:]}: give a config and one checkpoint")
-    alone = [f for f in ("second_model_prefix", "data_prefix1", "data_prefix2", "ensemble") if getattr(args, f) is not None]
+    flags = ("second_model_prefix", "originckpt", "data_prefix1", "data_prefix2", "ensemble")
+    alone = [f for f in flags if getattr(args, f) is not None]
     if alone and not args.positional:
         raise ValueError(f"--{alone[0]} needs the first checkpoint: test_ensemble.py <config> <checkpoint> --{alone[0]} ...")
+    if (args.ensemble == SDA) != (args.originckpt is not None):
+        raise ValueError(f"--ensemble {SDA} and --originckpt <source classifier> go together: give both, or neither")
+    if args.originckpt is not None and args.second_model_prefix is not None:
+        raise ValueError("--originckpt and --second_model_prefix both name the other checkpoint: give one")
 
 
 def two_members(first: str, args: argparse.Namespace) -> Tree:
-    """Members of the published command line: model 1 on tree 1, model 2 on tree 2."""
+    """Members of the published command lines: model 1 on tree 1, model 2 on tree 2; with SDA the checkpoint is model 2."""
+    if args.originckpt is not None:
+        first, args.second_model_prefix = args.originckpt, first
     second, view1, view2 = args.second_model_prefix or first, args.data_prefix1 or RAW, args.data_prefix2
     return {
         "members": {
@@ -85,6 +104,8 @@ def two_members(first: str, args: argparse.Namespace) -> Tree:
 
 def two_member_systems(ensemble: str) -> Tree:
     """A system a rule."""
+    if ensemble == SDA:
+        return {SDA: {"members": ["first", "second"], "rule": "sum"}}
     rules = [*RULES, *INPUT_RULES] if ensemble == "all" else ensemble.split(",")
     return {rule: {"members": ["first", "second"], "rule": rule} for rule in rules}
 

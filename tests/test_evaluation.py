@@ -192,7 +192,7 @@ def test_degradations_are_computed_as_they_were_in_training(trained: Path, confi
     meta = json.loads((trained / "out/results.json").read_text())["meta"]
     assert meta["compat"] == {"rounding": "truncate", "salt_value": 1, "blur_intermediate": "uint8"}
     assert meta["seed"] == 0 and meta["images"] == LIMIT
-    assert "degradations are computed as in the published code" in done.err
+    assert "degradations are computed with data.compat" in done.err
     digits = OnTheFly(open_source("Digits", "test", limit=LIMIT), compat=DegradationCompat(**meta["compat"]))
     checkpoint = trained / "sl/Digits/ResNet20-ResNet20/mixed/one/best.safetensors"
     stored = np.load(trained / "out/logits/model/blur-random.npz")["logits"]

@@ -208,6 +208,9 @@ def test_mistakes_in_systems_are_named(systems: dict, message: str) -> None:
         (("--second_model_prefix", "x"), "--second_model_prefix needs the first checkpoint"),
         (("--data_prefix1", "x"), "--data_prefix1 needs the first checkpoint"),
         (("--data_prefix2", "x"), "--data_prefix2 needs the first checkpoint"),
+        (("one.safetensors", "--ensemble", "sda"), "--ensemble sda and --originckpt <source classifier> go together"),
+        (("one.safetensors", "--originckpt", "x"), "--ensemble sda and --originckpt <source classifier> go together"),
+        (("a", "--originckpt", "b", "--ensemble", "sda", "--second_model_prefix", "c"), "both name the other checkpoint"),
         (("one.safetensors", "two.safetensors"), "unexpected arguments ['two.safetensors']"),
         (("one.safetensors", "--ensemble", "majority"), "unknown rule 'majority'"),
         (("one.safetensors", "--ensmble", "sum"), "unknown option '--ensmble': did you mean '--ensemble'?"),
@@ -253,3 +256,15 @@ def test_the_network_of_files_of_other_programs_is_named_for_both_members(classi
     run_script("test_ensemble.py", *words, *more, "--arch", "ResNet20", *statistics, "--ensemble", "first,second").check()
     first, second = rows_of(tmp_path / "out")
     assert first["correct"] == second["correct"]
+
+
+def test_sda_sums_the_source_classifier_on_raw_images_and_the_checkpoint_on_adapted_ones(
+    classifier: Path, other: Path, adapted: Path, tmp_path: Path
+) -> None:
+    common = ("--data_prefix2", adapted, "--corruption", "jpeg", "--limit", LIMIT, "--out", tmp_path / "out")
+    config = "configs/ensemble/Digits/ResNet20_diffaud.yaml"
+    run_script("test_ensemble.py", config, classifier, "--second_model_prefix", other, "--ensemble", "sum", *common).check()
+    expected = rows_of(tmp_path / "out")[0]["correct"]
+    run_script("test_ensemble.py", config, other, "--originckpt", classifier, "--ensemble", "sda", *common).check()
+    row = rows_of(tmp_path / "out")[0]
+    assert (row["system"], row["rule"], row["correct"]) == ("sda", "sum", expected)

@@ -53,6 +53,12 @@ DIFFAUD = [
     "--second_model_prefix adapt.pth --metrics accuracy --ensemble sum --corruption gaussian_noise --severity 5 "
     "--data_prefix1 dataset/imagenetc_5k --data_prefix2 dataset/generated/imagenetc_5k --out saved/jpeg_blur_noise/Diffusion/eval",
 ]
+SDA = [
+    "python test_ensemble.py eval/configs/ensemble/<MODEL>.py f.pth --originckpt source.pth --metrics accuracy --datatype C "
+    "--ensemble sda --corruption gaussian_noise --data_prefix1 data/ImageNet-C --data_prefix2 data/ImageNet-C-Syn",
+    "python test_ensemble.py eval/configs/ensemble/<MODEL>.py f.pth --originckpt source.pth --metrics accuracy --datatype W "
+    "--ensemble sda --data_prefix1 data/ImageNet-W --data_prefix2 data/ImageNet-W-Syn",
+]
 BACKBONES = [("CIFAR10", "ResNet18"), ("CIFAR10", "ResNet50"), *(("Imagenet", arch) for arch in ("ResNet50", "convnextT", "swinT"))]
 
 
@@ -69,6 +75,12 @@ def test_published_command_is_understood(line: str) -> None:
 @pytest.mark.parametrize("line", DIFFAUD)
 def test_published_diffaud_command_is_understood(line: str, dataset: str, backbone: str) -> None:
     check_command(shlex.split(replaced(line, dataset, "jpeg").replace("<BACKBONE>", backbone)))
+
+
+@pytest.mark.parametrize("model", ["resnet50", "swinT", "swinB", "convnextT", "convnextB"])
+@pytest.mark.parametrize("line", SDA)
+def test_published_sda_command_is_understood(line: str, model: str) -> None:
+    check_command(shlex.split(line.replace("<MODEL>", model)))
 
 
 @pytest.mark.parametrize("saved", MADE_BY)

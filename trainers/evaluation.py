@@ -71,9 +71,10 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
                             "constants": data.constants, "members": {n: m.digest for n, m in members.items()}}  # fmt: skip
     if config.degradations:
         meta["degradations"] = config.degradations
-    if data.compat != DegradationCompat():
-        meta["compat"] = dataclasses.asdict(data.compat)
-        log.warning("degradations are computed as in the published code: %s", meta["compat"])
+    usual = dataclasses.asdict(DegradationCompat())
+    if changed := {key: value for key, value in dataclasses.asdict(data.compat).items() if value != usual[key]}:
+        meta["compat"] = changed
+        log.warning("degradations are computed with data.compat: %s", changed)
     total = sum(map(len, needed.values())) * len(source)
     rows: list[Result] = []
     with tqdm(total=total, unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0) as bar:

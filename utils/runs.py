@@ -71,16 +71,25 @@ def published_run(reference: str) -> str | None:
     return None
 
 
-_PUBLISHED_ENSEMBLE = re.compile(r"(?:.*/)?configs/ensemble/(?P<arch>\w+)_ensemble_b64_(?P<D>\w+)\.py")
+# ensemble configurations of the published DiffAUD and SDA commands -> configuration here
+_PUBLISHED_ENSEMBLES = (
+    (r"(?P<arch>\w+)_ensemble_b64_(?P<D>\w+)", "{D}/{arch}_diffaud"),
+    (r"(?P<arch>resnet50|swinT|swinB|convnextT|convnextB)", "Imagenet/{arch}_sda"),
+)
 
 
 def published_config(path: str) -> str:
-    """The configuration here that an ensemble configuration of the published DiffAUD commands means; any other path as it is.
+    """The configuration here that one of the published DiffAUD and SDA ensemble commands means; any other path as it is.
 
-    `model_adapt/configs/ensemble/ResNet50_ensemble_b64_Imagenet.py` is `configs/ensemble/Imagenet/ResNet50_diffaud.yaml`.
+    `configs/ensemble/ResNet50_ensemble_b64_Imagenet.py` is `configs/ensemble/Imagenet/ResNet50_diffaud.yaml`, and
+    `eval/configs/ensemble/resnet50.py` is `configs/ensemble/Imagenet/ResNet50_sda.yaml`.
     """
-    match = _PUBLISHED_ENSEMBLE.fullmatch(path)
-    return "configs/ensemble/{D}/{arch}_diffaud.yaml".format(**match.groupdict()) if match else path
+    for pattern, name in _PUBLISHED_ENSEMBLES:
+        match = re.fullmatch(r"(?:.*/)?configs/ensemble/" + pattern + r"\.py", path)
+        if match:
+            words = {key: text.replace("resnet50", "ResNet50") for key, text in match.groupdict().items()}
+            return f"configs/ensemble/{name.format(**words)}.yaml"
+    return path
 
 
 def resolve_checkpoint(reference: str | Path, save_dir: str | Path = "runs", made_by: str = "", run_id: str | None = None) -> Path:
