@@ -152,6 +152,7 @@ class Trainer:
                 save(picture, self.run / "samples.png")
             mark_done(self.run)
         self.log.close()
+        self.accelerator.wait_for_everyone()  # while the first process still writes its run, another's leave may abort
         self.accelerator.end_training()  # a process that ends while its group's threads still run may abort
         return best or {f"validation/{self.loop.monitor}": float("nan") if self.progress.best is None else self.progress.best}
 
