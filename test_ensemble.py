@@ -91,9 +91,8 @@ def _check_positional(args: argparse.Namespace) -> None:
 
 def two_members(first: str, args: argparse.Namespace) -> Tree:
     """Members of the published command lines: model 1 on tree 1, model 2 on tree 2; with SDA the checkpoint is model 2."""
-    if args.originckpt is not None:
-        first, args.second_model_prefix = args.originckpt, first
-    second, view1, view2 = args.second_model_prefix or first, args.data_prefix1 or RAW, args.data_prefix2
+    first, second = (args.originckpt, first) if args.originckpt else (first, args.second_model_prefix or first)
+    view1, view2 = args.data_prefix1 or RAW, args.data_prefix2
     return {
         "members": {
             "first": {"checkpoint": first, "view": view1, "arch": args.arch},

@@ -103,6 +103,16 @@ def test_fusion_under_the_same_run_id_is_written_anew(family: Path) -> None:
     assert not torch.equal(*weights)
 
 
+def test_a_run_of_no_epochs_keeps_the_network_as_it_starts(tmp_path: Path) -> None:
+    train(tmp_path, CLEAN, "--run_id", "first").check()
+    parent = tmp_path / "ind/Digits/ResNet20_clean/first/best.safetensors"
+    train(tmp_path, CLEAN, "--run_id", "kept", "--loop.epochs", 0, "--model.init_from", parent).check()
+    run = tmp_path / "ind/Digits/ResNet20_clean/kept"
+    assert (run / "DONE").is_file() and parent.read_bytes() != (run / "best.safetensors").read_bytes()
+    (before, _), (after, facts) = (load_checkpoint(path) for path in (parent, run / "best.safetensors"))
+    assert facts["epoch"] == 0 and all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_run_is_gone_on_with_for_more_epochs(tmp_path: Path) -> None:
     train(tmp_path, CLEAN, "--run_id", "a").check()
     run = tmp_path / "ind/Digits/ResNet20_clean/a"

@@ -19,10 +19,11 @@ import torch
 from image_adapt.generate import describe_generation, generate
 from image_adapt.generator import GenerateConfig, open_generator
 from image_adapt.mpi import World, connect
+from image_adapt.scripts.ranks import check_needed, given_tree, ranks_parser
 from image_adapt.work import Outcome
 from models.model_flags import parse_flag
 from utils.command_line import ScriptParser
-from utils.config import Tree, build, dotted_keys, merge, parse_value, read_yaml
+from utils.config import build, parse_value
 from utils.device import choose_device
 from utils.errors import user_errors
 from utils.run_log import setup_logging
@@ -57,13 +58,7 @@ _TEXTS = ("model", "vae", "save_dir", "dataset", "classes", "class_names", "runs
 
 def parser() -> ScriptParser:
     """The command line; further keys of the YAML may be given as `--key value`."""
-    p = ScriptParser(__doc__, dotted_keys(GenerateConfig))
-    p.add_argument(
-        "-c", "--config", nargs="+", help="YAML file (image_adapt/generator.py lists the keys); of several the later ones win"
-    )
-    p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers; default: a GPU a local rank if there are any")
-    p.add_argument("--threads", type=int, default=1, help="CPU threads a rank")
-    p.add_argument("--dry_run", action="store_true", help="print what would be done, write nothing")
+    p = ranks_parser(__doc__, GenerateConfig, "image_adapt/generator.py")
     for key, (names, text) in _FLAGS.items():
         if key in _BOOLEANS:
             p.add_argument(*names, dest=key, metavar="VALUE", nargs="?", const="true", help=text)
@@ -75,17 +70,12 @@ def parser() -> ScriptParser:
 def parse(argv: Sequence[str] | None) -> tuple[GenerateConfig, argparse.Namespace]:
     """(configuration, other arguments) of the command line."""
     args, overrides = parser().parse(argv)
-    tree: Tree = {}
-    for path in args.config or []:
-        tree = merge(tree, read_yaml(path))
-    tree = merge(tree, overrides)
+    tree = given_tree(args, overrides)
     for key in _FLAGS:
         text = getattr(args, key)
         if text is not None:
             tree[key] = text if key in _TEXTS else parse_flag(key, text, bool) if key in _BOOLEANS else parse_value(text)
-    for needed, flag in (("model", "--model_path"), ("save_dir", "--save_dir")):
-        if needed not in tree:
-            raise ValueError(f"{flag} is missing: give it, or `{needed}:` in the YAML")
+    check_needed(tree)
     return build(GenerateConfig, tree), args
 
 

@@ -23,12 +23,13 @@ from image_adapt.adapters import ADAPTERS, build_adapter, with_start_step
 from image_adapt.config import LAYOUTS, AdaptConfig
 from image_adapt.mpi import World, connect
 from image_adapt.plan import describe_plan, time_batch
+from image_adapt.scripts.ranks import check_needed, given_tree, ranks_parser
 from image_adapt.work import Outcome, plan_jobs, run_jobs
 from models.loading import denoiser_digest, diffusers_folder, open_denoiser
 from models.model_flags import MODEL_FLAGS, parse_flag
 from utils.choices import check_choice
 from utils.command_line import ScriptParser
-from utils.config import Tree, build, dotted_keys, merge, nested, parse_value, read_yaml
+from utils.config import Tree, build, merge, nested, parse_value
 from utils.data.cells import parse_severities
 from utils.device import choose_device
 from utils.errors import user_errors
@@ -76,13 +77,7 @@ _SWAPPED = (50, 4)  # D and N as the published commands print them
 
 def parser() -> ScriptParser:
     """The command line."""
-    p = ScriptParser(__doc__, dotted_keys(AdaptConfig))
-    p.add_argument(
-        "-c", "--config", nargs="+", help="YAML file (image_adapt/config.py lists the keys); of several the later ones win"
-    )
-    p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers; default: a GPU a local rank if there are any")
-    p.add_argument("--threads", type=int, default=1, help="CPU threads a rank")
-    p.add_argument("--dry_run", action="store_true", help="print what would be done, write nothing")
+    p = ranks_parser(__doc__, AdaptConfig, "image_adapt/config.py")
     p.add_argument("--time", action="store_true", help="with --dry_run: time one batch, and print how long the launch would take")
     p.add_argument(
         "--corruption", help="one, or several joined by commas: corruptions, degradations, sequences, clean, all (the 15)"
@@ -103,14 +98,9 @@ def parser() -> ScriptParser:
 def parse(argv: Sequence[str] | None) -> tuple[AdaptConfig, dict[str, str], argparse.Namespace]:
     """(configuration, given model flags, other arguments) of the command line."""
     args, overrides = parser().parse(argv)
-    tree: Tree = {}
-    for path in args.config or []:
-        tree = merge(tree, read_yaml(path))
-    tree = merge(tree, overrides)
+    tree = given_tree(args, overrides)
     tree = merge(tree, _flag_tree(args, tree))
-    for needed, flag in (("model", "--model_path"), ("save_dir", "--save_dir")):
-        if needed not in tree:
-            raise ValueError(f"{flag} is missing: give it, or `{needed}:` in the YAML")
+    check_needed(tree)
     for flag in _WITHOUT_EFFECT:
         if parse_flag(flag, getattr(args, flag) or "no", bool):
             log.warning("--%s has no effect, as in the published program", flag)

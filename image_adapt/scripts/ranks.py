@@ -1,0 +1,33 @@
+"""What the scripts that run on MPI ranks have in common on their command lines."""
+
+from __future__ import annotations
+
+import argparse
+
+from utils.command_line import ScriptParser
+from utils.config import Tree, dotted_keys, merge, read_yaml
+
+
+def ranks_parser(description: str | None, schema: type, listed_in: str) -> ScriptParser:
+    """Flags of configuration, device and dry run; `schema` is the dataclass of the YAML, `listed_in` the file that documents it."""
+    p = ScriptParser(description, dotted_keys(schema))
+    p.add_argument("-c", "--config", nargs="+", help=f"YAML file ({listed_in} lists the keys); of several the later ones win")
+    p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers; default: a GPU a local rank if there are any")
+    p.add_argument("--threads", type=int, default=1, help="CPU threads a rank")
+    p.add_argument("--dry_run", action="store_true", help="print what would be done, write nothing")
+    return p
+
+
+def given_tree(args: argparse.Namespace, overrides: Tree) -> Tree:
+    """The files of `--config`, the later ones over the earlier, and the keys of the command line over them."""
+    tree: Tree = {}
+    for path in args.config or []:
+        tree = merge(tree, read_yaml(path))
+    return merge(tree, overrides)
+
+
+def check_needed(tree: Tree) -> None:
+    """Raise ValueError unless it says which model and where to."""
+    for needed, flag in (("model", "--model_path"), ("save_dir", "--save_dir")):
+        if needed not in tree:
+            raise ValueError(f"{flag} is missing: give it, or `{needed}:` in the YAML")
