@@ -151,6 +151,31 @@ def load_denoiser(reference: str | Path, save_dir: str | Path = "runs") -> Denoi
     return denoiser_from_description(description, state).eval().requires_grad_(False)
 
 
+def initialise_denoiser(denoiser: Denoiser, path: Path) -> None:
+    """Load the weights of the checkpoint `path` into `denoiser`.
+
+    Where the checkpoint has no classes and `denoiser` has, each class embedding becomes 0, so that all classes give what the
+    checkpoint's network gives.
+
+    Raises:
+        FileNotFoundError, ValueError: missing, no diffusion model, or one of other widths, schedule or classes.
+    """
+    state, description = load_checkpoint(path, kind="diffusion")
+    found, own = {name: description.get(name) for name in FACTS}, {name: getattr(denoiser, name) for name in FACTS}
+    if found != own:
+        differing = ", ".join(f"{name} {found[name]} there, {own[name]} here" for name in FACTS if found[name] != own[name])
+        raise ValueError(f"checkpoint {path} is of another diffusion model ({differing}): make the model section agree with it")
+    embedding = {name: value for name, value in denoiser.unet.state_dict().items() if name.startswith("class_embedding.")}
+    if not any(name in state for name in embedding):
+        state = state | {name: value.zero_() for name, value in embedding.items()}
+    try:
+        denoiser.unet.load_state_dict(state)
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"checkpoint {path}: its weights do not fit the model section: {text[:400]}") from error
+    log.info("weights from %s", path)
+
+
 def open_denoiser(path: str | Path, flags: Mapping[str, str]) -> Denoiser:
     """A frozen diffusion model in eval mode from a file or folder of any format, float32.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.diffusion import Denoiser, build_denoiser, denoising_loss, describe
+from models.loading import initialise_denoiser
 from models.sampling import sample
 from trainers.trainer import Method
 from utils.data.batches import Batch
@@ -35,6 +37,8 @@ class DenoiserConfig:
         diffusion_steps: length T of the chain.
         dropout: within residual blocks.
         class_conditional: the network is told the class of each image.
+        init_from: checkpoint file, run folder or run name of a diffusion model to start from, of the same widths and schedule. A
+            class-conditional network may start from an unconditional one: its classes then have no effect at first.
     """
 
     channels: list[int] = field(default_factory=lambda: [32, 64, 64])
@@ -44,6 +48,7 @@ class DenoiserConfig:
     diffusion_steps: int = 1000
     dropout: float = 0.0
     class_conditional: bool = False
+    init_from: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +115,19 @@ class Denoising(Method):
         return student.unet.state_dict(), {**describe(student), **self.facts}
 
 
-def build_denoising(model: DenoiserConfig, config: DenoisingConfig, source: ImageSource) -> Method:
-    """The method that trains a new network of the size and the classes of `source` (ValueError: a share outside [0, 1))."""
+def build_denoising(model: DenoiserConfig, config: DenoisingConfig, source: ImageSource, parent: Path | None = None) -> Method:
+    """The method that trains a network of the size and the classes of `source`, from the weights of `parent` if there is one.
+
+    Raises:
+        ValueError: a share outside [0, 1); a parent that does not fit.
+    """
     if not 0 <= config.label_dropout < 1:
         raise ValueError(f"method.label_dropout {config.label_dropout:g} is a share of the labels: at least 0, below 1")
     options = dataclasses.asdict(model)
+    options.pop("init_from")
     if options.pop("class_conditional"):
         options |= {"num_classes": len(source.classes), "null_label": config.label_dropout > 0}
-    return Denoising(build_denoiser(image_size=source.image_size, **options), source.classes, config.label_dropout)
+    student = build_denoiser(image_size=source.image_size, **options)
+    if parent is not None:
+        initialise_denoiser(student, parent)
+    return Denoising(student, source.classes, config.label_dropout)

@@ -227,7 +227,8 @@ def _build_distillation(model: ClassifierConfig, config: DistillationConfig, con
 
 
 def _build_denoising(model: DenoiserConfig, config: DenoisingConfig, context: Context) -> Method:
-    return build_denoising(model, config, context.source)
+    parent = context.find(model.init_from) if model.init_from else None
+    return build_denoising(model, config, context.source, parent)
 
 
 @dataclasses.dataclass(frozen=True)
