@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -13,13 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from models.classifiers import Classifier
-from tests.checkpoints import finished_run
+from tests.checkpoints import finished_run, save_random
 from tests.scoring import LIMIT, logits_by_hand, rows_of
 from tests.scripts import run_script
+from tests.test_watermark import make_font
 from utils.data.cells import Cell, OnTheFly
 from utils.data.corruptions import CORRUPTIONS
 from utils.data.degradations import DegradationCompat
 from utils.data.sources import open_source
+from utils.data.watermark import TEXT
 
 FIELDS = ["system", "dataset", "corruption", "severity", "rule", "n", "correct", "accuracy", "ci95_low", "ci95_high"]
 FIELDS += ["top5", "calibration_error"]
@@ -73,6 +77,44 @@ def test_all_corruptions_of_a_severity(classifier: Path, digits: OnTheFly, tmp_p
     for row in cells[::4]:
         images = digits.source(Cell(row["corruption"], 5)).images(range(LIMIT))
         assert row["correct"] == int((logits_by_hand(classifier, images).argmax(1) == digits.clean.labels).sum())
+
+
+def test_where_carton_is_among_the_classes_the_watermark_gives_the_gaps_of_imagenet_w(tmp_path: Path) -> None:
+    draw, classes = np.random.default_rng(0), ("n01440764", "n02971356", "n04004767")
+    for folder, count in [(f"test/{c}", n) for c, n in zip(classes, (5, 4, 3), strict=True)] + [(f"train/{c}", 1) for c in classes]:
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        for i in range(count):
+            pixels = draw.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((64, 64)).save(tmp_path / "photos" / folder / f"{i}.png")
+    checkpoint, font = save_random(tmp_path / "net.safetensors", classes=classes), make_font(tmp_path / "font.ttf", *TEXT[:2])
+    words = ("-r", checkpoint, "--dataset", tmp_path / "photos", "--corruption", "clean,watermark,fog", "--severity", 1)
+    done = run_script("test.py", *words, "--data.compat.watermark_font", font, "--out", tmp_path / "out").check()
+    source = open_source(str(tmp_path / "photos"), "test")
+    view, own = OnTheFly(source, compat=DegradationCompat(watermark_font=font)), source.labels == 1
+    *rows, mean = rows_of(tmp_path / "out")
+    values = []
+    for row, cell in zip(rows, (Cell("clean", 0), Cell("watermark", 0), Cell("fog", 1)), strict=True):
+        scores = logits_by_hand(checkpoint, view.source(cell).images(range(12))).softmax(1)
+        right = (scores.argmax(1) == source.labels).double()
+        values.append([float(v) for v in (right.mean(), scores[:, 1].mean(), right[own].mean(), scores[own, 1].mean())])
+        assert [row[key] for key in ("accuracy", "p_carton", "carton_accuracy", "carton_p_carton")] == pytest.approx(values[-1])
+        assert (row["n"], row["carton_n"]) == (12, 4)
+    assert mean["corruption"] == "mean" and mean["p_carton"] is None
+    heading, line = next((a, b) for a, b in itertools.pairwise(done.out.splitlines()) if a.startswith("in %"))
+    told = dict(zip(re.split(r"\s{2,}", heading)[1:], line.split()[1:], strict=True))
+    gaps = 100 * (np.array(values[1]) - values[0])
+    assert abs(gaps[1]) > 0.1
+    names = ("IN-W gap", "delta P(carton)", "carton gap", "delta P(carton|carton)")
+    assert [told[name] for name in names] == [f"{gap:.1f}" for gap in gaps]
+
+
+def test_for_other_classes_the_watermark_is_a_cell_like_any(classifier: Path, tmp_path: Path) -> None:
+    font = make_font(tmp_path / "font.ttf", *TEXT[:2])
+    words = ("-r", classifier, "--corruption", "clean,watermark", "--limit", LIMIT, "--out", tmp_path / "out")
+    done = run_script("test.py", *words, "--data.compat.watermark_font", font).check()
+    rows = rows_of(tmp_path / "out")
+    assert [row["corruption"] for row in rows] == ["clean", "watermark"] and all(list(row) == FIELDS for row in rows)
+    assert "carton" not in done.out and "IN-W" not in done.out
 
 
 def test_results_lie_below_the_run_by_mode_and_cells(runs: Path) -> None:

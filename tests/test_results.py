@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import subprocess
@@ -152,6 +153,19 @@ def test_csv_has_the_fields_in_order_and_quotes_commas(tmp_path: Path) -> None:
         "system,dataset,corruption,severity,rule,n,correct,accuracy,ci95_low,ci95_high,top5,calibration_error\n"
         '"a, b",Digits,fog,5,single,1000,500,0.5,0.49,0.51,,\n'
     )
+
+
+def test_fields_of_imagenet_w_are_in_a_file_only_where_a_row_knows_them(tmp_path: Path) -> None:
+    other = row("a", "mean", 0, 0.5)
+    known = dataclasses.replace(row("a", "clean", 0, 0.5), p_carton=0.25, carton_n=2, carton_accuracy=0.5, carton_p_carton=0.125)
+    write_json(tmp_path / "r.json", [known, other], {})
+    assert read_json(tmp_path / "r.json") == ([known, other], {})
+    write_csv(tmp_path / "r.csv", [known, other])
+    first, *lines = (tmp_path / "r.csv").read_text().splitlines()
+    assert first.endswith(",calibration_error,p_carton,carton_n,carton_accuracy,carton_p_carton")
+    assert [line.split(",")[-4:] for line in lines] == [["0.25", "2", "0.5", "0.125"], [""] * 4]
+    write_json(tmp_path / "r.json", [other], {})
+    assert "carton" not in (tmp_path / "r.json").read_text() and read_json(tmp_path / "r.json")[0] == [other]
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,25 @@
-"""mCE against a published vector; calibration error by hand."""
+"""mCE against a published vector; ImageNet-W's gaps and the calibration error by hand."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
 
 from utils.data.corruptions import CORRUPTIONS
 from utils.results import Result, cell_result
-from utils.robustness import ALEXNET_ERRORS, calibration_error, errors_by_corruption, mce, mean_error, summary
+from utils.robustness import (
+    ALEXNET_ERRORS,
+    calibration_error,
+    carton_metrics,
+    errors_by_corruption,
+    mce,
+    mean_error,
+    summary,
+    summary_table,
+    watermark_gaps,
+)
 
 # torchvision's ResNet-50 v1 on 5,000 images of ImageNet-C, mean error over severities in %
 RESNET50 = (68.536, 70.904, 74.012, 61.096, 73.232, 61.868, 63.684, 67.848, 62.684, 54.500, 32.156, 60.896, 55.044, 55.140, 46.156)
@@ -64,3 +76,50 @@ def test_calibration_error_by_hand() -> None:
     # with 10 bins: (0.5, 0.6]: 0.55 and 0.6, both right; (0.8, 0.9]: one right of two
     assert calibration_error(probabilities, labels, bins=10) == pytest.approx((0.85 + 0.8) / 4)
     assert calibration_error(np.eye(3), np.arange(3)) == 0.0
+
+
+# --- ImageNet-W: three classes, the last one carton
+
+CLEAN_SCORES = np.array([[0.7, 0.2, 0.1], [0.1, 0.9, 0.0], [0.5, 0.1, 0.4], [0.1, 0.3, 0.6]])
+MARKED_SCORES = np.array([[0.1, 0.2, 0.7], [0.1, 0.6, 0.3], [0.2, 0.1, 0.7], [0.1, 0.1, 0.8]])
+LABELS = np.array([0, 1, 2, 2])
+
+
+def scored(name: str, probabilities: np.ndarray, labels: np.ndarray = LABELS) -> Result:
+    metrics = carton_metrics(probabilities, labels, 2)
+    return cell_result("s", "d", name, 0, "first", probabilities.argmax(1) == labels, **metrics)
+
+
+def test_carton_metrics_by_hand() -> None:
+    expected = {"p_carton": 1.1 / 4, "carton_n": 2, "carton_accuracy": 0.5, "carton_p_carton": 0.5}
+    assert carton_metrics(CLEAN_SCORES, LABELS, 2) == pytest.approx(expected)
+    assert carton_metrics(CLEAN_SCORES, LABELS, 0) == pytest.approx(
+        {"p_carton": 0.35, "carton_n": 1, "carton_accuracy": 1.0, "carton_p_carton": 0.7}
+    )
+    assert carton_metrics(CLEAN_SCORES[:2], LABELS[:2], 2) == pytest.approx({"p_carton": 0.05}), "no photograph of carton"
+
+
+def test_gaps_are_watermarked_minus_clean_in_points() -> None:
+    given = [scored("clean", CLEAN_SCORES), scored("watermark", MARKED_SCORES)]
+    # right of four: 3 both times (the first image is lost, the third won); of carton's two: 1, then both
+    expected = {"IN-W gap": 0.0, "carton gap": 50.0, "delta P(carton)": 100 * (2.5 - 1.1) / 4, "delta P(carton|carton)": 25.0}
+    assert watermark_gaps(given) == watermark_gaps(given[::-1]) == pytest.approx(expected)
+    assert summary(given, imagenet=False) == pytest.approx({"clean error": 25.0, **expected})
+    heading, line, _ = summary_table(given, imagenet=True).split("\n")
+    assert heading.split("  ")[-4:] == list(expected) and line.split()[-4:] == ["0.0", "50.0", "35.0", "25.0"]
+
+
+def test_without_photographs_of_carton_only_their_gaps_are_missing() -> None:
+    given = [scored("clean", CLEAN_SCORES[:2], LABELS[:2]), scored("watermark", MARKED_SCORES[:2], LABELS[:2])]
+    assert watermark_gaps(given) == pytest.approx({"IN-W gap": -50.0, "delta P(carton)": 45.0})
+
+
+def test_there_are_no_gaps_without_both_cells_or_for_rows_that_do_not_know_carton() -> None:
+    clean, marked = scored("clean", CLEAN_SCORES), scored("watermark", MARKED_SCORES)
+    old = [
+        dataclasses.replace(row, p_carton=None, carton_n=None, carton_accuracy=None, carton_p_carton=None)
+        for row in (clean, marked)
+    ]
+    for given in ([clean], [marked], [clean, scored("fog", MARKED_SCORES)], old, [clean, old[1]], []):
+        assert watermark_gaps(given) == {}
+    assert summary(old, imagenet=True) == {"clean error": 25.0}

@@ -22,10 +22,11 @@ from utils.checkpoint import file_digest
 from utils.data.cells import CLEAN, Cell, check_view, open_view
 from utils.data.degradations import DegradationCompat
 from utils.data.image_source import ImageSource
+from utils.data.watermark import WATERMARK
 from utils.files import write_atomic
 from utils.plots import heat_map, save, severity_plot
 from utils.results import Result, cell_result, mean_result, paired_difference, write_csv, write_json
-from utils.robustness import calibration_error, is_imagenet, summary_table
+from utils.robustness import CARTON, calibration_error, carton_metrics, is_imagenet, summary_table
 from utils.tables import table
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
         meta["compat"] = changed
         log.warning("degradations are computed with data.compat: %s", changed)
     total = sum(map(len, needed.values())) * len(source)
+    in_w = CARTON in source.classes and any(cell.corruption == WATERMARK for cell in cells)
+    carton = source.classes.index(CARTON) if in_w else None
     rows: list[Result] = []
     with tqdm(total=total, unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0) as bar:
         scorer = Scorer(out / "logits" if config.cache else None, config.batch_size, bar.update)
@@ -88,7 +91,7 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
                 if chosen:
                     scores = scorer.scores(system.rule, chosen, cell, system.double_softmax)
                     right = hits[name][cell] = (scores.argmax(1) == source.labels).numpy()
-                    further = _further_metrics(scores, source.labels)
+                    further = _further_metrics(scores, source.labels, carton)
                     rows.append(cell_result(name, dataset, cell.corruption, cell.severity or 0, system.rule, right, **further))
             done += len(needed[cell]) * len(source)
             bar.update(max(0, done - bar.n))  # cached cells move the bar too
@@ -103,12 +106,14 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
     return Evaluation(config, rows, hits, members, checkpoints, source)
 
 
-def _further_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """Top-5 accuracy (of more than 5 classes) and calibration error of scores [N, K], none of them negative."""
+def _further_metrics(scores: Tensor, labels: Tensor, carton: int | None) -> dict[str, float]:
+    """Top-5 accuracy (of more than 5 classes), calibration error and `carton_metrics` of scores [N, K], none of them negative."""
     probabilities = (scores / scores.sum(1, keepdim=True)).numpy()
     metrics = {"calibration_error": calibration_error(probabilities, labels.numpy())}
     if scores.shape[1] > 5:
         metrics["top5"] = float((scores.topk(5).indices == labels[:, None]).any(1).double().mean())
+    if carton is not None:
+        metrics |= carton_metrics(probabilities, labels.numpy(), carton)
     return metrics
 
 

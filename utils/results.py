@@ -24,6 +24,7 @@ from utils.files import write_atomic
 Cell = tuple[str, float]
 Hits = Mapping[Cell, np.ndarray]
 
+CARTON_FIELDS = ("p_carton", "carton_n", "carton_accuracy", "carton_p_carton")
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 CLEAN, MEAN = "clean", "mean"
 
@@ -35,7 +36,7 @@ class Result:
     `accuracy`, `ci95_low`, `ci95_high`, `top5` (accuracy among the five best) and `calibration_error` (expected, 15 bins) lie in
     [0, 1], the last two None where they were not measured; `n` and `correct` count predictions; `severity` is the level
     of the cell (0 for clean images and for a mean over several severities); `rule` is the ensemble rule ("single"
-    or any other name).
+    or any other name). Further ones are known where ImageNet-W is evaluated on, see `utils.robustness.carton_metrics`.
 
     Raises:
         ValueError: not 0 <= correct <= n with n >= 1.
@@ -53,6 +54,10 @@ class Result:
     ci95_high: float
     top5: float | None = None
     calibration_error: float | None = None
+    p_carton: float | None = None
+    carton_n: int | None = None
+    carton_accuracy: float | None = None
+    carton_p_carton: float | None = None
 
     def __post_init__(self) -> None:
         _check_counts(self.correct, self.n)
@@ -85,23 +90,21 @@ def cell_result(
     severity: float,
     rule: str,
     hits: np.ndarray,
-    top5: float | None = None,
-    calibration_error: float | None = None,
+    **further: Any,
 ) -> Result:
     """Row of one cell, with Wilson's interval.
 
     Args:
         hits: bool [n], whether each image was classified correctly.
-        top5, calibration_error: see `Result`.
+        further: `top5` and the metrics after it, see `Result`.
 
     Raises:
         ValueError: `hits` is empty, not one-dimensional or not bool.
     """
     hits = _checked_hits(hits)
     n, correct = len(hits), int(hits.sum())
-    return Result(
-        system, dataset, corruption, severity, rule, n, correct, correct / n, *wilson_interval(correct, n), top5, calibration_error
-    )
+    low, high = wilson_interval(correct, n)
+    return Result(system, dataset, corruption, severity, rule, n, correct, correct / n, low, high, **further)
 
 
 def mean_result(system: str, dataset: str, rule: str, hits: Hits) -> Result:
@@ -182,8 +185,8 @@ def average_rows(rows: Sequence[Result], corruption: str, severity: float) -> Re
     first = rows[0]
     accuracy, low, high = np.mean([(row.accuracy, row.ci95_low, row.ci95_high) for row in rows], axis=0).tolist()
     n, correct = sum(row.n for row in rows), sum(row.correct for row in rows)
-    further = [_mean_of_known([getattr(row, name) for row in rows]) for name in ("top5", "calibration_error")]
-    return Result(first.system, first.dataset, corruption, severity, first.rule, n, correct, accuracy, low, high, *further)
+    top5, calibration = (_mean_of_known([getattr(row, name) for row in rows]) for name in ("top5", "calibration_error"))
+    return Result(first.system, first.dataset, corruption, severity, first.rule, n, correct, accuracy, low, high, top5, calibration)
 
 
 def _mean_of_known(values: Sequence[float | None]) -> float | None:
@@ -200,7 +203,9 @@ def write_json(path: str | os.PathLike[str], rows: Sequence[Result], meta: Mappi
         ValueError: a number is not finite.
         TypeError: `meta` holds what JSON cannot.
     """
-    lines = ",\n  ".join(json.dumps(vars(row), ensure_ascii=False, allow_nan=False) for row in rows)
+    names = _names(rows)
+    values = ({name: getattr(row, name) for name in names} for row in rows)
+    lines = ",\n  ".join(json.dumps(line, ensure_ascii=False, allow_nan=False) for line in values)
     head = json.dumps(dict(meta), ensure_ascii=False, allow_nan=False, sort_keys=True)
     write_atomic(path, f'{{\n "meta": {head},\n "rows": [\n  {lines}\n ]\n}}\n')
 
@@ -222,10 +227,16 @@ def read_json(path: str | os.PathLike[str]) -> tuple[list[Result], dict[str, Any
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Result]) -> None:
     """Write the rows atomically as CSV: the field names, then one line a row."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Result)], lineterminator="\n")
+    writer = csv.DictWriter(text, _names(rows), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     write_atomic(path, text.getvalue())
+
+
+def _names(rows: Sequence[Result]) -> list[str]:
+    """The fields that a file has: those of ImageNet-W only where a row knows one, so that other files stay free of them."""
+    carton = any(row.p_carton is not None for row in rows)
+    return [field.name for field in fields(Result) if carton or field.name not in CARTON_FIELDS]
 
 
 def _check_counts(correct: float, n: float) -> None:

@@ -1,6 +1,8 @@
-"""Robustness in the units of the ImageNet-C benchmark: mean error, mCE, relative mCE; and the calibration error.
+"""Robustness in the units of ImageNet-C: mean error, mCE, relative mCE; the gaps of ImageNet-W; and the calibration error.
 
-Sources: Hendrycks and Dietterich, ICLR 2019 (mCE); Guo et al., ICML 2017 (expected calibration error).
+Sources: Hendrycks and Dietterich, ICLR 2019 (mCE); Li et al., A Whac-A-Mole Dilemma, CVPR 2023, arXiv:2212.04825 (ImageNet-W: a
+watermark that many networks take for the class carton, on whose photographs it often is); Guo et al., ICML 2017 (expected
+calibration error).
 """
 
 from __future__ import annotations
@@ -10,7 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from utils.data.corruptions import CORRUPTIONS
+from utils.data.watermark import WATERMARK
 from utils.results import CLEAN, MEAN, Result
+
+CARTON = "n02971356"  # number 478 of the 1,000
+_GAPS = {"IN-W gap": "accuracy", "carton gap": "carton_accuracy",
+         "delta P(carton)": "p_carton", "delta P(carton|carton)": "carton_p_carton"}  # fmt: skip
 
 ALEXNET_CLEAN_ERROR = 0.4348
 # top-1 error of torchvision's AlexNet on ImageNet-C, severities 1 to 5, 50,000 images
@@ -74,7 +81,9 @@ def mce(errors: dict[str, dict[int, float]], clean_error: float | None = None) -
 
 
 def summary(rows: Sequence[Result], imagenet: bool) -> dict[str, float]:
-    """`clean error`, `mean error` and, for ImageNet, `mCE` and `relative mCE` of one system, in %; what its rows can say of them.
+    """`clean error`, `mean error`, for ImageNet `mCE` and `relative mCE`, and `watermark_gaps`, of one system, in %.
+
+    What its rows cannot say is left out.
 
     Args:
         rows: of one system.
@@ -88,7 +97,25 @@ def summary(rows: Sequence[Result], imagenet: bool) -> dict[str, float]:
         "mCE": mce(errors) if imagenet else None,
         "relative mCE": mce(errors, clean) if imagenet and clean is not None else None,
     }
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None} | watermark_gaps(rows)
+
+
+def watermark_gaps(rows: Sequence[Result]) -> dict[str, float]:
+    """ImageNet-W's metrics of one system, in points: what the watermark adds to accuracy and to the probability of carton.
+
+    Args:
+        rows: of one system.
+
+    Returns:
+        `IN-W gap` (accuracy on watermarked minus clean images), `delta P(carton)`, and `carton gap` and `delta P(carton|carton)`,
+        the same over the images of the carton class; nothing where one of the two rows is missing or has no `carton_metrics`,
+        the first two where there are no images of the carton class.
+    """
+    known = {row.corruption: row for row in rows if row.p_carton is not None}
+    if CLEAN not in known or WATERMARK not in known:
+        return {}
+    pairs = {name: (getattr(known[WATERMARK], field), getattr(known[CLEAN], field)) for name, field in _GAPS.items()}
+    return {name: 100 * (marked - clean) for name, (marked, clean) in pairs.items() if None not in (marked, clean)}
 
 
 def is_imagenet(classes: Sequence[str]) -> bool:
@@ -128,3 +155,24 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(place, right - confidence, bins)  # sum over a bin's images of accuracy - confidence
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def carton_metrics(probabilities: np.ndarray, labels: np.ndarray, carton: int) -> dict[str, float]:
+    """What a row needs for `watermark_gaps`.
+
+    Args:
+        probabilities: [N, K], rows that sum to 1.
+        labels: int [N].
+        carton: index of the carton class.
+
+    Returns:
+        `p_carton`, mean probability of carton; where some images are of that class also their number `carton_n`, the accuracy
+        on them `carton_accuracy`, and `carton_p_carton`, their mean probability of carton; all but the number in [0, 1].
+    """
+    metrics = {"p_carton": float(probabilities[:, carton].mean(dtype=float))}
+    own = probabilities[labels == carton]
+    if len(own):
+        metrics["carton_n"] = len(own)
+        metrics["carton_accuracy"] = float((own.argmax(1) == carton).mean())
+        metrics["carton_p_carton"] = float(own[:, carton].mean(dtype=float))
+    return metrics
