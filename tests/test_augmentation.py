@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tests.test_batches import COUNT, SIDE, SOURCE, assert_equal, assert_same_images
-from utils.data.augmentation import Augmentation, AugmentConfig, erased, resized_crop
+from utils.data.augmentation import Augmentation, AugmentConfig, crop, erased, fill_holes, resized_crop
 from utils.data.batches import BatchLoader, BatchSet
 from utils.seeding import global_streams
 
@@ -141,6 +141,33 @@ def test_the_clean_version_is_erased_only_when_it_is_cut_too() -> None:
         batch = everything(AugmentConfig(erasing=1.0, cutout_clean=both))[0]
         plain = torch.cat([SOURCE.images([SOURCE.keys.index(key)]) for key in batch["key"]]) / 255
         assert torch.equal(batch["clean"], plain) != both and not torch.equal(batch["degraded"], plain)
+
+
+# --- holes
+
+
+def test_holes_are_filled_with_the_colour_in_all_versions() -> None:
+    images = torch.rand(6, 3, 20, 20, generator=torch.Generator().manual_seed(0))  # two versions of three images
+    expected, colour = images.clone(), (0.1, 0.2, 0.7)
+    found = fill_holes(images, torch.tensor([[0, 0], [10, 5], [19, 19]]), 6, colour)
+    for version in (0, 3):
+        for index, (rows, columns) in enumerate([(slice(0, 3), slice(0, 3)), (slice(7, 13), slice(2, 8)), (slice(16, 20),) * 2]):
+            expected[version + index, :, rows, columns] = torch.tensor(colour)[:, None, None]
+    assert torch.equal(found, expected)
+
+
+def test_a_hole_in_the_degraded_version_leaves_the_clean_one_alone() -> None:
+    """Without degradations both are one image, which is enlarged and cut."""
+    plain, cut = (everything(AugmentConfig(resized_crop=0.3, cutout=side))[0] for side in (0, 5))
+    assert torch.equal(plain["clean"], cut["clean"]) and torch.equal(plain["degraded"], cut["clean"])
+    assert not torch.equal(cut["degraded"], cut["clean"])
+
+
+def test_a_window_of_the_padded_image_is_cut_out() -> None:
+    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).reshape(2, 3, 4, 4) + 1
+    found = crop(images, torch.tensor([[0, 0], [3, 4]]), 2)
+    assert torch.equal(found[0, :, 2:, 2:], images[0, :, :2, :2]) and not found[0, :, :2].any() and not found[0, :, :, :2].any()
+    assert torch.equal(found[1, :, :3, :2], images[1, :, 1:, 2:]) and not found[1, :, 3:].any() and not found[1, :, :, 2:].any()
 
 
 # --- interpolation

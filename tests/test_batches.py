@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import re
 from typing import Any
@@ -283,3 +284,30 @@ def test_an_unknown_degradation_is_reported_with_the_closest() -> None:
     message: Any = re.escape("unknown degradation 'nois': did you mean 'noise'?")
     with pytest.raises(ValueError, match=message):
         BatchSet(SOURCE, ["nois"], 4, 0)[0, 0]
+
+
+# --- what workers send
+
+
+@pytest.mark.parametrize("augment", [None, TRAINING, dataclasses.replace(TRAINING, cutout_clean=True)])
+@pytest.mark.parametrize("pairing", ["paired", "independent"])
+def test_workers_send_bytes_that_are_finished_on_the_device(augment: AugmentConfig | None, pairing: str) -> None:
+    batches = BatchSet(SOURCE, NAMES, 4, 0, augment, pairing=pairing)
+    made = batches.made((1, 2))
+    assert made["clean"].dtype == made["degraded"].dtype == torch.uint8
+    assert len(made["clean"]) == (12 if augment and pairing == "independent" else 4)  # paired: shared by all degradations
+    assert len(made["degraded"]) == 12
+    assert_equal(batches.finished(made), batches[1, 2])
+    loader = BatchLoader(batches, device="meta")
+    (first, *_) = loader.epoch(1)
+    assert {value.device.type for name, value in first.items() if name != "key"} == {"meta"}
+    assert {name: value.shape for name, value in first.items() if name != "key"} == {
+        name: value.shape for name, value in batches[1, 0].items() if name != "key"
+    }
+
+
+def test_an_epoch_that_is_asked_for_is_the_one_that_comes() -> None:
+    loader = BatchLoader(BatchSet(SOURCE, ["noise"], 5, 3, TRAINING))
+    early, late = loader.epoch(4), loader.epoch(5)
+    assert_equal(next(early), BatchSet(SOURCE, ["noise"], 5, 3, TRAINING)[4, 0])
+    assert_equal(next(late), BatchSet(SOURCE, ["noise"], 5, 3, TRAINING)[5, 0])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.photo_like import photo_like
+from utils.data import degradations
 from utils.data.degradations import (
     DEGRADATIONS,
     NAMED_SEQUENCES,
@@ -90,6 +91,30 @@ def test_result_does_not_depend_on_batch_or_order(name: str) -> None:
     assert torch.equal(shuffled, whole[order])
     for i in range(3):
         assert torch.equal(degrade(IMAGES[i : i + 1], name, levels[i : i + 1], keys=[KEYS[i]], seed=3)[0], whole[i])
+
+
+@pytest.mark.parametrize("compat", [None, REFERENCE])
+@pytest.mark.parametrize("name", [*NAMES, SEQUENCE])
+def test_large_batches_are_degraded_piece_by_piece(
+    name: str, compat: DegradationCompat | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = sample_levels(name, KEYS, 5)
+    whole = degrade(IMAGES, name, levels, keys=KEYS, seed=3, compat=compat)
+    for pieces in (1, 2 * IMAGES[0].numel()):  # an image at a time, two at a time
+        monkeypatch.setattr(degradations, "CHUNK", pieces)
+        assert torch.equal(degrade(IMAGES, name, levels, keys=KEYS, seed=3, compat=compat), whole)
+
+
+@pytest.mark.parametrize("name", [*NAMES, SEQUENCE, "weak_seq"])
+def test_no_images_give_no_images(name: str) -> None:
+    assert degrade(IMAGES[:0], name, sample_levels(name, [], 0), keys=[], seed=0).shape == (0, 3, 32, 32)
+
+
+def test_images_may_be_a_view_of_others() -> None:
+    turned = IMAGES.transpose(2, 3)
+    for name in NAMES:
+        out = degrade(turned, name, MIDDLE[name], keys=KEYS, seed=0)
+        assert torch.equal(out, degrade(turned.contiguous(), name, MIDDLE[name], keys=KEYS, seed=0))
 
 
 @pytest.mark.parametrize("name", ["noise", "saltpepper", SEQUENCE, "weak_seq"])
@@ -188,8 +213,8 @@ def test_named_sequences_at_32_px(name: str, sigma: float, noise: float, quality
     stages = NAMED_SEQUENCES[name].stages(32)
     assert [(row.name, level) for row, level in stages] == [("blur", sigma), ("noise", noise), ("jpeg", quality)]
     level = torch.tensor([[sigma, noise, quality]])
-    buffer = [row.function for row, _ in stages]
-    assert buffer == [DEGRADATIONS[n].function for n in SEQUENCE.split("+")]
+    functions = [row.function for row, _ in stages]
+    assert functions == [DEGRADATIONS[n].function for n in SEQUENCE.split("+")]
     out = degrade(IMAGES[:1], name, 0, keys=["a"], seed=0)
     plain = degrade(IMAGES[:1], SEQUENCE, level, keys=["a"], seed=0)  # another stream, the same distribution
     change, plain_change = ((o.double() - IMAGES[:1]).abs().mean().item() for o in (out, plain))

@@ -146,7 +146,7 @@ def _loader(config: TrainConfig, source: ImageSource, train: bool, accelerator: 
         tree = FolderTree(Path(fill(data.adapted, config, split=split)), source)
         adapted = {name: tree.source(Cell(name)) for name in data.degradations}
     batches = data.batches(source, config.seed, train, adapted, accelerator.process_index, accelerator.num_processes)
-    return BatchLoader(batches, data.workers if train else 0)
+    return BatchLoader(batches, data.workers if train else 0, accelerator.device)
 
 
 def _run_folder(config: TrainConfig, resume: Path | None, run_id: str | None, accelerator: Accelerator) -> Path:

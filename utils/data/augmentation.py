@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from utils.data.pixels import to_unit
+from utils.random_fields import RandomFields
 from utils.seeding import global_streams, numpy_generator
 
 
@@ -78,63 +79,109 @@ class Augmentation:
     ) -> None:
         self.config, self.seed, self.own = config, seed, own
         self.mean, self.std = tuple(rgb_mean), tuple(rgb_std)
-        self._places: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}  # drawn once for all versions of an image
+
+    def flips(self, streams: Sequence[str]) -> Tensor | None:
+        """Which images are mirrored: bool [n]."""
+        if not self.config.flip:
+            return None
+        return torch.from_numpy(self._whole("flip", streams, [0], [1])[:, 0] == 1)
 
     def shape(self, images: Tensor, streams: Sequence[str]) -> Tensor:
-        """Cropped and changed by RandAugment: uint8 [n, 3, S, S] -> float [n, 3, S, S] in [0, 1]."""
-        config, size = self.config, images.shape[-1]
-        windows = np.array([self._place(stream, size)[0] for stream in streams], dtype=np.int64).reshape(-1, 4)
+        """Cropped and changed by RandAugment.
+
+        Args:
+            images: uint8 [k n, 3, S, S]: k versions of n images, which are changed alike.
+            streams: one for each of the n images.
+
+        Returns:
+            [k n, 3, S, S], float in [0, 1] if something is interpolated, else uint8.
+        """
+        config, copies = self.config, _copies(images, streams)
         if config.resized_crop is not None:
-            cropped = resized_crop(images, windows, config.interpolation)
+            images = resized_crop(images, np.tile(self._windows(streams, images.shape[-1]), (copies, 1)), config.interpolation)
         elif config.crop_padding:
-            cropped = to_unit(crop(images, windows, config.crop_padding))
-        else:
-            cropped = to_unit(images)
+            span = [0, 0], [2 * config.crop_padding] * 2
+            images = crop(images, torch.from_numpy(self._whole("crop", streams, *span)).repeat(copies, 1), config.crop_padding)
         if config.randaugment is None:
-            return cropped
-        pixels = (cropped * 255).round().to(torch.uint8)
+            return images
+        pixels = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
         transform = _randaugment(config.randaugment, config.interpolation, self.mean)
-        return to_unit(randaugmented(pixels, transform, self._names("randaugment", streams)))
+        return randaugmented(pixels, transform, self._names("randaugment", streams) * copies)
+
+    def centres(self, streams: Sequence[str], size: int) -> Tensor:
+        """Where cutout's holes lie, int64 [n, 2]."""
+        return torch.from_numpy(self._whole("cutout", streams, [0, 0], [size - 1] * 2))
 
     def cut(self, images: Tensor, streams: Sequence[str]) -> Tensor:
-        """Float [n, 3, S, S] in [0, 1] -> the same with a hole or a rectangle of noise in each."""
-        config, size = self.config, images.shape[-1]
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        """[k n, 3, S, S], uint8 or float in [0, 1] -> float with a hole, then a rectangle of noise in each."""
+        config, images = self.config, as_unit(images)
         if config.cutout:
-            centres = np.array([self._place(stream, size)[1] for stream in streams], dtype=np.int64).reshape(-1, 2)
-            images = torch.where(holes(centres, config.cutout, size), mean, images)
+            images = fill_holes(images, self.centres(streams, images.shape[-1]), config.cutout, self.mean)
         if config.erasing:
-            noise = erased(images, config.erasing, config.erasing_area, self._names("erasing", streams))
+            names = self._names("erasing", streams) * _copies(images, streams)
+            noise = erased(images, config.erasing, config.erasing_area, names)
+            mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
             images = torch.where(noise.isnan(), images, (mean + std * noise).clamp(0, 1))
         return images
 
-    def _place(self, stream: str, size: int) -> tuple[tuple[int, ...], np.ndarray]:
-        """Window (top, left, height, width) and centre of the hole of an image."""
-        if stream in self._places:
-            return self._places[stream]
-        rng = numpy_generator(self.seed, "crop", stream, *self.own)
-        top, left = rng.integers(0, 2 * self.config.crop_padding + 1, 2)
-        centre = rng.integers(0, size, 2)
-        share = self.config.resized_crop
-        window = (top, left, size, size) if share is None else random_window(rng, size, share)
-        self._places[stream] = window, centre
-        return window, centre
+    def _whole(self, what: str, streams: Sequence[str], first: Sequence[int], last: Sequence[int]) -> np.ndarray:
+        return RandomFields(self.seed, what, *self.own, keys=streams).integers(first, last)
+
+    def _windows(self, streams: Sequence[str], size: int) -> np.ndarray:
+        assert self.config.resized_crop is not None
+        generators = [numpy_generator(*name) for name in self._names("crop", streams)]
+        windows = [random_window(rng, size, self.config.resized_crop) for rng in generators]
+        return np.array(windows, dtype=np.int64).reshape(-1, 4)
 
     def _names(self, what: str, streams: Sequence[str]) -> list[tuple[object, ...]]:
         return [(self.seed, what, stream, *self.own) for stream in streams]
 
 
+def _copies(images: Tensor, streams: Sequence[str] | Tensor) -> int:
+    return len(images) // max(1, len(streams))
+
+
+def as_unit(images: Tensor) -> Tensor:
+    """New, float in [0, 1]: of uint8 by `to_unit`, of such floats a copy."""
+    return images.clone() if images.is_floating_point() else to_unit(images)
+
+
 def flipped(images: Tensor, flips: Tensor | None) -> Tensor:
     """Images [n, 3, S, S], mirrored left-right where `flips` (bool [n]) says so."""
-    return images if flips is None else torch.where(flips[:, None, None, None], images.flip(-1), images)
+    if flips is None:
+        return images
+    mirrored = images.clone()
+    mirrored[flips] = images[flips].flip(-1)
+    return mirrored
 
 
-def crop(images: Tensor, windows: np.ndarray, padding: int) -> Tensor:
-    """The window (n x (top, left, ...)) of each of [n, 3, S, S], padded by black, of the old size."""
-    size = images.shape[-1]
-    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    views = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(2, 3))
-    return torch.from_numpy(views[np.arange(len(images)), :, windows[:, 0], windows[:, 1]])
+def crop(images: Tensor, corners: Tensor, padding: int) -> Tensor:
+    """The window at `corners` (int64 [n, 2]: top, left) of each of [n, 3, S, S], padded by black, of the old size."""
+    count, channels, _, size = images.shape
+    side, along = size + 2 * padding, torch.arange(size)
+    padded = F.pad(images, (padding,) * 4).view(count, channels, side * side)
+    rows, columns = corners[:, :1] + along, corners[:, 1:] + along
+    places = (rows[:, :, None] * side + columns[:, None]).view(count, 1, size * size)
+    return padded.gather(2, places.expand(-1, channels, -1)).view(images.shape)
+
+
+def fill_holes(images: Tensor, centres: Tensor, side: int, colour: Sequence[float]) -> Tensor:
+    """`colour` (3 numbers) wherever a square around `centres` (int64 [n, 2]: row, column) covers an image.
+
+    Args:
+        images: float [k n, 3, S, S], finite: k versions of n images, which get the same holes; written into.
+        centres, side, colour: of the holes.
+
+    Returns:
+        `images`.
+    """
+    places = torch.arange(images.shape[-1], device=images.device) - (centres[:, :, None] - side // 2)
+    inside = (places >= 0) & (places < side)
+    hole = (inside[:, 0, None, :, None] & inside[:, 1, None, None, :]).to(images)
+    versions = images.view(_copies(images, centres), *hole.shape[:1], *images.shape[1:])
+    # a product and a sum, exact with 0 and 1: many times faster than masked writing
+    versions.mul_(1 - hole).add_(hole * torch.tensor(colour, device=images.device)[:, None, None])
+    return images
 
 
 def random_window(rng: np.random.Generator, size: int, smallest: float) -> tuple[int, int, int, int]:
@@ -156,13 +203,6 @@ def resized_crop(images: Tensor, windows: np.ndarray, interpolation: str = "bili
     cuts = (to_unit(image[:, t : t + h, left : left + w]) for image, (t, left, h, w) in zip(images, windows, strict=True))
     enlarged = [F.interpolate(cut[None], (size, size), mode=interpolation, antialias=True) for cut in cuts]
     return torch.cat(enlarged).clamp(0, 1) if enlarged else to_unit(images)
-
-
-def holes(centres: np.ndarray, side: int, size: int) -> Tensor:
-    """Where a square around `centres` (n x (row, column)) covers an image: bool [n, 1, size, size]."""
-    first = centres[:, :, None] - side // 2
-    inside = torch.from_numpy((np.arange(size) >= first) & (np.arange(size) < first + side))
-    return (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]
 
 
 @functools.lru_cache

@@ -8,6 +8,7 @@ Row by row, `clean`, `degraded`, `label` and `key` belong to one image.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,11 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.choices import check_choice
-from utils.data.augmentation import Augmentation, AugmentConfig, flipped
+from utils.data.augmentation import Augmentation, AugmentConfig, as_unit, fill_holes, flipped
 from utils.data.degradations import DegradationCompat
 from utils.data.image_source import ImageSource
 from utils.data.perturbations import check_perturbation, draw_levels, perturb, unit_level
-from utils.data.pixels import to_unit
+from utils.device import move_batch
 from utils.seeding import numpy_generator
 
 Batch = dict[str, Any]
@@ -96,19 +97,43 @@ class BatchSet(Dataset):
 
     def indices(self, epoch: int, step: int, own: tuple[str, ...] = ()) -> np.ndarray:
         """Rows of the source that this process sees at a step; `own`: see `_block`."""
-        order = np.arange(len(self.source))
-        if self.augment is not None:
-            order = numpy_generator(self.seed, "order", epoch, *own).permutation(order)
+        order = np.arange(len(self.source)) if self.augment is None else _order(len(self.source), self.seed, epoch, *own)
         per_step = self.batch_size * self.world
         return order[step * per_step : (step + 1) * per_step][self.rank :: self.world]
 
     def __getitem__(self, place: tuple[int, int]) -> Batch:
+        return self.finished(self.made(place))
+
+    def made(self, place: tuple[int, int]) -> Batch:
+        """What workers make of a batch: as few bytes as possible, for they are sent from process to process.
+
+        Returns:
+            `clean` and `degraded`, uint8 unless something is interpolated or erased; `hole`, centres of holes that are yet to
+            be cut; `label`, `level`, `key`. Of images, labels and keys that all degradations share there is one copy.
+        """
         if not self._apart:
             return self._block(*place, self.degradations)
         blocks = [self._block(*place, [name], (name,)) for name in self.degradations]
-        batch = {name: torch.cat([block[name] for block in blocks]) for name in ("clean", "degraded", "label", "level")}
-        deg = torch.arange(len(blocks)).repeat_interleave(len(blocks[0]["key"]))
-        return {**batch, "deg": deg, "key": [key for block in blocks for key in block["key"]]}
+        batch = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0] if name != "key"}
+        return {**batch, "key": [key for block in blocks for key in block["key"]]}
+
+    def finished(self, made: Batch) -> Batch:
+        """The batch, on the device of the tensors in `made`."""
+        blocks = max(1, len(self.degradations))
+        copies = 1 if self._apart else blocks
+        clean, degraded = as_unit(made["clean"]), as_unit(made["degraded"])
+        if "hole" in made:
+            assert self.augment is not None
+            cut = functools.partial(fill_holes, centres=made["hole"], side=self.augment.cutout, colour=self.source.rgb_mean)
+            clean, degraded = cut(clean) if self.augment.cutout_clean else clean, cut(degraded)
+        return {
+            "clean": clean.repeat(copies, 1, 1, 1),
+            "degraded": degraded,
+            "label": made["label"].repeat(copies),
+            "deg": torch.arange(blocks, device=degraded.device).repeat_interleave(len(degraded) // blocks),
+            "level": made["level"],
+            "key": made["key"] * copies,
+        }
 
     def _block(self, epoch: int, step: int, names: Sequence[str], own: tuple[str, ...] = ()) -> Batch:
         """The images of a step, once for each of `names`, all with the same flip, crop and hole.
@@ -117,22 +142,19 @@ class BatchSet(Dataset):
         """
         rows = self.indices(epoch, step, own)
         keys = [self.source.keys[i] for i in rows]
-        streams = keys if self.augment is None else [f"{key}@{epoch}" for key in keys]
-        flips = self._flips(streams, own)
+        streams, flips, augmentation = keys, None, None
+        if self.augment is not None:
+            streams = [f"{key}@{epoch}" for key in keys]
+            augmentation = Augmentation(self.augment, self.source.rgb_mean, self.source.rgb_std, self.seed, own)
+            flips = augmentation.flips(streams)
         clean = flipped(self.source.images(rows), flips)
         parts = [self._degraded(name, rows, clean, streams, flips) for name in names]
         degraded = torch.cat([p[0] for p in parts]) if parts else clean
         level = torch.cat([p[1] for p in parts]) if parts else torch.zeros(len(rows))
-        copies = max(1, len(parts))
-        clean, degraded = self._augmented(clean, degraded, streams, copies, own)
-        return {
-            "clean": clean.repeat(copies, 1, 1, 1),
-            "degraded": degraded,
-            "label": self.source.labels[rows].repeat(copies),
-            "deg": torch.arange(copies).repeat_interleave(len(rows)),
-            "level": level,
-            "key": keys * copies,
-        }
+        views = {"clean": clean, "degraded": degraded}
+        if augmentation is not None:
+            views = self._augmented(clean, degraded, streams, augmentation)
+        return {**views, "label": self.source.labels[rows], "level": level, "key": keys}
 
     def _degraded(
         self, name: str, rows: np.ndarray, clean: Tensor, streams: list[str], flips: Tensor | None
@@ -145,21 +167,32 @@ class BatchSet(Dataset):
         images = perturb(clean, name, level, keys=streams, seed=self.seed, compat=self.compat, constants=self.constants)
         return images, unit_level(name, level)
 
-    def _flips(self, streams: list[str], own: tuple[str, ...]) -> Tensor | None:
-        if self.augment is None or not self.augment.flip:
-            return None
-        return torch.tensor([bool(numpy_generator(self.seed, "flip", s, *own).integers(2)) for s in streams])
-
-    def _augmented(
-        self, clean: Tensor, degraded: Tensor, streams: list[str], copies: int, own: tuple[str, ...]
-    ) -> tuple[Tensor, Tensor]:
-        """uint8 to float [0, 1]; the versions of an image are cropped, changed in colour and shape, and cut alike."""
-        if self.augment is None:
-            return to_unit(clean), to_unit(degraded)
-        augmentation = Augmentation(self.augment, self.source.rgb_mean, self.source.rgb_std, self.seed, own)
+    @staticmethod
+    def _augmented(clean: Tensor, degraded: Tensor, streams: list[str], augmentation: Augmentation) -> dict[str, Tensor]:
+        """The versions of an image are cropped, changed in colour and shape, and cut alike."""
         first = augmentation.shape(clean, streams)
-        second = first if degraded is clean else augmentation.shape(degraded, streams * copies)
-        return augmentation.cut(first, streams) if self.augment.cutout_clean else first, augmentation.cut(second, streams * copies)
+        second = first if degraded is clean else augmentation.shape(degraded, streams)
+        config = augmentation.config
+        if config.erasing:  # slow, and noise has more than 256 values: nothing is left to be done
+            return {"clean": augmentation.cut(first, streams) if config.cutout_clean else first,
+                    "degraded": augmentation.cut(second, streams)}  # fmt: skip
+        hole = {"hole": augmentation.centres(streams, clean.shape[-1])} if config.cutout else {}
+        return {"clean": first, "degraded": second, **hole}
+
+
+class _Made(Dataset):
+    """What workers make of the batches."""
+
+    def __init__(self, batches: BatchSet) -> None:
+        self.batches = batches
+
+    def __getitem__(self, place: tuple[int, int]) -> Batch:
+        return self.batches.made(place)
+
+
+@functools.lru_cache(maxsize=4)  # every step of an epoch asks for it, for each degradation that has its own; 10 MB on ImageNet
+def _order(count: int, seed: int, epoch: int, *own: str) -> np.ndarray:
+    return numpy_generator(seed, "order", epoch, *own).permutation(count)
 
 
 class _Places(Sampler):
@@ -176,13 +209,16 @@ class _Places(Sampler):
 
 
 class BatchLoader:
-    """`for batch in loader.epoch(e)`: the batches of epoch e, made by `workers` processes (0: by this one)."""
+    """`for batch in loader.epoch(e)`: the batches of epoch e, on `device`, made by `workers` processes (0: by this one).
 
-    def __init__(self, batches: BatchSet, workers: int = 0) -> None:
-        self._batches = batches
+    What takes little time and makes the images larger (numbers from bytes, holes) is done here and on the device.
+    """
+
+    def __init__(self, batches: BatchSet, workers: int = 0, device: str | torch.device = "cpu") -> None:
+        self._batches, self._device = batches, torch.device(device)
         self._places = _Places(len(batches))
         self._loader = DataLoader(
-            batches, batch_size=None, sampler=self._places, num_workers=workers, persistent_workers=workers > 0,
+            _Made(batches), batch_size=None, sampler=self._places, num_workers=workers, persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
@@ -196,4 +232,4 @@ class BatchLoader:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Batches of one epoch in step order."""
         self._places.epoch = epoch
-        return iter(self._loader)
+        return (self._batches.finished(move_batch(made, self._device)) for made in iter(self._loader))

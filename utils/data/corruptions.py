@@ -92,7 +92,7 @@ def corrupt(
     """Corrupt each image.
 
     Args:
-        images: uint8 [B, 3, H, W] on the CPU.
+        images: uint8 [B, 3, H, W].
         name: one of `ALL_CORRUPTIONS`.
         severity: 1..5, one for all or an int tensor [B].
         keys: one string for each image; with `seed`, `name` and the severity it selects the image's random stream.

@@ -9,81 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image as PILImage
-from scipy import ndimage
 from torch import Tensor
 
 from utils.choices import check_choice
-from utils.data.image_batch import Image, check_images, map_images
-from utils.seeding import numpy_generator
+from utils.data.degradation_functions import DegradationCompat, Random, blur, jpeg, noise, saltpepper
+from utils.data.image_batch import check_images
+from utils.random_fields import RandomFields, scaled
 
-
-@dataclass(frozen=True)
-class DegradationCompat:
-    """Where published results were made with something else than the right operation.
-
-    Attributes:
-        rounding: how float grey levels become uint8. Truncation darkens by about half a grey level.
-        salt_value: the grey level of salt. `imagedegrade` on arrays in 0..255 uses 1, so its salt is black.
-        blur_intermediate: "uint8" truncates after each of the two passes, which darkens by about one grey level.
-        watermark_font: font file of the watermark (None: the first that is installed, see utils/data/watermark.py).
-    """
-
-    rounding: Literal["round", "truncate"] = "round"
-    salt_value: Literal[255, 1] = 255
-    blur_intermediate: Literal["float", "uint8"] = "float"
-    watermark_font: str | None = None
-
-    def __post_init__(self) -> None:
-        check_choice(self.rounding, ("round", "truncate"), "rounding")
-        check_choice(self.blur_intermediate, ("float", "uint8"), "blur_intermediate")
-        if self.salt_value not in (255, 1):
-            raise ValueError(f"unknown salt_value {self.salt_value!r}: allowed: 255 (white), 1 (as imagedegrade)")
-
+CHUNK = 2**20  # channel values that are degraded at once: memory for a few numbers each
 
 CORRECT = DegradationCompat()
 REFERENCE = DegradationCompat(rounding="truncate", salt_value=1, blur_intermediate="uint8")
 """Bit for bit what the public FusionDistill and DiffAUD code computes from the same random numbers."""
-
-
-def _to_uint8(grey: NDArray[np.float64], compat: DegradationCompat) -> Image:
-    if compat.rounding == "round":
-        grey = np.rint(grey)
-    return np.clip(grey, 0, 255).astype(np.uint8)
-
-
-def _jpeg(image: Image, quality: float, generator: np.random.Generator, compat: DegradationCompat) -> Image:
-    if not float(quality).is_integer():
-        raise ValueError(f"jpeg quality {quality} is not a whole number: pass 1, 2, ..., 100 or 101 (untouched)")
-    if quality > 100:
-        return image
-    buffer = BytesIO()
-    PILImage.fromarray(image).save(buffer, "JPEG", quality=int(quality))
-    return np.asarray(PILImage.open(buffer))
-
-
-def _noise(image: Image, sigma: float, generator: np.random.Generator, compat: DegradationCompat) -> Image:
-    return _to_uint8(image + sigma * generator.standard_normal(image.shape), compat)
-
-
-def _blur(image: Image, sigma: float, generator: np.random.Generator, compat: DegradationCompat) -> Image:
-    # On a uint8 array scipy stores each of its two passes as truncated uint8.
-    source = image if compat.blur_intermediate == "uint8" else image.astype(np.float64)
-    blurred = ndimage.gaussian_filter(source, sigma=(sigma, sigma, 0), truncate=3.0, mode="nearest")
-    return _to_uint8(blurred, compat)
-
-
-def _saltpepper(image: Image, p: float, generator: np.random.Generator, compat: DegradationCompat) -> Image:
-    # Salt is written after pepper: P(salt) = p/2, P(pepper) = p/2 (1 - p/2), for each channel value on its own.
-    pepper = generator.random(image.shape) > 1 - p / 2
-    salt = generator.random(image.shape) > 1 - p / 2
-    return np.where(salt, np.uint8(compat.salt_value), np.where(pepper, np.uint8(0), image))
 
 
 @dataclass(frozen=True)
@@ -92,7 +33,7 @@ class Degradation:
 
     Attributes:
         name: as in configs and file names.
-        function: (image [H, W, 3] uint8, level in own unit, generator, compat) -> image of that shape, uint8.
+        function: of a whole batch, see utils/data/degradation_functions.py.
         levels: first and last whole number of the sweep; both are used.
         scale: a sweep number k stands for level k / scale in the own unit.
         clean: the level, in own unit, at which the image is untouched.
@@ -100,7 +41,7 @@ class Degradation:
     """
 
     name: str
-    function: Callable[[Image, float, np.random.Generator, DegradationCompat], Image]
+    function: Callable[[Tensor, Tensor, Random, DegradationCompat], Tensor]
     levels: tuple[int, int]
     scale: int
     clean: float
@@ -128,10 +69,10 @@ class Degradation:
 DEGRADATIONS: dict[str, Degradation] = {
     row.name: row
     for row in (
-        Degradation("jpeg", _jpeg, (1, 101), 1, 101.0, "JPEG quality, 4:2:0 chroma; 101 is untouched"),
-        Degradation("noise", _noise, (0, 50), 1, 0.0, "standard deviation of Gaussian noise in grey levels"),
-        Degradation("blur", _blur, (0, 50), 10, 0.0, "standard deviation of the Gaussian in pixels"),
-        Degradation("saltpepper", _saltpepper, (0, 25), 100, 0.0, "probability that a channel value is hit"),
+        Degradation("jpeg", jpeg, (1, 101), 1, 101.0, "JPEG quality, 4:2:0 chroma; 101 is untouched"),
+        Degradation("noise", noise, (0, 50), 1, 0.0, "standard deviation of Gaussian noise in grey levels"),
+        Degradation("blur", blur, (0, 50), 10, 0.0, "standard deviation of the Gaussian in pixels"),
+        Degradation("saltpepper", saltpepper, (0, 25), 100, 0.0, "probability that a channel value is hit"),
     )
 }
 
@@ -172,10 +113,12 @@ def rows_of(name: str) -> list[Degradation]:
     return [DEGRADATIONS[check_choice(part, DEGRADATIONS, "degradation", where)] for part in parts]
 
 
-def _stages(name: str, level: Tensor | float, images: Tensor) -> list[list[tuple[Degradation, float]]]:
-    """For each image the rows to apply, in order, with their checked levels."""
+def _stages(name: str, level: Tensor | float, images: Tensor) -> tuple[list[Degradation], Tensor]:
+    """The n rows to apply, in order, and their checked levels, float64 [B, n]."""
     if name in NAMED_SEQUENCES:
-        return [NAMED_SEQUENCES[name].stages(min(images.shape[-2:]))] * len(images)
+        stages = NAMED_SEQUENCES[name].stages(min(images.shape[-2:]))
+        fixed = torch.tensor([value for _, value in stages], dtype=torch.float64)
+        return [row for row, _ in stages], fixed.expand(len(images), -1)
     rows = rows_of(name)
     levels = torch.as_tensor(level)
     shape = [len(images)] if len(rows) == 1 else [len(images), len(rows)]
@@ -183,9 +126,16 @@ def _stages(name: str, level: Tensor | float, images: Tensor) -> list[list[tuple
         levels = levels.expand(shape)
     if list(levels.shape) != shape:
         raise ValueError(f"level of {name!r} has shape {list(levels.shape)}: expected {shape}, one for each image and stage")
-    # A float32 level stands for the decimal it was written as: 0.3, not 0.30000001.
-    table = levels.double().round(decimals=6).reshape(len(images), len(rows)).tolist()
-    return [[(row, row.check(value)) for row, value in zip(rows, line, strict=True)] for line in table]
+    table = _decimals(levels).reshape(len(images), len(rows))
+    for row, column in zip(rows, table.T.tolist(), strict=True):
+        for value in set(column):
+            row.check(value)
+    return rows, table
+
+
+def _decimals(level: Tensor | float) -> Tensor:
+    """Float64 on the CPU. A float32 level stands for the decimal it was written as: 0.3, not 0.30000001."""
+    return torch.as_tensor(level).cpu().double().round(decimals=6)
 
 
 def degrade(
@@ -200,7 +150,7 @@ def degrade(
     """Degrade each image.
 
     Args:
-        images: uint8 [B, 3, H, W] on the CPU.
+        images: uint8 [B, 3, H, W], on any device (random numbers and JPEG are made on the CPU).
         name: a row of `DEGRADATIONS`, a sequence of them ("blur+noise+jpeg", applied from left to right) or one of
             `NAMED_SEQUENCES`.
         level: in the own unit of the degradation (JPEG quality, sigma in grey levels, sigma in pixels, probability):
@@ -210,22 +160,22 @@ def degrade(
         compat: None for the right operations, `REFERENCE` to reproduce the published code.
 
     Returns:
-        uint8 [B, 3, H, W].
+        uint8 [B, 3, H, W] on the same device.
 
     Raises:
         ValueError: an unknown name, a level outside the allowed range, a wrong shape or dtype.
     """
     check_images(images, keys)
-    plan = _stages(name, level, images)
-    options = compat or CORRECT
-
-    def degrade_one(image: Image, index: int) -> Image:
-        generator = numpy_generator(seed, name, keys[index])
-        for row, value in plan[index]:
-            image = row.function(image, value, generator, options)
-        return image
-
-    return map_images(images, degrade_one)
+    rows, levels = _stages(name, level, images)
+    result = torch.empty_like(images)
+    count = max(1, CHUNK // max(1, images[:1].numel()))
+    for first in range(0, len(images), count):
+        chunk = slice(first, first + count)
+        random, degraded = RandomFields(seed, name, keys=keys[chunk]), images[chunk]
+        for row, column in zip(rows, levels[chunk].T, strict=True):
+            degraded = row.function(degraded, column, random, compat or CORRECT)
+        result[chunk] = degraded
+    return result
 
 
 def sweep_levels(name: str) -> list[float]:
@@ -255,15 +205,14 @@ def unit_level(name: str, level: Tensor | float) -> Tensor:
     Returns:
         float32 of the shape of `level`; for a sequence [...], the mean over its stages; ones for a named sequence.
     """
-    levels = torch.as_tensor(level, dtype=torch.float32)
+    levels = _decimals(level)
     if name in NAMED_SEQUENCES:
-        return torch.ones_like(levels)
+        return torch.ones_like(levels, dtype=torch.float32)
     rows = rows_of(name)
-    clean = torch.tensor([row.clean for row in rows])
-    worst = torch.tensor([row.worst for row in rows])
+    clean, worst = (torch.tensor(ends, dtype=torch.float64) for ends in zip(*((row.clean, row.worst) for row in rows), strict=True))
     if len(rows) == 1:
-        return (levels - clean[0]) / (worst[0] - clean[0])
-    return ((levels - clean) / (worst - clean)).mean(-1)
+        return ((levels - clean[0]) / (worst[0] - clean[0])).float()
+    return ((levels - clean) / (worst - clean)).mean(-1).float()
 
 
 def draw_numbers(
@@ -279,12 +228,10 @@ def draw_numbers(
         shared: False: drawn by (seed, name, key), stage by stage. True: by (seed, key) alone, one u in [0, 1) for whatever name
             and all stages, whose numbers are first + floor(u (last - first + 1)).
     """
-    first, last = np.array(spans, dtype=np.int64).T
+    first, last = zip(*spans, strict=True)
     if shared:
-        u = np.array([numpy_generator(seed, "shared level", key).random() for key in keys]).reshape(-1, 1)
-        return first + np.floor(u * (last - first + 1)).astype(np.int64)
-    draws = [numpy_generator(seed, "level", name, key).integers(first, last + 1) for key in keys]
-    return np.array(draws, dtype=np.int64).reshape(len(keys), len(spans))
+        return scaled(RandomFields(seed, "shared level", keys=keys).random64(1), first, last)
+    return RandomFields(seed, "level", name, keys=keys).integers(first, last)
 
 
 def sample_levels(name: str, keys: Sequence[str], seed: int, shared: bool = False) -> Tensor:

@@ -47,7 +47,7 @@ def perturb(
     """Degrade, corrupt or mark each image, by `degrade`, `corrupt` or `watermark`.
 
     Args:
-        images: uint8 [B, 3, H, W] on the CPU.
+        images: uint8 [B, 3, H, W].
         name: one of `PERTURBATIONS`, or degradations joined by `+`.
         level: [B] or one number, in the degradation's own unit ([B, n] for a sequence of n) or a severity 1..5.
         keys: one string for each image; with `seed`, `name` (and the severity) it selects the image's random stream.

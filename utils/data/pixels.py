@@ -12,7 +12,7 @@ ROUNDINGS = ("round", "truncate")
 
 def to_unit(pixels: Tensor) -> Tensor:
     """uint8 of any shape -> float32 in [0, 1]. Raises ValueError for another dtype (pixels scaled twice)."""
-    return _checked(pixels).float() / 255
+    return _checked(pixels).float().div_(255)
 
 
 def to_signed(pixels: Tensor) -> Tensor:

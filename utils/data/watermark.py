@@ -40,7 +40,7 @@ def watermark(images: Tensor, keys: Sequence[str], font: str | None = None) -> T
     """Each image with the watermark over it.
 
     Args:
-        images: uint8 [B, 3, H, W] on the CPU.
+        images: uint8 [B, 3, H, W].
         keys: one string for each image; nothing is drawn at random.
         font: font file (None: see above).
 
