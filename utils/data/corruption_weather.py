@@ -1,4 +1,4 @@
-"""The weather corruptions and spatter: layers laid over one image at a time.
+"""The weather corruptions and spatter: layers laid over the images of a batch.
 
 Signatures and units as in `utils.data.corruption_functions`.
 """
@@ -10,22 +10,22 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-from utils.data.corruption_functions import Array, Generator, motion_smear, smooth, unit, zoom
-from utils.data.image_batch import Image
+from utils.data.corruption_functions import Array, Generators, draw, magnify, motion_smear, smooth, zoom_crop
 from utils.data.opencv import cv2
 
 # The published generators list six photographs and draw from the first five.
 FROST_PHOTOGRAPHS = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
 
-WATER = np.array([175, 238, 238]) / 255
-MUD = np.array([63, 42, 20]) / 255
+WATER = np.array([175, 238, 238], dtype=np.float32)[:, None, None]
+MUD = np.array([63, 42, 20], dtype=np.float32)[:, None, None]
 
 
 def snow(
-    image: Image,
-    generator: Generator,
+    images: Tensor,
+    generators: Generators,
     mean: float,
     std: float,
     factor: float,
@@ -33,19 +33,27 @@ def snow(
     radius: int,
     sigma: float,
     weight: float,
-) -> Array:
-    clean = unit(image)
-    flakes = zoom(generator.normal(mean, std, size=image.shape[:2]), factor)
-    flakes = np.where(flakes < threshold, 0, np.clip(flakes, 0, 1))
-    layer = unit(motion_smear((flakes * 255).astype(np.uint8), radius, sigma, generator.uniform(-135, -45)))[..., None]
-    grey = clean @ np.array([0.299, 0.587, 0.114])
-    whitened = weight * clean + (1 - weight) * np.maximum(clean, grey[..., None] * 1.5 + 0.5)
-    return (whitened + layer + np.rot90(layer, k=2)) * 255
+) -> Tensor:
+    height, width = images.shape[-2:]
+    shape = (1, zoom_crop(height, factor)[1], zoom_crop(width, factor)[1])  # noise outside the magnified centre is not seen
+    noise, angles = [], []
+    for generator in generators:
+        noise.append(generator.standard_normal(shape, dtype=np.float32))
+        angles.append(generator.uniform(-135, -45))
+    flakes = magnify(torch.from_numpy(np.stack(noise)).to(images.device) * std + mean, factor, height, width)
+    flakes = (flakes.clamp(0, 1) * 255 * (flakes >= threshold)).to(torch.uint8).squeeze(1)
+    smeared = [motion_smear(one, radius, sigma, angle) for one, angle in zip(flakes.cpu().numpy(), angles, strict=True)]
+    layer = torch.from_numpy(np.stack(smeared)).to(images.device).float()
+    layer = (layer + layer.flip(-1, -2)).unsqueeze(1)
+    clean = images.float()
+    red, green, blue = clean.split(1, dim=1)
+    grey = red * 0.299 + green * 0.587 + blue * 0.114
+    return clean * weight + torch.maximum(clean, grey * 1.5 + 127.5).mul_(1 - weight) + layer
 
 
 @lru_cache(maxsize=16)
-def _frost_photograph(index: int, scale: float, height: int, width: int) -> Image:
-    """RGB photograph [> height, > width, 3], resized by `scale`, or by more where it would not cover the image."""
+def _frost_photograph(index: int, scale: float, height: int, width: int) -> Tensor:
+    """RGB photograph, uint8 [3, > height, > width], resized by `scale`, or by more where it would not cover the image."""
     package = importlib.util.find_spec("imagecorruptions")
     if package is None or not package.submodule_search_locations:
         raise ValueError("frost needs photographs that are not installed: pip install imagecorruptions-imaug")
@@ -53,60 +61,63 @@ def _frost_photograph(index: int, scale: float, height: int, width: int) -> Imag
     photograph = cv2.imread(str(path))
     if photograph is None:
         raise ValueError(f"frost photograph {path} cannot be read: pip install --force-reinstall imagecorruptions-imaug")
-    photograph = cv2.cvtColor(photograph, cv2.COLOR_BGR2RGB)
     scale = max(scale, (height + 1) / photograph.shape[0], (width + 1) / photograph.shape[1])
-    return np.asarray(cv2.resize(photograph, None, fx=scale, fy=scale), dtype=np.uint8)
+    resized = cv2.resize(cv2.cvtColor(photograph, cv2.COLOR_BGR2RGB), None, fx=scale, fy=scale)
+    return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
 
-def frost(image: Image, generator: Generator, image_weight: float, frost_weight: float, scale: float) -> Array:
-    height, width = image.shape[:2]
-    photograph = _frost_photograph(int(generator.integers(len(FROST_PHOTOGRAPHS))), scale, height, width)
-    top = generator.integers(photograph.shape[0] - height)
-    left = generator.integers(photograph.shape[1] - width)
-    return image_weight * image + frost_weight * photograph[top : top + height, left : left + width]
+def frost(images: Tensor, generators: Generators, image_weight: float, frost_weight: float, scale: float) -> Tensor:
+    height, width = images.shape[-2:]
+    layers = []
+    for generator in generators:
+        photograph = _frost_photograph(int(generator.integers(len(FROST_PHOTOGRAPHS))), scale, height, width)
+        top = generator.integers(photograph.shape[-2] - height)
+        left = generator.integers(photograph.shape[-1] - width)
+        layers.append(photograph[:, top : top + height, left : left + width])
+    return images * image_weight + torch.stack(layers).to(images.device) * frost_weight
 
 
-def height_map(side: int, decay: float, generator: Generator) -> NDArray[np.float64]:
-    """Fractal landscape [side, side] in [0, 1]: diamond-square algorithm on a torus; `side` is a power of two.
+def height_map(uniform: Tensor, side: int, decay: float) -> Tensor:
+    """Fractal landscapes [n, side, side] in [0, 1]: diamond-square algorithm on a torus; `side` is a power of two.
 
     At each scale the new points are the mean of four neighbours plus uniform noise of amplitude w^2, with w = 100 at
-    the coarsest scale and divided by `decay` at each finer one.
+    the coarsest scale and divided by `decay` at each finer one. `uniform` holds the noise, [n, side^2 - 1] in [-1, 1].
     """
-    heights = np.zeros((side, side))
+    heights = uniform.new_zeros(len(uniform), side, side)
     step, wobble = side, 100.0
-
-    def rough(sum_of_four: NDArray[np.float64]) -> NDArray[np.float64]:
-        return sum_of_four / 4 + wobble * generator.uniform(-wobble, wobble, size=sum_of_four.shape)
-
     while step >= 2:
         half = step // 2
-        corner = heights[::step, ::step]
-        pair = corner + np.roll(corner, -1, axis=0)
-        centre = rough(pair + np.roll(pair, -1, axis=1))
-        heights[half::step, half::step] = centre
-        heights[::step, half::step] = rough(centre + np.roll(centre, 1, axis=0) + corner + np.roll(corner, -1, axis=1))
-        heights[half::step, ::step] = rough(centre + np.roll(centre, 1, axis=1) + corner + np.roll(corner, -1, axis=0))
+        points = (side // step) ** 2
+        noise, uniform = uniform[:, : 3 * points] * wobble**2, uniform[:, 3 * points :]
+        rough = noise.view(len(noise), 3, side // step, side // step)
+        corner = heights[:, ::step, ::step].contiguous()
+        below, beside = corner + corner.roll(-1, 1), corner + corner.roll(-1, 2)
+        centre = (below + below.roll(-1, 2)) / 4 + rough[:, 0]
+        heights[:, half::step, half::step] = centre
+        heights[:, ::step, half::step] = (centre + centre.roll(1, 1) + beside) / 4 + rough[:, 1]
+        heights[:, half::step, ::step] = (centre + centre.roll(1, 2) + below) / 4 + rough[:, 2]
         step, wobble = half, wobble / decay
-    heights -= heights.min()
-    return heights / heights.max()
+    heights -= heights.amin(dim=(1, 2), keepdim=True)
+    return heights / heights.amax(dim=(1, 2), keepdim=True)
 
 
-def fog(image: Image, generator: Generator, amount: float, decay: float) -> Array:
-    height, width = image.shape[:2]
+def fog(images: Tensor, generators: Generators, amount: float, decay: float) -> Tensor:
+    height, width = images.shape[-2:]
     side = 1 << (max(height, width) - 1).bit_length()
-    clean = unit(image)
-    brightest = clean.max()
-    foggy = clean + amount * height_map(side, decay, generator)[:height, :width, None]
-    return foggy * brightest / (brightest + amount) * 255
+    uniform = draw(generators, lambda generator: generator.random(side**2 - 1, dtype=np.float32), images.device)
+    layer = height_map(uniform * 2 - 1, side, decay)[:, None, :height, :width]
+    brightest = images.amax(dim=(1, 2, 3), keepdim=True) / 255
+    return (images + layer * (255 * amount)) * (brightest / (brightest + amount))
 
 
-def brightness(image: Image, generator: Generator, offset: float) -> Array:
-    """HSV value plus `offset`; hue and saturation stay, so the three channels keep their ratios."""
-    clean = unit(image)
-    value = clean.max(axis=2, keepdims=True)
-    raised = np.minimum(value + offset, 1)
+def brightness(images: Tensor, generators: Generators, offset: float) -> Tensor:
+    """HSV value plus `offset`; hue and saturation stay, so the three channels keep their ratios. Black becomes grey."""
+    clean = images.double() / 255
+    value = clean.amax(dim=1, keepdim=True)
+    black = (value == 0).double()
+    raised = (value + offset).clamp_(max=1)
     # Multiplied first: the brightest channel of a saturated pixel is then 1 exactly and survives the truncation as 255.
-    return np.where(value > 0, clean * raised / np.maximum(value, 1e-12), raised) * 255
+    return (clean + black).mul_(raised).div_(value + black).mul_(255)
 
 
 def _water(drops: Array, strength: float) -> Array:
@@ -121,20 +132,22 @@ def _water(drops: Array, strength: float) -> Array:
 
 
 def spatter(
-    image: Image,
-    generator: Generator,
+    images: Tensor,
+    generators: Generators,
     mean: float,
     std: float,
     sigma: float,
     threshold: float,
     strength: float,
     mud: bool,
-) -> Array:
-    clean = unit(image)
-    drops = smooth(generator.normal(mean, std, size=image.shape[:2]), sigma)
-    if not mud:
-        opacity = _water(np.where(drops < threshold, 0, drops), strength)[..., None]
-        return (clean + opacity * WATER) * 255
-    cover = smooth((drops > threshold).astype(np.float64), strength)[..., None]
-    cover = np.where(cover < 0.8, 0, cover)
-    return (clean * (1 - cover) + cover * MUD) * 255
+) -> Tensor:
+    layers = []
+    for clean, generator in zip(images.cpu().numpy(), generators, strict=True):
+        drops = smooth(generator.normal(mean, std, size=images.shape[-2:]), sigma)
+        if mud:
+            cover = smooth((drops > threshold).astype(np.float64), strength)
+            cover = np.where(cover < 0.8, 0, cover)
+            layers.append(clean * (1 - cover) + cover * MUD)
+        else:
+            layers.append(clean + _water(np.where(drops < threshold, 0, drops), strength) * WATER)
+    return torch.from_numpy(np.stack(layers)).to(images.device)

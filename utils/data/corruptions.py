@@ -10,21 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from utils.choices import check_choice
 from utils.data import corruption_functions as functions
+from utils.data import corruption_noise as noise
 from utils.data import corruption_weather as weather
 from utils.data.corruption_constants import CONSTANT_SETS, CONSTANTS
-from utils.data.image_batch import Image, check_images, map_images
+from utils.data.image_batch import check_images
 from utils.seeding import numpy_generator
 
-FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
-    "gaussian_noise": functions.gaussian_noise,
-    "shot_noise": functions.shot_noise,
-    "impulse_noise": functions.impulse_noise,
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "gaussian_noise": noise.gaussian_noise,
+    "shot_noise": noise.shot_noise,
+    "impulse_noise": noise.impulse_noise,
     "defocus_blur": functions.defocus_blur,
     "glass_blur": functions.glass_blur,
     "motion_blur": functions.motion_blur,
@@ -37,7 +37,7 @@ FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "elastic_transform": functions.elastic_transform,
     "pixelate": functions.pixelate,
     "jpeg_compression": functions.jpeg_compression,
-    "speckle_noise": functions.speckle_noise,
+    "speckle_noise": noise.speckle_noise,
     "gaussian_blur": functions.gaussian_blur,
     "spatter": weather.spatter,
     "saturate": functions.saturate,
@@ -58,6 +58,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 }
 
 SEVERITIES: tuple[int, ...] = (1, 2, 3, 4, 5)
+
+_VALUES_AT_ONCE = 3 << 18  # that stay in a processor's caches: 256 images of 32 px, 5 of 224 px
 
 
 def default_constants(size: int) -> str:
@@ -100,7 +102,7 @@ def corrupt(
         constants: "cifar", "tiny" or "imagenet" (see `default_constants`).
 
     Returns:
-        uint8 [B, 3, H, W]. Grey levels are truncated, not rounded, as in the released files.
+        uint8 [B, 3, H, W] on the device of `images`. Grey levels are truncated, not rounded, as in the released files.
 
     Raises:
         ValueError: an unknown name or set, a severity outside 1..5, a wrong shape or dtype, no photographs for frost.
@@ -111,10 +113,19 @@ def corrupt(
     severities = _severities(severity, len(images))
     function = FUNCTIONS[name]
 
-    def corrupt_one(image: Image, index: int) -> Image:
-        generator = numpy_generator(seed, name, severities[index], keys[index])
-        result = function(image, generator, *rows[severities[index] - 1])
-        # uint8 results (JPEG, pixelate, motion blur) pass through unchanged.
-        return np.clip(result, 0, 255).astype(np.uint8)
+    def corrupt_part(part: Tensor, level: int, part_keys: Sequence[str]) -> Tensor:
+        generators = (numpy_generator(seed, name, level, key) for key in part_keys)  # made only if they are asked for
+        out = function(part, generators, *rows[level - 1])
+        # uint8 results (noise, JPEG, pixelate, motion blur) are grey levels already
+        return out if out.dtype == torch.uint8 else out.clamp_(0, 255).to(torch.uint8)
 
-    return map_images(images, corrupt_one)
+    at_once = max(1, _VALUES_AT_ONCE // max(1, math.prod(images.shape[1:])))
+    if len(images) <= at_once and len(set(severities)) == 1:
+        return corrupt_part(images, severities[0], keys)
+    result = torch.empty_like(images, memory_format=torch.contiguous_format)
+    for level in sorted(set(severities)):
+        chosen = [index for index, value in enumerate(severities) if value == level]
+        for part in (chosen[start : start + at_once] for start in range(0, len(chosen), at_once)):
+            place = torch.tensor(part, device=images.device)
+            result[place] = corrupt_part(images[place], level, [keys[index] for index in part])
+    return result

@@ -1,15 +1,19 @@
-"""Apply a numpy function to each image of a uint8 batch."""
+"""Apply a numpy function to each image, or each channel, of a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from utils.data.opencv import cv2
+
 Image = NDArray[np.uint8]  # [H, W, 3], RGB, 0..255
+Plane = NDArray[Any]  # [H, W], one channel
 
 
 def check_images(images: Tensor, keys: Sequence[str]) -> None:
@@ -19,17 +23,24 @@ def check_images(images: Tensor, keys: Sequence[str]) -> None:
         ValueError: names what was given and what is expected.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(
-            f"images are {images.dtype} {list(images.shape)}: expected a torch.uint8 tensor [B, 3, H, W], values 0..255"
-        )
+        given = f"{images.dtype} {list(images.shape)}"
+        raise ValueError(f"images are {given}: expected a torch.uint8 tensor [B, 3, H, W], values 0..255")
     if isinstance(keys, str) or len(keys) != len(images):
         raise ValueError(f"got {len(images)} images and keys {keys!r}: pass a list with one string for each image")
 
 
 def map_images(images: Tensor, function: Callable[[Image, int], Image]) -> Tensor:
-    """New [B, 3, H, W] with `function(image [H, W, 3] uint8, index in the batch)` of each image, on the device of `images`."""
-    pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())
-    result = np.empty_like(pixels)
-    for index, image in enumerate(pixels):
-        result[index] = function(image, index)
-    return torch.from_numpy(np.ascontiguousarray(result.transpose(0, 3, 1, 2))).to(images.device)
+    """New [B, 3, H, W] with `function(image [H, W, 3] uint8, index in the batch)` of each image, computed on the CPU."""
+    result = np.empty(images.shape, dtype=np.uint8)
+    for index, channels in enumerate(images.cpu().contiguous().numpy()):
+        result[index] = cv2.split(function(np.asarray(cv2.merge(list(channels)), dtype=np.uint8), index))
+    return torch.from_numpy(result).to(images.device)
+
+
+def map_planes(planes: Tensor, function: Callable[[Plane], Plane]) -> Tensor:
+    """New [..., H, W] with `function([H, W])`, of the same type, of each channel of each image, computed on the CPU."""
+    array = planes.cpu().contiguous().numpy()
+    result = np.empty_like(array)
+    for index in np.ndindex(array.shape[:-2]):
+        result[index] = function(array[index])
+    return torch.from_numpy(result).to(planes.device)
