@@ -6,7 +6,8 @@ constants and their order are those of `utils.data.corruption_constants`.
 
 Random numbers are drawn on the CPU, image by image. The rest is tensor code on the images' device, but for the filters and JPEG:
 there OpenCV is several times faster than torch on a CPU, so images of another device are taken to the CPU and back.
-An image's bytes must not depend on the others of its batch: sums are exact, element by element, or image by image.
+An image's bytes must not depend on the others of its batch: sums are exact, element by element, or image by image. Filters run in
+double precision: a mean of few levels is often a whole number, and the last bit decides whether it is truncated.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def smooth(plane: Array, sigma: float) -> Array:
 
 
 def gaussian_blur(images: Tensor, generators: Generators, sigma: float) -> Tensor:
-    return map_planes(images.float(), lambda plane: smooth(plane, sigma))
+    return map_planes(images.double(), lambda plane: smooth(plane, sigma))
 
 
 @lru_cache(maxsize=32)
@@ -61,7 +62,6 @@ def _disk(radius: float, alias_sigma: float) -> NDArray[np.float32]:
 
 def defocus_blur(images: Tensor, generators: Generators, radius: float, alias_sigma: float) -> Tensor:
     kernel = _disk(radius, alias_sigma)
-    # In double precision: a mean of few levels is often a whole number, which the last bit decides to keep or to truncate.
     return map_planes(images.double(), lambda plane: cv2.filter2D(plane, -1, kernel))
 
 
