@@ -46,7 +46,7 @@ def smooth(plane: Array, sigma: float) -> Array:
 
 
 def gaussian_blur(images: Tensor, generators: Generators, sigma: float) -> Tensor:
-    return map_planes(images.double(), lambda plane: smooth(plane, sigma))
+    return map_planes(images, lambda plane: smooth(plane, sigma))
 
 
 @lru_cache(maxsize=32)
@@ -62,18 +62,18 @@ def _disk(radius: float, alias_sigma: float) -> NDArray[np.float32]:
 
 def defocus_blur(images: Tensor, generators: Generators, radius: float, alias_sigma: float) -> Tensor:
     kernel = _disk(radius, alias_sigma)
-    return map_planes(images.double(), lambda plane: cv2.filter2D(plane, -1, kernel))
+    return map_planes(images, lambda plane: cv2.filter2D(plane, -1, kernel))
 
 
 def copy_neighbours(images: Tensor, row_offset: Tensor, column_offset: Tensor, margin: int) -> Tensor:
     """Visit rows, and columns within a row, from size - margin down to margin + 1; each pixel copies a neighbour.
 
-    Of images [n, C, H, W], the neighbour stands at the given offset (int64 [n, rows visited, columns visited], in the order of the
+    Of images [n, C, H, W], the neighbour stands at the given offset (int [n, rows visited, columns visited], in the order of the
     visit, each in -margin .. margin - 1). A neighbour that was visited before hands on its new value. The published code reads
     like a swap, but its numpy views make it this one-way copy, and the released sets are made with it.
     """
     count, channels, height, width = images.shape
-    pixels = torch.arange(count * height * width, device=images.device).view(count, height, width)
+    pixels = torch.arange(count * height * width, device=images.device, dtype=torch.int32).view(count, height, width)
     visited = slice(margin + 1, height - margin + 1), slice(margin + 1, width - margin + 1)
     here = pixels[:, visited[0], visited[1]]
     there = here + row_offset.flip(-1, -2) * width + column_offset.flip(-1, -2)
@@ -92,7 +92,7 @@ def copy_neighbours(images: Tensor, row_offset: Tensor, column_offset: Tensor, m
     source[:, visited[0], visited[1]] = there
     source = source.flatten().index_select(0, pointer).view(count, 1, -1)
     first = torch.arange(0, count * height * width, height * width, device=images.device).view(count, 1, 1)
-    return images.flatten(2).gather(2, (source - first).expand(-1, channels, -1)).view(images.shape)
+    return images.flatten(2).gather(2, (source - first).long().expand(-1, channels, -1)).view(images.shape)
 
 
 def glass_blur(images: Tensor, generators: Generators, sigma: float, largest_offset: int, iterations: int) -> Tensor:
@@ -102,8 +102,8 @@ def glass_blur(images: Tensor, generators: Generators, sigma: float, largest_off
         lambda generator: generator.integers(-largest_offset, largest_offset, size=(iterations, 2, *visited), dtype=np.int8),
         images.device,
     )
-    shuffled = gaussian_blur(images, generators, sigma).to(torch.uint8)
-    for rows, columns in offsets.long().permute(1, 2, 0, 3, 4):
+    shuffled = gaussian_blur(images, generators, sigma)
+    for rows, columns in offsets.int().permute(1, 2, 0, 3, 4):
         shuffled = copy_neighbours(shuffled, rows, columns, largest_offset)
     return gaussian_blur(shuffled, generators, sigma)
 
@@ -155,15 +155,18 @@ def zoom(stack: Tensor, factor: float) -> Tensor:
 
 
 def zoom_blur(images: Tensor, generators: Generators, count: int, step: float) -> Tensor:
-    channels, height, width = 3 * len(images), *images.shape[-2:]
-    # All images' channels side by side fill the vector registers. 16 is the widest: no channel is left to other instructions,
-    # which would round in another way.
-    stack = functional.pad(images.float().view(1, channels, height, width), (0, 0, 0, 0, 0, -channels % 16))
+    batch, channels, height, width = images.shape
+    stack = images.float()
+    if height * width < 1 << 14:
+        # All images' channels side by side fill the vector registers. 16 is the widest: no channel is left to other instructions,
+        # which would round in another way.
+        channels *= batch
+        stack = functional.pad(stack.view(1, channels, height, width), (0, 0, 0, 0, 0, -channels % 16))
     stack = stack.contiguous(memory_format=torch.channels_last)
     total = stack * 2  # the first factor is 1, so the image itself counts twice
     for index in range(1, count):
         total += zoom(stack, 1 + step * index)
-    return (total[0, :channels] / (count + 1)).reshape(images.shape)
+    return (total[:, :channels] / (count + 1)).reshape(images.shape)
 
 
 def contrast(images: Tensor, generators: Generators, factor: float) -> Tensor:

@@ -74,7 +74,7 @@ def frost(images: Tensor, generators: Generators, image_weight: float, frost_wei
         top = generator.integers(photograph.shape[-2] - height)
         left = generator.integers(photograph.shape[-1] - width)
         layers.append(photograph[:, top : top + height, left : left + width])
-    return images * image_weight + torch.stack(layers).to(images.device) * frost_weight
+    return images.float().mul_(image_weight).add_(torch.stack(layers).to(images.device).float(), alpha=frost_weight)
 
 
 def height_map(uniform: Tensor, side: int, decay: float) -> Tensor:
@@ -107,17 +107,17 @@ def fog(images: Tensor, generators: Generators, amount: float, decay: float) -> 
     uniform = draw(generators, lambda generator: generator.random(side**2 - 1, dtype=np.float32), images.device)
     layer = height_map(uniform * 2 - 1, side, decay)[:, None, :height, :width]
     brightest = images.amax(dim=(1, 2, 3), keepdim=True) / 255
-    return (images + layer * (255 * amount)) * (brightest / (brightest + amount))
+    return (images + layer * (255 * amount)).mul_(brightest / (brightest + amount))
 
 
 def brightness(images: Tensor, generators: Generators, offset: float) -> Tensor:
     """HSV value plus `offset`; hue and saturation stay, so the three channels keep their ratios. Black becomes grey."""
-    clean = images.double() / 255
+    clean = images.double().div_(255)
     value = clean.amax(dim=1, keepdim=True)
     black = (value == 0).double()
     raised = (value + offset).clamp_(max=1)
     # Multiplied first: the brightest channel of a saturated pixel is then 1 exactly and survives the truncation as 255.
-    return (clean + black).mul_(raised).div_(value + black).mul_(255)
+    return clean.add_(black).mul_(raised).div_(value + black).mul_(255)
 
 
 def _water(drops: Array, strength: float) -> Array:

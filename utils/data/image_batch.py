@@ -37,10 +37,11 @@ def map_images(images: Tensor, function: Callable[[Image, int], Image]) -> Tenso
     return torch.from_numpy(result).to(images.device)
 
 
-def map_planes(planes: Tensor, function: Callable[[Plane], Plane]) -> Tensor:
-    """New [..., H, W] with `function([H, W])`, of the same type, of each channel of each image, computed on the CPU."""
-    array = planes.cpu().contiguous().numpy()
-    result = np.empty_like(array)
-    for index in np.ndindex(array.shape[:-2]):
-        result[index] = function(array[index])
-    return torch.from_numpy(result).to(planes.device)
+def map_planes(images: Tensor, function: Callable[[Plane], Plane]) -> Tensor:
+    """New uint8 [B, C, H, W] with `function(float64 [H, W])` of each channel, clipped and truncated, computed on the CPU."""
+    planes = images.cpu().contiguous().numpy()
+    result = np.empty_like(planes)
+    for index in np.ndindex(planes.shape[:2]):
+        plane = function(planes[index].astype(np.float64))
+        result[index] = np.clip(plane, 0, 255, out=plane)
+    return torch.from_numpy(result).to(images.device)
