@@ -50,10 +50,14 @@ class DDAConfig(ChainConfig):
             w = 6 is 3 an image). 0 leaves the gradient out and costs a third.
         guidance_norm: per_image | batch (as the paper's code: images of a batch share one norm, so results depend on batch mates;
             the last batch is then not filled up).
+        guidance: full (gradient through the network) | jacobian_free (past it: no pass backward, a third of the time).
+        sampler: ddpm | ddim (no new noise in a step, for short chains).
     """
 
     guidance_weight: float = 3.0
     guidance_norm: Literal["per_image", "batch"] = "per_image"
+    guidance: Literal["full", "jacobian_free"] = "full"
+    sampler: Literal["ddpm", "ddim"] = "ddpm"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,7 @@ ENCODINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "npy": (".png", _PNG),
 }
 # options that came after the first adapted folders: not part of their settings where they change nothing
-_LATER = {"noise_level": None, "variance": None, "clip_denoised": True}
+_LATER = {"noise_level": None, "variance": None, "clip_denoised": True, "guidance": "full", "sampler": "ddpm"}
 
 
 def settings_of(config: AdaptConfig, model: str, job: Job) -> dict[str, Any]:

@@ -18,7 +18,8 @@ class ReverseChain:
     """Moves images towards the domain of a diffusion model's training images; a subclass says how a step holds on to the image.
 
     Args:
-        denoiser: is frozen (no weight gets a gradient) and put in eval mode and channels_last layout, in place.
+        denoiser: is frozen (no weight gets a gradient), put in eval mode and channels_last layout, and its blocks are made lean
+            (`models.lean`), in place.
         respacing: see `models.schedule.respaced_timesteps`; its length S is the length of the chain.
         start_step: N, number of denoising steps (None: 50, unless `noise_level` is given). The same N means other noise in
             another schedule or respacing.
@@ -57,6 +58,8 @@ class ReverseChain:
         start_mismatch: bool = False,
         autocast: bool = False,
     ) -> None:
+        from models.lean import make_lean  # noqa: PLC0415  it imports diffusers, which takes seconds
+
         self.schedule = denoiser.schedule(respacing)
         self.start_step = self._steps(start_step, noise_level)
         last = len(self.schedule) - start_mismatch
@@ -69,6 +72,7 @@ class ReverseChain:
         self.low_pass = LowPass(denoiser.image_size, downscale_factor, border)
         self.variance = check_variance(variance, denoiser)
         self.denoiser = denoiser.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        make_lean(denoiser)
         self.start_level = self.start_step if start_mismatch else self.start_step - 1
         self.clip_denoised = clip_denoised
         self.autocast = autocast

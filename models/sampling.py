@@ -76,6 +76,18 @@ def p_mean_variance(
     return ReverseStep(x0, mean, (log_variance / 2).exp())
 
 
+def ddim_step(schedule: NoiseSchedule, x: Tensor, x0: Tensor, i: int) -> Tensor:
+    """x at level i -> level i - 1 without new noise (DDIM: Song et al. 2021, equation 12 with sigma = 0).
+
+    Args:
+        x: at level i.
+        x0: the clean image predicted from it; where it was clamped, the noise is taken to be what then remains of x.
+    """
+    alpha_bar, before = schedule.alpha_bar[i].item(), schedule.alpha_bar[i - 1].item() if i else 1.0
+    eps = (x - math.sqrt(alpha_bar) * x0) / math.sqrt(1 - alpha_bar)
+    return math.sqrt(before) * x0 + math.sqrt(1 - before) * eps
+
+
 def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
     """Standard normal [B, *shape]: image b from `generators[b]` alone, hence equal for any batch and device.
 

@@ -48,6 +48,16 @@ def test_yaml_gives_the_keys_and_flags_go_over_them(ddpm: Path, tmp_path: Path) 
     assert settings["parameters"]["guidance_weight"] == 1 and settings["input"]["constants"] == "imagenet"
 
 
+def test_fast_flags_are_settings_and_the_published_ones_are_left_out(ddpm: Path, tmp_path: Path) -> None:
+    for name, words, expected in (
+        ("usual", (), ()),
+        ("fast", ("--guidance", "jacobian_free", "--sampler", "ddim"), ("jacobian_free", "ddim")),
+    ):
+        digits(ddpm, tmp_path / name, *words, "--num_samples", 1).check()
+        parameters = json.loads((tmp_path / name / "jpeg/random/settings.json").read_text())["parameters"]
+        assert tuple(parameters[key] for key in ("guidance", "sampler") if key in parameters) == expected
+
+
 def test_model_is_found_by_the_name_of_its_run(runs: Path, tmp_path: Path) -> None:
     words = ("--model_path", "diffusion/{dataset}/ddpm", "--runs", runs, "--save_dir", tmp_path, *SHORT)
     run_script(SCRIPT, *words, "--corruption", "clean", "--limit", 1).check()
@@ -65,6 +75,9 @@ def test_model_is_found_by_the_name_of_its_run(runs: Path, tmp_path: Path) -> No
         (("--dda.start_stp", "3"), "unknown config key 'start_stp' in section 'dda': did you mean 'start_step'?"),
         (("--guidance_norm", "image"), "unknown value 'image' in config key 'dda.guidance_norm'"),
         (("--guidance_weight", "-1"), "guidance_weight -1"),
+        (("--guidance", "jacobian"), "unknown value 'jacobian' in config key 'dda.guidance'"),
+        (("--sampler", "dim"), "unknown value 'dim' in config key 'dda.sampler': did you mean 'ddim'"),
+        (("--sampler", "ddim", "--variance", "fixed_small"), "variance fixed_small has no meaning with sampler ddim"),
         (("--image_size", "256"), "flags contradict the checkpoint: --image_size 256 (the checkpoint: 32)"),
         (("--learn_sigma", "True", "--class_cond", "True"), "--class_cond True (the checkpoint: False); --learn_sigma True"),
         (("--severity", "6"), "severities [6] for gaussian_noise: choose from 1, 2, 3, 4, 5"),

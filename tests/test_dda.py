@@ -113,6 +113,51 @@ def test_guidance_is_the_weight_times_the_gradient_of_the_norm(norm):
     torch.testing.assert_close(plain - guided, weight * torch.autograd.grad(distance, x)[0], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("norm", ["batch", "per_image"])
+def test_jacobian_free_guidance_is_the_gradient_by_x0_over_the_root_of_alpha_bar(norm):
+    denoiser, ref, weight, graphs = tiny_denoiser(), random_images(3), 2.5, []
+    denoiser.unet.register_forward_hook(lambda module, args, output: graphs.append(output[0].requires_grad))
+    options = {"start_step": 1, "guidance_norm": norm}
+    guided = DDA(denoiser, guidance="jacobian_free", guidance_weight=weight, **options).adapt(ref, generators(0, 1, 2))
+    plain = DDA(denoiser, guidance_weight=0, **options).adapt(ref, generators(0, 1, 2))
+    assert graphs == [False, False]
+
+    a, low_pass = make_schedule("linear", 1000, "100").alpha_bar[0].item(), LowPass(SIZE, 4)
+    residual = low_pass(plain - ref)  # the last step ends at x0
+    norms = residual.norm() if norm == "batch" else residual.flatten(1).norm(dim=1).reshape(3, 1, 1, 1)
+    torch.testing.assert_close(plain - guided, weight * low_pass(residual) / norms / math.sqrt(a), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0, 2.0])
+def test_ddim_is_its_formula_and_draws_noise_once(weight):
+    denoiser, ref, low_pass, chain = tiny_denoiser(), random_images(1), LowPass(SIZE, 4), make_schedule("linear", 1000, "20")
+    z = torch.randn(3, SIZE, SIZE, generator=generators(0)[0])
+    a = [*chain.alpha_bar.tolist(), 1.0]  # index -1: before the first level
+    x = math.sqrt(a[7]) * ref + math.sqrt(1 - a[7]) * z
+    for i in range(7, -1, -1):
+        with torch.no_grad():
+            eps = denoiser.unet(x, chain.timesteps[i : i + 1]).sample
+        x0 = ((x - math.sqrt(1 - a[i]) * eps) / math.sqrt(a[i])).clamp(-1, 1)
+        eps = (x - math.sqrt(a[i]) * x0) / math.sqrt(1 - a[i])
+        residual = low_pass(x0 - ref)
+        pull = low_pass(residual) / residual.norm() / math.sqrt(a[i])
+        x = math.sqrt(a[i - 1]) * x0 + math.sqrt(1 - a[i - 1]) * eps - weight * pull
+    options = {"respacing": "20", "start_step": 8, "guidance": "jacobian_free", "sampler": "ddim"}
+    (stream,) = generators(0)
+    found = DDA(denoiser, guidance_weight=weight, **options).adapt(ref, [stream])
+    torch.testing.assert_close(found, x, rtol=0, atol=1e-4)
+    once = generators(0)[0]
+    torch.randn(3, SIZE, SIZE, generator=once)
+    assert torch.equal(stream.get_state(), once.get_state())
+
+
+@pytest.mark.parametrize("guidance", ["full", "jacobian_free"])
+def test_result_of_the_fast_options_is_byte_equal_with_other_companions(guidance):
+    ref, dda = random_images(5), DDA(tiny_denoiser("cosine"), start_step=8, respacing="20", guidance=guidance, sampler="ddim")
+    three = dda.adapt(ref[:3], generators(0, 1, 2))
+    assert torch.equal(three[2], dda.adapt(ref[[4, 2, 3]], generators(4, 2, 3))[1])
+
+
 def test_guidance_brings_the_result_nearer_to_the_low_frequencies_of_the_image():
     denoiser, ref, low_pass = tiny_denoiser(), random_images(2), LowPass(SIZE, 4)
     distance = []
@@ -163,9 +208,11 @@ def test_start_by_noise_level_carries_over_to_another_schedule():
 
 def test_autocast_stays_near_the_full_precision_result():
     ref = random_images(2)
-    full, half = (DDA(tiny_denoiser(), start_step=5, autocast=on).adapt(ref, generators(0, 1)) for on in (False, True))
+    # unclipped: where a pixel of x0 crosses the clip limit its gradient jumps, by up to 0.3 for some images in any precision
+    options = {"start_step": 5, "clip_denoised": False}
+    full, half = (DDA(tiny_denoiser(), autocast=on, **options).adapt(ref, generators(0, 1)) for on in (False, True))
     assert half.dtype == torch.float32
-    assert 0 < (full - half).abs().max() < 0.05
+    assert 0 < (full - half).abs().max() < 0.01
 
 
 @pytest.mark.parametrize(
@@ -178,6 +225,9 @@ def test_autocast_stays_near_the_full_precision_result():
         ({"guidance_weight": -1.0}, r"guidance_weight -1.0 is not >= 0"),
         ({"guidance_weight": float("nan")}, r"guidance_weight nan is not >= 0"),
         ({"guidance_norm": "image"}, "unknown guidance_norm 'image'.*did you mean 'per_image'"),
+        ({"guidance": "jacobian"}, "unknown guidance 'jacobian': did you mean 'jacobian_free'"),
+        ({"sampler": "dim"}, "unknown sampler 'dim': did you mean 'ddim'"),
+        ({"sampler": "ddim", "variance": "fixed_small"}, "variance fixed_small has no meaning with sampler ddim"),
         ({"downscale_factor": 50}, "downscale_factor 50 does not divide the image size 16"),
     ],
 )

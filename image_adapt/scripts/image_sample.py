@@ -56,6 +56,8 @@ FLAGS: dict[str, str] = {
     "clip_denoised": "{adapter}.clip_denoised",
     "guidance_weight": "dda.guidance_weight",
     "guidance_norm": "dda.guidance_norm",
+    "guidance": "dda.guidance",
+    "sampler": "dda.sampler",
     "range_t": "ilvr.range_t",
     "train": "input.train",
     "enlarge": "input.enlarge",
@@ -71,7 +73,8 @@ FLAGS: dict[str, str] = {
 # how the flag's text is read where it is not as in a YAML
 _BOOLEANS = ("clip_denoised", "train", "enlarge", "use_fp16", "skip_broken", "overwrite")
 _TEXTS = ("model_path", "save_dir", "base_samples", "list", "timestep_respacing", "runs")
-_OF = {"guidance_weight": "dda", "guidance_norm": "dda", "scale": "dda", "range_t": "ilvr"}  # flags that one adapter has
+# flags that one adapter has
+_OF = {**dict.fromkeys(("guidance_weight", "guidance_norm", "guidance", "sampler", "scale"), "dda"), "range_t": "ilvr"}
 _WITHOUT_EFFECT = ("use_ddim", "save_latents")  # in the published program too
 _SWAPPED = (50, 4)  # D and N as the published commands print them
 
