@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from image_adapt.claims import claim
 from image_adapt.config import AdaptConfig
 from image_adapt.inputs import open_inputs
 from image_adapt.job import Job
@@ -162,7 +163,8 @@ def share_out(
     progress = Progress(world, total, total - len(pending), doing)
     broken: list[tuple[int, str]] = []
     start = time.perf_counter()
-    for j, rows in cut_batches(pending, batch_size)[world.rank :: world.size]:
+    batches = cut_batches(pending, batch_size)
+    for j, rows in (batches[b] for b in claim(world, len(batches))):
         made, images, bad = make(jobs[j], rows)
         broken += [(j, line) for line in bad]
         for i, image in zip(made, images.numpy(), strict=True):
