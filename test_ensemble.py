@@ -10,12 +10,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from models.rules import INPUT_RULES, RULES
 from trainers.evaluation import evaluate, print_outcome
 from trainers.evaluation_config import EvaluationConfig
 from trainers.evaluation_entry import data_overrides, evaluation_parser, keys_of_view, test_keys
 from trainers.evaluation_report import write_evaluation_report
+from utils.checkpoint import read_description
 from utils.config import Tree, build, merge, read_yaml
 from utils.data.cells import RAW
 from utils.data.watermark import WATERMARK
@@ -24,6 +26,8 @@ from utils.errors import user_errors
 from utils.run_log import setup_logging
 from utils.runs import published_config
 
+# --datatype of SDA's commands -> what they mean where it is not said
+DATATYPES = {"C": {"corruption": "gaussian_noise", "severity": "5"}, "W": {"corruption": WATERMARK}}
 SDA = "sda"  # the sum of the source classifier on the first view and of the fine-tuned one on the second
 
 
@@ -39,15 +43,20 @@ def main(argv: list[str] | None = None) -> None:
         "--originckpt",
         help="with --ensemble sda: the source classifier, which sees the first view; the checkpoint is then the second's",
     )
-    parser.add_argument("--datatype", choices=["C", "W"], help="W: ImageNet-W (--corruption watermark), as SDA's commands say it")
+    parser.add_argument(
+        "--datatype",
+        choices=[*DATATYPES],
+        help="as SDA's commands say it: C is ImageNet-C (--corruption gaussian_noise --severity 5 unless others are given), "
+        "W ImageNet-W (--corruption watermark)",
+    )
     parser.add_argument("--data_prefix1", help="view of the first member (default: raw); of a released set also keys and labels")
     parser.add_argument("--data_prefix2", help="view of the second member")
     parser.add_argument("--ensemble", help="rule; several joined by commas, or all")
     parser.add_argument("--report", help="also write one self-contained HTML file: table, plots, pictures, configs")
     parser.add_argument("--metrics", default="accuracy", choices=["accuracy"], help="what is reported")
     args, overrides = parser.parse(argv)
-    if args.datatype == "W" and args.corruption is None:
-        args.corruption = WATERMARK
+    for flag, usual in DATATYPES.get(args.datatype, {}).items():
+        setattr(args, flag, getattr(args, flag) or usual)
     paths = args.config or args.positional[:1]
     if not paths:
         parser.error("give a config: -c configs/ensemble/<DATASET>/<name>.yaml")
@@ -57,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     for path in paths[1:]:
         tree = merge(tree, {"data": test_keys(read_yaml(path).get("data", {}))})
     if args.positional:
-        tree = merge(tree, two_members(args.positional[0], args))
+        tree = merge(tree, two_members(args.positional[0], args, tree.get("arch")))
         tree["systems"] = two_member_systems(args.ensemble or "sum")
     elif args.arch:
         tree["arch"] = args.arch
@@ -89,14 +98,19 @@ def _check_positional(args: argparse.Namespace) -> None:
         raise ValueError("--originckpt and --second_model_prefix both name the other checkpoint: give one")
 
 
-def two_members(first: str, args: argparse.Namespace) -> Tree:
-    """Members of the published command lines: model 1 on tree 1, model 2 on tree 2; with SDA the checkpoint is model 2."""
+def two_members(first: str, args: argparse.Namespace, arch: str | None) -> Tree:
+    """Members of the published command lines: model 1 on tree 1, model 2 on tree 2; with SDA the checkpoint is model 2.
+
+    A file that does not say what network it holds has the one of --arch, or `arch`, that of the configuration.
+    """
     first, second = (args.originckpt, first) if args.originckpt else (first, args.second_model_prefix or first)
     view1, view2 = args.data_prefix1 or RAW, args.data_prefix2
+    members = {"first": (first, view1), "second": (second, view2 or view1)}
+    foreign = {name: Path(file).is_file() and not read_description(file) for name, (file, _) in members.items()}
     return {
         "members": {
-            "first": {"checkpoint": first, "view": view1, "arch": args.arch},
-            "second": {"checkpoint": second, "view": view2 or view1, "arch": args.arch},
+            name: {"checkpoint": file, "view": view, "arch": args.arch or (arch if foreign[name] else None)}
+            for name, (file, view) in members.items()
         }
     }
 

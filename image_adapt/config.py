@@ -9,6 +9,7 @@ from typing import Literal
 
 from utils.data.cells import Cell, parse_cells
 from utils.data.sources import SourceConfig
+from utils.data.watermark import WATERMARK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ class InputConfig(SourceConfig):
 
     split: Literal["train", "validation", "test"] = "test"
     folder: str | None = None
-    layout: Literal["plain", "imagenetc", "imagenet", "cifar10", "cifar10c"] = "plain"
+    layout: Literal["plain", "imagenetc", "imagenetw", "imagenet", "cifar10", "cifar10c"] = "plain"
     corruptions: list[str] = field(default_factory=list)
     severities: list[int] | Literal["random"] = field(default_factory=lambda: [5])
     seed: int = 0
@@ -97,13 +98,13 @@ class InputConfig(SourceConfig):
     enlarge: bool = False
 
     def cells(self) -> list[Cell]:
-        """The cells asked for, each once; a plain folder of images is one without a name.
+        """The cells asked for, each once; a layout of `ONE_CELL` has that one.
 
         Raises:
             ValueError: none named, an unknown name, a severity outside 1..5.
         """
-        if self.folder is not None and self.layout == "plain" and not self.corruptions:
-            return [Cell("", 0)]
+        if self.folder is not None and self.layout in ONE_CELL and not self.corruptions:
+            return [ONE_CELL[self.layout]]
         if not self.corruptions:
             raise ValueError("input.corruptions is empty: name corruptions or degradations, e.g. --corruption gaussian_noise")
         drawn = self.severities == "random"
@@ -115,10 +116,15 @@ class InputConfig(SourceConfig):
 LAYOUTS: dict[str, tuple[str, dict[bool, str]]] = {
     "plain": ("", {}),
     "imagenetc": ("{cell.folder}", {}),
+    "imagenetw": ("val", {}),
     "imagenet": ("{cell.corruption}/{part}", {True: "train", False: "val"}),
     "cifar10": ("{cell.corruption}/{part}", {True: "cifar_train", False: "cifar_test"}),
     "cifar10c": ("{cell.folder}", {}),
 }
+
+ONE_CELL = {"plain": Cell("", 0), "imagenetw": Cell(WATERMARK, 0)}  # layouts without corruptions, and what their images are
+# SDA's word for what is adapted -> layout of the input, and folder of the output below the one that is named
+DATATYPES = {"D": ("plain", "DiT-Syn"), "C": ("imagenetc", "ImageNet-C-Syn"), "W": ("imagenetw", "ImageNet-W-Syn")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,10 +19,15 @@ from models.loading import denoiser_digest, diffusers_folder, open_denoiser
 from models.sampling import check_variance, sample
 from models.vae import LatentDecoder, open_decoder
 from utils.checkpoint import read_description
+from utils.choices import check_choice
 from utils.data.imagenet import read_classes
 from utils.runs import resolve_checkpoint
 
 _LATENT_STEPS = "250"  # of the published DiT
+_SIZES = {"XL": (28, 1152), "L": (24, 1024), "B": (12, 768), "S": (12, 384)}
+# published DiT -> blocks, width, side of a patch
+NETWORKS = {f"DiT-{size}/{patch}": (*shape, patch) for size, shape in _SIZES.items() for patch in (2, 4, 8)}
+_DIT_FILES = "https://dl.fbaipublicfiles.com/DiT/models"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +51,9 @@ class GenerateConfig:
         clip_denoised: clamp the predicted clean image to [-1, 1] (null: yes for pixels, no for latents).
         embedding: how a DiT is computed: original | diffusers (null: see `models.dit.open_dit`).
         num_heads: attention heads of a DiT's state dict of no published size.
+        network: name of the published DiT that the model is expected to be, such as DiT-XL/2 (null: any).
         image_size: pixels; what the generator makes is compared with it (null: not).
+        num_classes: those of the generator are compared with it (null: not).
         batch_size: images made together on a rank; the last batch is filled up.
         seed: of the noise.
         use_fp16: bfloat16 autocast of the diffusion model.
@@ -68,7 +75,9 @@ class GenerateConfig:
     clip_denoised: bool | None = None
     embedding: Literal["original", "diffusers"] | None = None
     num_heads: int | None = None
+    network: str | None = None
     image_size: int | None = None
+    num_classes: int | None = None
     batch_size: int = 16
     seed: int = 0
     use_fp16: bool = False
@@ -79,6 +88,8 @@ class GenerateConfig:
         for name in ("num_per_class", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: use at least 1")
+        if self.network is not None:
+            check_choice(self.network, NETWORKS, "network")
 
     def fill(self, text: str) -> str:
         """`{dataset}` replaced in names and paths."""
@@ -114,6 +125,10 @@ class ImageGenerator:
         self.num_classes = denoiser.num_classes
         self.image_size = denoiser.image_size * (1 if decoder is None else decoder.factor)
         self._check_size(config.image_size)
+        if config.num_classes not in (None, self.num_classes):
+            raise ValueError(
+                f"num_classes {config.num_classes}: this model has {self.num_classes}, take one trained on those classes"
+            )
         respacing = config.respacing if config.respacing is not None else "" if decoder is None else _LATENT_STEPS
         self.schedule = denoiser.schedule(str(respacing))
         self.variance = check_variance(config.variance, denoiser)
@@ -173,6 +188,14 @@ class Opened:
     class_names: list[str]
 
 
+def _check_network(path: Path, denoiser: Denoiser, network: str | None) -> None:
+    given: Any = denoiser.unet.config
+    found = (given.num_layers, given.num_attention_heads * given.attention_head_dim, given.patch_size)
+    if network is not None and found != NETWORKS[network]:
+        shapes = [f"{depth} blocks, width {width}, patches of {patch}" for depth, width, patch in (found, NETWORKS[network])]
+        raise ValueError(f"{path} holds a DiT of {shapes[0]}, {network} has {shapes[1]}: name the network that it is (--model)")
+
+
 def open_generator(config: GenerateConfig, device: torch.device) -> Opened:
     """The generator that a configuration names, on `device`.
 
@@ -180,6 +203,8 @@ def open_generator(config: GenerateConfig, device: torch.device) -> Opened:
         FileNotFoundError, ValueError: missing, foreign, damaged, or of no use for generation; names the path.
     """
     reference, made_by = config.fill(config.model), "python train.py -c configs/diffusion/<DATASET>/conditional.yaml"
+    if Path(reference).name.startswith("DiT-"):
+        made_by = f"wget {_DIT_FILES}/{Path(reference).name}"
     folder = dit_folder(reference)
     path = folder or diffusers_folder(reference) or resolve_checkpoint(reference, config.runs, made_by)
     description = {} if path.is_dir() else read_description(path)
@@ -189,6 +214,12 @@ def open_generator(config: GenerateConfig, device: torch.device) -> Opened:
         vae = vae or (folder and network_folder(folder.parent / "vae"))
         if vae is None:
             raise ValueError(f"{path} makes latents: give the VAE that decodes them with --vae, a folder such as sd-vae-ft-ema")
+        _check_network(path, denoiser, config.network)
+        if not vae.is_dir():
+            raise FileNotFoundError(
+                f"--vae: there is no folder {vae}; needed is one of diffusers with an AutoencoderKL (config.json and "
+                "diffusion_pytorch_model.safetensors), for the published DiT stabilityai/sd-vae-ft-ema of the Hugging Face Hub"
+            )
         decoder = open_decoder(vae, denoiser).to(device)
         digest = functools.partial(dit_digest, path, vae, config.embedding, config.num_heads)
     else:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from image_adapt.config import LAYOUTS, AdaptConfig
+from image_adapt.config import LAYOUTS, ONE_CELL, AdaptConfig
 from image_adapt.job import Job
 from utils.data.cells import CLEAN, Cell, OnTheFly, ReleasedArrays
 from utils.data.degradations import CORRECT
@@ -118,11 +118,12 @@ def _folders(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Job
     """Images on disk, in one of the `LAYOUTS`."""
     given = config.input
     pattern, parts = LAYOUTS[given.layout]
-    if not pattern and given.corruptions:
+    if given.layout in ONE_CELL and given.corruptions:
+        kind = "a plain folder" if given.layout == "plain" else f"a folder of the layout {given.layout}"
         raise ValueError(
-            f"--corruption {','.join(given.corruptions)} has no meaning for a plain folder: give its layout with --dataset "
-            f"({', '.join(name for name in LAYOUTS if name != 'plain')}), or corrupt clean images by --dataset <folder> instead of "
-            "--base_samples"
+            f"--corruption {','.join(given.corruptions)} has no meaning for {kind}: give its layout with --dataset "
+            f"({', '.join(name for name in LAYOUTS if name not in ONE_CELL)}), or corrupt clean images by --dataset <folder> "
+            "instead of --base_samples"
         )
     cells = {pattern.format(cell=cell, part=parts.get(given.train, "")): cell for cell in given.cells()}
     if "{cell.folder}" not in pattern:  # all severities are one folder

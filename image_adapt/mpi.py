@@ -16,8 +16,8 @@ from typing import Any
 from tqdm import tqdm
 
 _PROGRESS_TAG = 7
-# environment variable of a launcher with the number of processes that it started
-_LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
+# environment variable of a launcher with the number of processes that it started; the last is torchrun's
+_LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS", "WORLD_SIZE")
 
 
 class World:

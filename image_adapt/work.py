@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from image_adapt.claims import claim
-from image_adapt.config import AdaptConfig
+from image_adapt.config import DATATYPES, AdaptConfig
 from image_adapt.inputs import open_inputs
 from image_adapt.job import Job
 from image_adapt.mpi import Progress, World
@@ -66,7 +66,10 @@ def _check_apart(folder: Path, save_dir: Path) -> None:
     """Outputs among the inputs would be read as inputs by the next call, or take their place."""
     inside, outside = folder.resolve(), save_dir.resolve()
     if inside == outside or inside in outside.parents or outside in inside.parents:
-        raise ValueError(f"--save_dir {save_dir} and the input folder {folder} lie in one another: choose folders apart")
+        raise ValueError(
+            f"--save_dir {save_dir} and the input folder {folder} lie in one another: choose folders apart, or say what "
+            f"is adapted with --datatype ({', '.join(DATATYPES)}), whose images have a folder of their own"
+        )
 
 
 def adapt_batch(

@@ -154,8 +154,8 @@ def load_denoiser(reference: str | Path, save_dir: str | Path = "runs") -> Denoi
 def initialise_denoiser(denoiser: Denoiser, path: Path) -> None:
     """Load the weights of the checkpoint `path` into `denoiser`.
 
-    Where the checkpoint has no classes and `denoiser` has, each class embedding becomes 0, so that all classes give what the
-    checkpoint's network gives.
+    Where the checkpoint has no classes and `denoiser` has, its class embedding stays as it was initialised, but that the null label
+    becomes 0: without a class it gives what the checkpoint's network gives.
 
     Raises:
         FileNotFoundError, ValueError: missing, no diffusion model, or one of other widths, schedule or classes.
@@ -165,9 +165,11 @@ def initialise_denoiser(denoiser: Denoiser, path: Path) -> None:
     if found != own:
         differing = ", ".join(f"{name} {found[name]} there, {own[name]} here" for name in FACTS if found[name] != own[name])
         raise ValueError(f"checkpoint {path} is of another diffusion model ({differing}): make the model section agree with it")
-    embedding = {name: value for name, value in denoiser.unet.state_dict().items() if name.startswith("class_embedding.")}
-    if not any(name in state for name in embedding):
-        state = state | {name: value.zero_() for name, value in embedding.items()}
+    embedding = "class_embedding.weight"
+    if denoiser.num_classes is not None and embedding not in state:
+        rows = denoiser.unet.state_dict()[embedding].clone()
+        rows[denoiser.num_classes :] = 0
+        state = state | {embedding: rows}
     try:
         denoiser.unet.load_state_dict(state)
     except RuntimeError as error:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from models.diffusion import Denoiser, build_denoiser, describe, from_description
 from models.guidance import Guided, guided
-from models.loading import open_denoiser, save_folder
+from models.loading import initialise_denoiser, open_denoiser, save_folder
 from models.sampling import check_variance, draw_noise, p_mean_variance, sample
 from tests.dit_networks import OriginalDiT
 from trainers.denoising import DenoiserConfig, Denoising, DenoisingConfig, build_denoising
+from utils.checkpoint import save_checkpoint
 from utils.data.sources import open_source
 
 
@@ -162,3 +163,33 @@ def test_restated_dit_sees_class_time_and_place() -> None:
     assert not torch.allclose(base, net(x, torch.tensor([6]), torch.tensor([1])), atol=1e-3)
     assert not torch.allclose(base, net(x, torch.tensor([5]), torch.tensor([2])), atol=1e-3)
     assert not torch.allclose(base.flip(-1), net(x.flip(-1), torch.tensor([5]), torch.tensor([1])), atol=1e-3)
+
+
+def test_conditional_network_starts_from_an_unconditional_one(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    parent = build_denoiser(8, [8], norm_groups=2).eval()
+    save_checkpoint(tmp_path / "best.safetensors", parent.unet.state_dict(), describe(parent))
+    start = conditional()
+    own = start.unet.state_dict()["class_embedding.weight"].clone()
+    initialise_denoiser(start, tmp_path / "best.safetensors")
+    x, tau = noise(2), torch.tensor([3, 900])
+    torch.testing.assert_close(start(x, tau)[0], parent(x, tau)[0], rtol=1e-4, atol=1e-5)  # without a class
+    embedding = start.unet.state_dict()["class_embedding.weight"]
+    assert torch.equal(embedding[:4], own[:4]) and not embedding[4:].any()
+    save_checkpoint(tmp_path / "again.safetensors", start.unet.state_dict(), describe(start))
+    second = conditional()
+    initialise_denoiser(second, tmp_path / "again.safetensors")  # of the same classes: their embedding, too
+    assert torch.equal(second.unet.state_dict()["class_embedding.weight"], embedding)
+
+
+def test_start_from_another_network_is_refused_with_what_differs(tmp_path: Path) -> None:
+    for options, message in (
+        ({"noise_schedule": "linear"}, "noise_schedule linear there, cosine here"),
+        ({"diffusion_steps": 100}, "diffusion_steps 100 there, 1000 here"),
+        ({"channels": [16]}, "its weights do not fit the model section"),
+    ):
+        given = {"channels": [8], "norm_groups": 2, **options}
+        parent = build_denoiser(8, **given)  # type: ignore[arg-type]
+        save_checkpoint(tmp_path / "best.safetensors", parent.unet.state_dict(), describe(parent))
+        with pytest.raises(ValueError, match=message):
+            initialise_denoiser(conditional(), tmp_path / "best.safetensors")

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from torch import nn
 
 from image_adapt.adapters import build_adapter
 from image_adapt.config import AdaptConfig
 from image_adapt.generator import GenerateConfig, ImageGenerator
 from models.classifiers import build_classifier, describe
 from models.diffusion import build_denoiser
+from models.diffusion import describe as describe_denoiser
 from tests.commands import check_command, of_comments, of_markdown, words_of
 from tests.scripts import ROOT, launch, run_script
 from tests.shipped import CONFIGS, PIPELINES, SHIPPED, names_in, runs_made_by
@@ -52,10 +54,17 @@ class Parents:
         self.root, self.source = root, source
 
     def make(self, name: str, arch: str) -> None:
-        assert "{" not in name and not name.startswith("/")
         network = build_classifier(arch, 10, self.source.rgb_mean, self.source.rgb_std)
-        meta = {**describe(network), "classes": list(self.source.classes)}
-        save_checkpoint(self.root / name / "best.safetensors", network.network.state_dict(), meta)
+        self._save(name, network.network, {**describe(network), "classes": list(self.source.classes)})
+
+    def make_denoiser(self, name: str, model: Tree) -> None:
+        options = {key: value for key, value in model.items() if key not in ("class_conditional", "init_from")}
+        denoiser = build_denoiser(self.source.image_size, **options)
+        self._save(name, denoiser.unet, describe_denoiser(denoiser))
+
+    def _save(self, name: str, network: nn.Module, meta: Tree) -> None:
+        assert "{" not in name and not name.startswith("/")
+        save_checkpoint(self.root / name / "best.safetensors", network.state_dict(), meta)
 
 
 # --- each file builds
@@ -72,8 +81,11 @@ def _builds_training(tree: Tree, parents: Parents, source: ImageSource) -> None:
         assert timm.models.is_model_pretrained(config.model["arch"])
         tiny = {"arch": "test_convnext", "pretrained": False}
     arch = {**config.model, **tiny}.get("arch", "")
-    if config.model.get("init_from"):
-        parents.make(fill(config.model["init_from"], config), arch)
+    if parent := config.model.get("init_from"):
+        if "channels" in config.model:
+            parents.make_denoiser(fill(parent, config), {**config.model, **tiny})
+        else:
+            parents.make(fill(parent, config), arch)
     for deg in degradations if "teachers" in config.method else []:
         parents.make(fill(config.method["teachers"].replace("{deg}", deg), config), arch)
     kind = METHODS[config.method["name"]]

@@ -1,4 +1,7 @@
-"""Every command line that the published FusionDistill and DiffAUD instructions give is understood, placeholders replaced."""
+"""Every command line that the published FusionDistill, DiffAUD and SDA instructions give is understood, placeholders replaced.
+
+Those of SDA's align.sh, which need the flags of the published network: test_sda_commands.py.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +57,12 @@ DIFFAUD = [
     "--data_prefix1 dataset/imagenetc_5k --data_prefix2 dataset/generated/imagenetc_5k --out saved/jpeg_blur_noise/Diffusion/eval",
 ]
 SDA = [
+    "mpiexec -n 5 python image_adapt/scripts/generate.py --image-size 256 --sample-dir data --cfg-scale 1.0 "
+    "--ckpt pretrained_ckpt/DiT-XL-2-256x256.pt --global-seed 0 --num-fid-samples 50000",
+    "mpiexec -n 5 python image_adapt/scripts/generate.py --model DiT-XL/2 --vae ema --sample-dir data --per-proc-batch-size 10 "
+    "--num-fid-samples 50000 --image-size 256 --num-classes 1000 --cfg-scale 1.0 --num-sampling-steps 250 --global-seed 0 "
+    "--ckpt pretrained_ckpt/DiT-XL-2-256x256.pt",
+    "torchrun --nproc_per_node 8 train.py -c configs/sda/Imagenet/<RECIPE>.yaml --data.dataset data/DiT-Syn",
     "python test_ensemble.py eval/configs/ensemble/<MODEL>.py f.pth --originckpt source.pth --metrics accuracy --datatype C "
     "--ensemble sda --corruption gaussian_noise --data_prefix1 data/ImageNet-C --data_prefix2 data/ImageNet-C-Syn",
     "python test_ensemble.py eval/configs/ensemble/<MODEL>.py f.pth --originckpt source.pth --metrics accuracy --datatype W "
@@ -80,7 +89,7 @@ def test_published_diffaud_command_is_understood(line: str, dataset: str, backbo
 @pytest.mark.parametrize("model", ["resnet50", "swinT", "swinB", "convnextT", "convnextB"])
 @pytest.mark.parametrize("line", SDA)
 def test_published_sda_command_is_understood(line: str, model: str) -> None:
-    check_command(shlex.split(line.replace("<MODEL>", model)))
+    check_command(shlex.split(line.replace("<MODEL>", model).replace("<RECIPE>", model.replace("resnet", "ResNet"))))
 
 
 @pytest.mark.parametrize("saved", MADE_BY)

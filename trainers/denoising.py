@@ -38,7 +38,7 @@ class DenoiserConfig:
         dropout: within residual blocks.
         class_conditional: the network is told the class of each image.
         init_from: checkpoint file, run folder or run name of a diffusion model to start from, of the same widths and schedule. A
-            class-conditional network may start from an unconditional one: its classes then have no effect at first.
+            class-conditional network may start from an unconditional one.
     """
 
     channels: list[int] = field(default_factory=lambda: [32, 64, 64])

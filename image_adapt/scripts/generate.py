@@ -3,27 +3,33 @@
 mpiexec -n 2 python image_adapt/scripts/generate.py -c configs/generate/Digits/conditional.yaml --num_per_class 50
 python image_adapt/scripts/generate.py -c configs/generate/Digits/conditional.yaml --classes 0-4,9 --guidance_scale 2 --dry_run
 mpiexec -n 8 python image_adapt/scripts/generate.py -c configs/generate/Imagenet/dit.yaml --vae ckpt/sd-vae-ft-ema
+mpiexec -n 8 python image_adapt/scripts/generate.py --ckpt ckpt/DiT-XL-2-256x256.pt --sample-dir data --num-fid-samples 50000
 
-docs/generation.md: models, files, settings. Flags that take true or false also take yes, no, t, f, y, n, 1, 0; alone: true.
+docs/generation.md: models, files, settings, the published command line. Flags that take true or false also take
+yes, no, t, f, y, n, 1, 0; alone: true.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from image_adapt.generate import describe_generation, generate
-from image_adapt.generator import GenerateConfig, open_generator
+from image_adapt.generate import describe_generation, generate, parse_classes
+from image_adapt.generator import NETWORKS, GenerateConfig, open_generator
 from image_adapt.mpi import World, connect
 from image_adapt.scripts.ranks import check_needed, given_tree, ranks_parser
 from image_adapt.work import Outcome
 from models.model_flags import parse_flag
+from utils.choices import check_choice
 from utils.command_line import ScriptParser
-from utils.config import build, parse_value
+from utils.config import Tree, build, parse_value
+from utils.data.imagenet import IMAGENET_1K
 from utils.device import choose_device
 from utils.errors import user_errors
 from utils.run_log import setup_logging
@@ -36,7 +42,7 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
         ("--model_path", "--model"),
         "run name, run folder, checkpoint, DiT's published state dict, folder of diffusers",
     ),
-    "vae": (("--vae",), "folder of the VAE that decodes a DiT's latents"),
+    "vae": (("--vae",), "folder of the VAE that decodes a DiT's latents; ema, mse: sd-vae-ft-ema, sd-vae-ft-mse beside the model"),
     "save_dir": (("--save_dir",), "images go to <save_dir>/<class number>/<image number>.png"),
     "dataset": (("--dataset",), "data set or folder whose name {dataset} stands for"),
     "num_per_class": (("--num_per_class",), "images of each class"),
@@ -46,7 +52,8 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
     "respacing": (("--timestep_respacing", "--num-sampling-steps"), "steps of the chain, as guided-diffusion writes them"),
     "num_heads": (("--num_heads",), "attention heads of a DiT of no published size"),
     "image_size": (("--image_size", "--image-size"), "pixels that the generator is expected to make"),
-    "batch_size": (("--batch_size",), "images made together on a rank"),
+    "num_classes": (("--num_classes", "--num-classes"), "classes that the generator is expected to have"),
+    "batch_size": (("--batch_size", "--per-proc-batch-size"), "images made together on a rank"),
     "seed": (("--seed", "--global-seed"), "of the noise"),
     "use_fp16": (("--use_fp16",), "bfloat16 autocast of the diffusion model"),
     "overwrite": (("--overwrite",), "delete images of other settings in save_dir"),
@@ -54,6 +61,7 @@ _FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 _BOOLEANS = ("use_fp16", "overwrite")
 _TEXTS = ("model", "vae", "save_dir", "dataset", "classes", "class_names", "runs")  # taken literally
+_VAES = {"ema": "sd-vae-ft-ema", "mse": "sd-vae-ft-mse"}  # the published names -> folder beside the checkpoint
 
 
 def parser() -> ScriptParser:
@@ -64,6 +72,9 @@ def parser() -> ScriptParser:
             p.add_argument(*names, dest=key, metavar="VALUE", nargs="?", const="true", help=text)
         else:
             p.add_argument(*names, dest=key, metavar="VALUE", help=text)
+    p.add_argument("--ckpt", help="weights of a published DiT, of which --model is then the name (default: DiT-XL/2)")
+    p.add_argument("--sample-dir", help="with --ckpt: images go to <sample-dir>/<network, weights, size, vae, cfg and seed>")
+    p.add_argument("--num-fid-samples", type=int, help="images of all classes together, in place of --num_per_class")
     return p
 
 
@@ -75,8 +86,52 @@ def parse(argv: Sequence[str] | None) -> tuple[GenerateConfig, argparse.Namespac
         text = getattr(args, key)
         if text is not None:
             tree[key] = text if key in _TEXTS else parse_flag(key, text, bool) if key in _BOOLEANS else parse_value(text)
+    _check_published(args, tree)
+    if args.ckpt is not None:
+        network = check_choice(args.model or "DiT-XL/2", NETWORKS, "network", "--model, which names that of --ckpt")
+        usual = {"vae": "ema", "class_names": IMAGENET_1K if tree.get("num_classes", 1000) == 1000 else None}
+        tree = usual | tree | {"model": args.ckpt, "network": network}
+    if args.sample_dir is not None:
+        tree["save_dir"] = args.sample_dir
     check_needed(tree)
-    return build(GenerateConfig, tree), args
+    return _with_folders(build(GenerateConfig, tree), args), args
+
+
+def _check_published(args: argparse.Namespace, tree: Tree) -> None:
+    """Flags of the published command line that need or exclude each other."""
+    if args.ckpt is None and tree.get("model") in NETWORKS:
+        raise ValueError(f"--model {tree['model']} names a network: give its weights with --ckpt, e.g. DiT-XL-2-256x256.pt")
+    if args.ckpt is None and args.sample_dir is not None:
+        raise ValueError("--sample-dir names its folder after the weights of --ckpt: give both, or --save_dir")
+    for theirs, ours in (("sample_dir", "save_dir"), ("num_fid_samples", "num_per_class")):
+        if None not in (getattr(args, theirs), getattr(args, ours)):
+            raise ValueError(f"--{theirs.replace('_', '-')} and --{ours} say the same thing twice: give one")
+
+
+def _with_folders(config: GenerateConfig, args: argparse.Namespace) -> GenerateConfig:
+    """The folders that the published names of VAE and output stand for."""
+    named = str(config.vae)
+    if args.sample_dir is not None:
+        words = (config.network, Path(args.ckpt).stem, "size", config.image_size or 256, "vae", Path(named).name)
+        name = "-".join(map(str, (*words, "cfg", config.guidance_scale, "seed", config.seed))).replace("/", "-")
+        config = dataclasses.replace(config, save_dir=str(Path(args.sample_dir) / name))
+    if named in _VAES and not Path(named).is_dir():
+        config = dataclasses.replace(config, vae=str(Path(config.fill(config.model)).parent / _VAES[named]))
+    return config
+
+
+def per_class(total: int, classes: int) -> int:
+    """Images of each class, of so many together.
+
+    Raises:
+        ValueError: no multiple of the number of classes.
+    """
+    if total < classes or total % classes:
+        nearest = max(1, round(total / classes)) * classes
+        raise ValueError(
+            f"--num-fid-samples {total} is no multiple of the {classes} classes, which get as many each: e.g. {nearest}"
+        )
+    return total // classes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,6 +154,9 @@ def run(config: GenerateConfig, world: World, args: argparse.Namespace) -> Outco
     """Load the model and generate; a dry run prints the plan and returns None."""
     device = choose_device(args.device, world.local_rank)
     opened = open_generator(config, device)
+    if args.num_fid_samples is not None:
+        classes = parse_classes(config.classes, opened.generator.num_classes)
+        config = dataclasses.replace(config, num_per_class=per_class(args.num_fid_samples, len(classes)))
     if args.dry_run:
         if world.rank == 0:
             print(describe_generation(opened, config, world.size), end="")

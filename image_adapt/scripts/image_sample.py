@@ -15,12 +15,13 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from image_adapt.adapters import ADAPTERS, build_adapter, with_start_step
-from image_adapt.config import LAYOUTS, AdaptConfig
+from image_adapt.config import DATATYPES, LAYOUTS, AdaptConfig
 from image_adapt.mpi import World, connect
 from image_adapt.plan import describe_plan, time_batch
 from image_adapt.scripts.ranks import check_needed, given_tree, ranks_parser
@@ -84,7 +85,9 @@ def parser() -> ScriptParser:
     )
     p.add_argument("--severity", help="one of 1..5, several joined by commas, a range such as 1-5, or random (one for each image)")
     p.add_argument("--dataset", help="Digits, CIFAR10, CIFAR100, TinyImagenet, an image folder; with --base_samples its layout: "
-                   "imagenetc, imagenet, cifar10, cifar10c")  # fmt: skip
+                   "imagenetc, imagenetw, imagenet, cifar10, cifar10c")  # fmt: skip
+    p.add_argument("--datatype", metavar="VALUE", help="what --base_samples holds, as SDA's commands say it: D generated images, "
+                   "C ImageNet-C, W ImageNet-W; written to <save_dir>/DiT-Syn, ImageNet-C-Syn, ImageNet-W-Syn")  # fmt: skip
     p.add_argument("--scale", type=float, help="guidance weight as the paper counts it, for a batch of 4: an image's is half of it")
     for flag, key in FLAGS.items():
         p.add_argument(f"--{flag}", metavar="VALUE", help=f"sets {key}")
@@ -137,6 +140,8 @@ def _flag_tree(args: argparse.Namespace, tree: Tree) -> Tree:
     if args.dataset is not None:
         reads_folder = args.base_samples is not None or tree.get("input", {}).get("folder")
         values["input.layout" if reads_folder and args.dataset in LAYOUTS else "input.dataset"] = args.dataset
+    if args.datatype is not None:
+        values |= _datatype_keys(args, tree)
     if args.scale is not None:
         norm = values.get("dda.guidance_norm", tree.get("dda", {}).get("guidance_norm"))
         values["dda.guidance_weight"] = args.scale if norm == "batch" else args.scale / 2
@@ -144,6 +149,19 @@ def _flag_tree(args: argparse.Namespace, tree: Tree) -> Tree:
     for key, value in values.items():
         out = merge(out, nested(key, value))
     return out
+
+
+def _datatype_keys(args: argparse.Namespace, tree: Tree) -> dict[str, str]:
+    """Layout and output folder of a datatype."""
+    layout, below = DATATYPES[check_choice(args.datatype, DATATYPES, "datatype")]
+    if args.dataset is not None:
+        raise ValueError(f"--datatype {args.datatype} and --dataset {args.dataset} both say what is adapted: give one")
+    if args.base_samples is None:
+        raise ValueError(f"--datatype {args.datatype} needs the folder of the images: give --base_samples")
+    save_dir = args.save_dir or tree.get("save_dir")
+    if save_dir is None:
+        raise ValueError(f"--save_dir is missing: give it, images go to <save_dir>/{below}")
+    return {"input.layout": layout, "save_dir": str(Path(save_dir) / below)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

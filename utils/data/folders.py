@@ -2,7 +2,7 @@
 
 Generated images lie in numbered folders, `<root>[/train]/<0000>/*`, and a class map, classes.txt, names their classes: a line
 `<0000> <class>` for each. The data set then has those names, in the order of the numbers, as classes and in its keys, like the
-data set that the generator was trained on.
+data set that the generator was trained on. Without class map the folders' numbers are places in the class list, if one is given.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ def image_folder(
 
     The split trainval is all but the test part; behind the training images come those of a validation folder. With `classes` (see
     `folder_source`) a folder that has a held-out part only is a test set; it has no training images for the channel statistics.
-    With a class map and without held-out parts the images are generated ones: a tenth is for validation, none for testing.
+    With a class map (or numbered folders and `classes`) and without held-out parts the images are generated ones: a tenth is for
+    validation, none for testing.
     """
     folders = {s: next((root / a for a in names if (root / a).is_dir()), None) for s, names in _SPLITS.items()}
-    name, named = root.resolve().name, read_class_map(root)
+    name, named = root.resolve().name, read_class_map(root) or _numbered(folders["train"] or root, classes)
     if folders["train"] is None:
         below = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         if below and set(below) <= {alias for names in _SPLITS.values() for alias in names}:
@@ -81,8 +82,29 @@ def image_folder(
 def _generated(root: Path, source: ImageSource, split: str) -> ImageSource:
     if split == "test":
         raise ValueError(f"{root} holds generated images to train on, none to test on: name the real data set (--data.dataset)")
+    if split != "validation":
+        _warn_of_few(root, source)
     validation, train = cut(source, [VALIDATION_SHARE], f"{source.name}/validation")
     return one_split({"train": train, "validation": validation, "trainval": source}, split, source.name)
+
+
+def _numbered(folder: Path, classes: Sequence[str] | None) -> dict[str, str]:
+    """Class by number if all class folders are numbers that are no names of `classes` themselves, else nothing."""
+    below = [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    if not below or not all(re.fullmatch(r"\d{4,}", name) and name not in (classes or ()) for name in below):
+        return {}
+    return {f"{number:04d}": name for number, name in enumerate(classes or ())}
+
+
+def _warn_of_few(root: Path, source: ImageSource) -> None:
+    counts = collections.Counter(source.labels.tolist())
+    most = max(counts.values())
+    few = [f"{name}: {counts[label]}" for label, name in enumerate(source.classes) if counts[label] < most]
+    if few:
+        log.warning(
+            "%s: %d of %d classes have fewer than %d images: %s; the command that generated them makes what is missing",
+            root, len(few), len(source.classes), most, ", ".join(few[:5]) + ", ..." * (len(few) > 5),
+        )  # fmt: skip
 
 
 def class_map_file(folder: Path) -> Path | None:

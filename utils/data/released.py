@@ -48,8 +48,13 @@ CIFAR = {
 
 
 def is_released(dataset: str, folder: Path) -> bool:
-    """Whether `folder` holds the corrupted test images of a data set, so that keys and labels can be taken from it."""
-    return first_cell(folder) is not None if dataset == "Imagenet" else dataset in CIFAR and _first_array(folder) is not None
+    """Whether `folder` holds the corrupted test images of a data set, so that keys and labels can be taken from it.
+
+    For Imagenet that is ImageNet-C, or `val/<class>/*` as ImageNet-W is kept.
+    """
+    if dataset == "Imagenet":
+        return first_cell(folder) is not None or next(folder.glob("val/*/*"), None) is not None
+    return dataset in CIFAR and _first_array(folder) is not None
 
 
 def first_cell(root: Path) -> Path | None:
