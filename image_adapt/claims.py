@@ -16,8 +16,9 @@ _PAUSE = 0.002  # seconds between looks at what other ranks ask; a piece of work
 def claim(world: World, count: int) -> Iterator[int]:
     """Numbers of 0..count-1, each given to one rank, ascending on each; all ranks call this together, and go on to the end.
 
-    The first rank hands them out from a thread of its own while it works. Another rank asks for its next number before it works on
-    the present one, so that no rank waits. Where the MPI library does not allow threads, rank r takes r, r + size, ...
+    The first rank hands them out from a thread of its own while it works. Another rank asks when it is free and waits for some
+    milliseconds: a number asked for in advance would wait for a slow rank at the end, where pieces are large. Where the MPI library
+    does not allow threads, rank r takes r, r + size, ...
     """
     if world.size == 1:
         yield from range(count)
@@ -58,8 +59,9 @@ def _hand_out(channel: Any, count: int) -> Iterator[int]:
 
 
 def _ask(channel: Any) -> Iterator[int]:
-    rank = channel.Get_rank()
-    channel.send(rank, dest=0, tag=_ASK)
-    while (number := channel.recv(source=0, tag=_GRANT)) is not None:
-        channel.send(rank, dest=0, tag=_ASK)
+    def take() -> int | None:
+        channel.send(channel.Get_rank(), dest=0, tag=_ASK)
+        return channel.recv(source=0, tag=_GRANT)
+
+    while (number := take()) is not None:
         yield number

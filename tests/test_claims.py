@@ -50,3 +50,9 @@ def test_a_slow_rank_holds_nobody_up() -> None:
     fast, slow = taken_by(2, 30, 0.5)
     assert sorted(fast + slow) == list(range(30))
     assert len(slow) <= 6  # a fixed share would be 15, in 7.5 seconds
+
+
+@pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec beside this Python or on the PATH: pip install mpich")
+def test_a_slow_rank_takes_nothing_in_advance() -> None:
+    fast, slow = taken_by(2, 5, 2.0)
+    assert sorted(fast + slow) == list(range(5)) and len(slow) == 1
