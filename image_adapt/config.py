@@ -144,7 +144,8 @@ class AdaptConfig:
         batch_size: images adapted together on a rank; the last batch is filled up, so that every batch has this shape.
         num_samples: adapt at most so many images of each cell, the same in each (null: all).
         output: png | jpeg (lossy: Pillow's default of quality 75 and 4:2:0, as the paper's code wrote ImageNet) | npy (png, and at
-            the end arrays in the layout of CIFAR-10-C).
+            the end arrays in the layout of CIFAR-10-C) | tar (png in tar files that WebDataset reads: utils/data/shards.py).
+        shard_size: images of a tar file; ranks share out whole tar files.
         rounding: of grey levels: round | truncate (as the paper's code, which darkens by half a level).
         seed: of the diffusion noise; with an image's key it fixes the result.
         use_fp16: bfloat16 autocast of the network.
@@ -159,7 +160,8 @@ class AdaptConfig:
     runs: str = "runs"
     batch_size: int = 16
     num_samples: int | None = None
-    output: Literal["png", "jpeg", "npy"] = "png"
+    output: Literal["png", "jpeg", "npy", "tar"] = "png"
+    shard_size: int = 1000
     rounding: Literal["round", "truncate"] = "round"
     seed: int = 0
     use_fp16: bool = False

@@ -18,9 +18,9 @@ from torch import Tensor
 from image_adapt.generator import GenerateConfig, ImageGenerator, Opened
 from image_adapt.job import Job
 from image_adapt.mpi import World
-from image_adapt.output import check_settings, prepare, write_manifest
+from image_adapt.output import check_settings, outputs, prepare, write_manifest
 from image_adapt.plan import BYTES
-from image_adapt.work import Made, Outcome, cut_batches, missing, share_out
+from image_adapt.work import Made, Outcome, cut_pieces, share_out
 from utils.data.cells import Cell
 from utils.data.folders import CLASS_MAP
 from utils.data.image_source import ImageSource
@@ -135,14 +135,14 @@ def describe_generation(opened: Opened, config: GenerateConfig, ranks: int) -> s
     generator, folder = opened.generator, Path(config.fill(config.save_dir))
     job = _job(_asked(config, generator), opened, folder)
     stale = check_settings(job, settings_of(opened, config), config.overwrite)
-    pending = missing([job], [0] if stale else [])
-    rounds = -(-len(cut_batches(pending, config.batch_size)) // ranks)
+    pieces = cut_pieces([job], [{} if stale else outputs(job)], config.batch_size)
+    rounds, pending = -(-len(pieces) // ranks), sum(len(rows) for _, rows in pieces)
     classes, images = len(parse_classes(config.classes, generator.num_classes)), len(job.source)
-    mib = len(pending) * generator.image_size**2 * BYTES["png"] / 2**20
+    mib = pending * generator.image_size**2 * BYTES["png"] / 2**20
     return (
         f"classes: {classes} of {generator.num_classes}, {config.num_per_class} images each, {generator.image_size} px\n"
-        f"images: {images}, {images - len(pending)} there, {len(pending)} to do\n"
+        f"images: {images}, {images - pending} there, {pending} to do\n"
         f"ranks: {ranks}, at most {rounds} batches of {config.batch_size} each\n"
-        f"steps: {generator.steps}; passes of the network: {generator.passes} an image, {generator.passes * len(pending)} in all\n"
+        f"steps: {generator.steps}; passes of the network: {generator.passes} an image, {generator.passes * pending} in all\n"
         f"disk: at most about {mib:.1f} MiB in {folder}\n"
     )

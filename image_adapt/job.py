@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 from utils.data.cells import Cell
 from utils.data.image_source import ImageSource
+from utils.data.shards import shard_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Job:
         suffix: of the adapted images.
         input_side: side of the input files where they are squares (by the first), pixels; evaluation reads the adapted images by it
             (`utils.data.cells.FolderTree`).
+        shard_size: images of a tar file, None for a file an image.
     """
 
     cell: Cell
@@ -30,10 +33,30 @@ class Job:
     levels: list[Any]
     suffix: str = ".png"
     input_side: int | None = None
+    shard_size: int | None = None
+
+    @functools.cached_property
+    def by_key(self) -> list[int]:
+        """All images in the order of their keys."""
+        return sorted(range(len(self.source)), key=self.source.keys.__getitem__)
+
+    @functools.cached_property
+    def _place(self) -> dict[int, int]:
+        return {i: place for place, i in enumerate(self.by_key)}
+
+    def shard(self, i: int) -> int | None:
+        """Number of the shard that holds image i: they are cut in the order of the keys; None where it has a file of its own."""
+        return None if self.shard_size is None else self._place[i] // self.shard_size
+
+    def shard_rows(self, number: int) -> list[int]:
+        """Images of a shard in the order of their keys."""
+        assert self.shard_size is not None
+        return self.by_key[number * self.shard_size : (number + 1) * self.shard_size]
 
     def file(self, i: int) -> str:
         """Name of the output of image i, relative to `folder`."""
-        return f"{self.source.keys[i]}{self.suffix}"
+        number = self.shard(i)
+        return f"{self.source.keys[i]}{self.suffix}" if number is None else shard_name(number)
 
     def path(self, i: int) -> Path:
         """Output file of image i.

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from utils.data.cells import MANIFEST, Cell
 from utils.data.corruptions import SEVERITIES
 from utils.data.degradations import CORRECT
 from utils.data.folders import CLASS_MAP, class_map_file
+from utils.data.images import FileSlice
+from utils.data.shards import SHARDS, sample_name, shard_places, write_shard
 from utils.data.watermark import WATERMARK, font_file
 from utils.files import write_atomic
 
@@ -31,7 +33,9 @@ ENCODINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": (".png", _PNG),
     "jpeg": (".jpeg", {"format": "jpeg"}),
     "npy": (".png", _PNG),
+    "tar": (".png", _PNG),
 }
+Place = tuple[int, int]  # offset and size of an image in its shard
 # options that came after the first adapted folders: not part of their settings where they change nothing
 _LATER = {"noise_level": None, "variance": None, "clip_denoised": True, "guidance": "full", "sampler": "ddpm"}
 
@@ -60,6 +64,10 @@ def settings_of(config: AdaptConfig, model: str, job: Job) -> dict[str, Any]:
     for name, usual in (("rounding", ("round",)), ("output", ("png", "npy"))):
         if getattr(config, name) not in usual:
             settings[name] = getattr(config, name)
+    if job.shard_size is not None:  # the same images are cut into the same shards
+        keys = [job.source.keys[i] for i in job.by_key]
+        digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+        settings |= {"shard_size": job.shard_size, "images": f"{len(keys)} with keys of digest {digest}"}
     return settings
 
 
@@ -108,32 +116,75 @@ def copy_class_map(config: AdaptConfig) -> None:
 
 
 def _clear(job: Job) -> None:
-    """Remove adapted images, those of the manifest and those about to be written, and nothing else that lies in the folder."""
+    """Remove shards, images of the manifest and those about to be written, and nothing else that lies in the folder."""
     manifest = job.folder / MANIFEST
     lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
     listed = [job.folder / json.loads(line)["file"] for line in lines]
-    for path in [*listed, *(job.path(i) for i in range(len(job.source))), manifest, job.folder / SETTINGS]:
+    written = (job.path(i) for i in range(len(job.source)))
+    for path in [*listed, *written, *job.folder.glob(SHARDS), manifest, job.folder / SETTINGS]:
         path.unlink(missing_ok=True)
 
 
-def write_manifest(job: Job, settings: dict[str, Any], broken: Sequence[str]) -> None:
-    """`manifest.jsonl`: a line an image, sorted by key: file, class index, level, seed, settings (digest), `Job.input_side`."""
+def write_manifest(
+    job: Job, settings: dict[str, Any], broken: Collection[str], places: Mapping[int, Place | None] | None = None
+) -> None:
+    """`manifest.jsonl`: a line an image, sorted by key: file, class index, level, seed, settings (digest), `Job.input_side`.
+
+    Images with a place in `places` lie in a shard, the file of the line: then also their offset and size in it.
+    """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     side = {"input_side": job.input_side} if job.input_side is not None else {}
     lines = []
-    for i in sorted(range(len(job.source)), key=job.source.keys.__getitem__):
-        key = job.source.keys[i]
+    for i in job.by_key:
+        key, place = job.source.keys[i], (places or {}).get(i)
         if key not in broken:
             row = {"key": key, "file": job.file(i), "label": int(job.source.labels[i]), "level": job.levels[i]}
-            lines.append(json.dumps({**row, "seed": settings["seed"], "settings": digest, **side}))
+            where = {} if place is None else {"offset": place[0], "size": place[1]}
+            lines.append(json.dumps({**row, "seed": settings["seed"], "settings": digest, **side, **where}))
     write_atomic(job.folder / MANIFEST, "\n".join(lines) + "\n")
 
 
-def save_image(path: Path, image: np.ndarray, output: str) -> None:
-    """Write uint8 [3, H, W] in one step."""
+def encode(image: np.ndarray, output: str) -> bytes:
+    """uint8 [3, H, W] as an image file."""
     buffer = io.BytesIO()
     Image.fromarray(image.transpose(1, 2, 0)).save(buffer, **ENCODINGS[output][1])
-    write_atomic(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def outputs(job: Job) -> dict[int, Place | None]:
+    """The images that are there, with their places if they lie in shards."""
+    if job.shard_size is None:
+        return {i: None for i in range(len(job.source)) if job.path(i).is_file()}
+    found: dict[int, Place | None] = {}
+    for number in range(-(-len(job.source) // job.shard_size)):
+        found |= _in_shard(job, number)
+    return found
+
+
+def _in_shard(job: Job, number: int) -> dict[int, Place]:
+    rows = job.shard_rows(number)
+    path = job.path(rows[0])
+    places = shard_places(path) if path.is_file() else {}
+    names = {i: f"{sample_name(job.source.keys[i])}.png" for i in rows}
+    return {i: places[name] for i, name in names.items() if name in places}
+
+
+def store(job: Job, images: Mapping[int, bytes]) -> dict[int, Place]:
+    """Write encoded images, each in one step; or their shard, with what it holds already. Returns all places in the shard."""
+    if job.shard_size is None or not images:
+        for i, data in images.items():
+            write_atomic(job.path(i), data)
+        return {}
+    number = job.shard(min(images))
+    assert number is not None and {job.shard(i) for i in images} == {number}
+    rows = job.shard_rows(number)
+    path, files = job.path(rows[0]), dict(images)
+    for i, place in _in_shard(job, number).items():
+        (job.folder / MANIFEST).unlink(missing_ok=True)  # places of images change
+        files.setdefault(i, FileSlice(path, *place).open().getvalue())
+    keys = job.source.keys
+    places = write_shard(path, ((keys[i], files[i], int(job.source.labels[i])) for i in rows if i in files))
+    return {i: places[keys[i]] for i in files}
 
 
 # --- arrays in the layout of CIFAR-10-C

@@ -9,12 +9,12 @@ import torch
 
 from image_adapt.config import AdaptConfig
 from image_adapt.job import Job
-from image_adapt.output import check_settings, settings_of
+from image_adapt.output import check_settings, outputs, settings_of
 from image_adapt.reverse import ReverseChain
-from image_adapt.work import adapt_batch, cut_batches, missing, read_rows
+from image_adapt.work import Piece, adapt_batch, cut_pieces, read_rows
 
 # bytes a pixel, on the generous side: png of noisy photographs, jpeg of quality 75, arrays beside png
-BYTES = {"png": 3.0, "jpeg": 0.5, "npy": 6.0}
+BYTES = {"png": 3.0, "jpeg": 0.5, "npy": 6.0, "tar": 3.0}
 
 
 def describe_plan(
@@ -32,12 +32,12 @@ def describe_plan(
         ValueError: as the launch would (images of other settings in an output folder).
     """
     stale = {j for j, job in enumerate(jobs) if check_settings(job, settings_of(config, model, job), config.overwrite)}
-    pending = missing(jobs, stale)
-    batches = cut_batches(pending, config.batch_size)
+    pieces = cut_pieces(jobs, [{} if j in stale else outputs(job) for j, job in enumerate(jobs)], config.batch_size)
     lines = [["cell", "images", "there", "to do", "batches"]]
     for j, job in enumerate(jobs):
-        left = sum(k == j for k, _ in pending)
-        counts = (len(job.source), len(job.source) - left, left, sum(k == j for k, _ in batches))
+        left = [rows for k, rows in pieces if k == j]
+        images, batches = sum(map(len, left)), sum(_batches(rows, config) for rows in left)
+        counts = (len(job.source), len(job.source) - images, images, batches)
         lines.append([job.cell.folder if job.cell.corruption else "images", *map(str, counts)])
     totals = [sum(int(line[column]) for line in lines[1:]) for column in range(1, 5)]
     lines.append(["total", *map(str, totals)])
@@ -45,11 +45,16 @@ def describe_plan(
     table = [
         "  ".join([line[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(line[1:], widths[1:], strict=True))]) for line in lines
     ]
-    return "\n".join([*table, *_summary(adapter, config, ranks, len(pending), len(batches), seconds)]) + "\n"
+    return "\n".join([*table, *_summary(adapter, config, ranks, pieces, seconds)]) + "\n"
 
 
-def _summary(adapter: ReverseChain, config: AdaptConfig, ranks: int, images: int, batches: int, seconds: float | None) -> list[str]:
-    rounds, steps, size = -(-batches // ranks), adapter.start_step, adapter.denoiser.image_size
+def _batches(rows: Sequence[int], config: AdaptConfig) -> int:
+    return -(-len(rows) // config.batch_size)
+
+
+def _summary(adapter: ReverseChain, config: AdaptConfig, ranks: int, pieces: Sequence[Piece], seconds: float | None) -> list[str]:
+    images, longest = sum(len(rows) for _, rows in pieces), max((_batches(rows, config) for _, rows in pieces), default=0)
+    rounds, steps, size = -(-len(pieces) // ranks) * longest, adapter.start_step, adapter.denoiser.image_size
     alpha_bar = adapter.schedule.alpha_bar[adapter.start_level].item()
     backward = steps if adapter.uses_gradient else 0
     mib = images * size * size * BYTES[config.output] / 2**20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -11,17 +12,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from image_adapt.claims import claim
 from image_adapt.config import DATATYPES, AdaptConfig
 from image_adapt.inputs import open_inputs
 from image_adapt.job import Job
 from image_adapt.mpi import Progress, World
 from image_adapt.output import (
     ENCODINGS,
+    Place,
     check_arrays,
     copy_class_map,
+    encode,
+    outputs,
     prepare,
-    save_image,
     settings_of,
+    store,
     write_arrays,
     write_manifest,
 )
@@ -48,14 +53,17 @@ def plan_jobs(config: AdaptConfig, image_size: int) -> list[Job]:
         ValueError, FileNotFoundError: see `image_adapt.inputs.open_inputs`; outputs among the inputs; an output that does not fit.
     """
     save_dir = Path(config.fill(config.save_dir))
-    for name in ("num_samples", "batch_size"):
+    for name in ("num_samples", "batch_size", "shard_size"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} {value}: use at least 1, or leave it out" + " for all images" * (name == "num_samples"))
     if config.input.folder:
         _check_apart(Path(config.input.folder), save_dir)
-    suffix = ENCODINGS[config.output][0]
-    jobs = [dataclasses.replace(job, folder=save_dir / job.folder, suffix=suffix) for job in open_inputs(config, image_size)]
+    suffix, shard_size = ENCODINGS[config.output][0], config.shard_size if config.output == "tar" else None
+    jobs = [
+        dataclasses.replace(job, folder=save_dir / job.folder, suffix=suffix, shard_size=shard_size)
+        for job in open_inputs(config, image_size)
+    ]
     if config.output == "npy":
         check_arrays(jobs)
     return jobs
@@ -104,12 +112,16 @@ def read_rows(job: Job, rows: list[int]) -> tuple[list[int], Tensor, list[str]]:
 
 @dataclasses.dataclass
 class Outcome:
-    """What a launch did: images found finished, made now, broken (job, then key, tab, reason), and seconds."""
+    """What a launch did: images found finished, made now, broken (job, then key, tab, reason), and seconds.
+
+    On the first rank also `places`, those of the images of each job in its shards.
+    """
 
     found: int
     made: int
     broken: list[tuple[int, str]]
     seconds: float
+    places: list[dict[int, Place | None]]
 
     @property
     def speed(self) -> float:
@@ -135,7 +147,8 @@ def run_jobs(jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, model: 
     outcome = share_out(jobs, adapt, world, config.batch_size, config.output, "adapting")
     if world.rank == 0:
         for j, job in enumerate(jobs):
-            write_manifest(job, settings_of(config, model, job), [line.split("\t")[0] for k, line in outcome.broken if k == j])
+            broken = {line.split("\t")[0] for k, line in outcome.broken if k == j}
+            write_manifest(job, settings_of(config, model, job), broken, outcome.places[j])
         if config.output == "npy":
             write_arrays(jobs, Path(config.fill(config.save_dir)))
     return outcome
@@ -149,7 +162,7 @@ Made = tuple[
 def share_out(
     jobs: Sequence[Job], make: Callable[[Job, list[int]], Made], world: World, batch_size: int, output: str, doing: str
 ) -> Outcome:
-    """Make and save every image that has no file yet, shared out over the ranks in batches, under one progress bar.
+    """Make and save every image that is not there yet, shared out over the ranks in batches or shards, under one progress bar.
 
     Args:
         jobs: images and their files.
@@ -159,36 +172,40 @@ def share_out(
         output: name in `image_adapt.output.ENCODINGS`.
         doing: what the progress bar says.
     """
-    # rank 0 looks once, so that all ranks share out the same list while files appear
-    pending = world.broadcast(missing(jobs))
-    total = sum(len(job.source) for job in jobs)
-    progress = Progress(world, total, total - len(pending), doing)
+    there: list[dict[int, Place | None]] = []
+    if world.rank == 0:  # looks once, for all: files appear while others would still look
+        there = [outputs(job) for job in jobs]
+    pieces = world.broadcast(cut_pieces(jobs, there, batch_size) if world.rank == 0 else None)
+    total, pending = sum(len(job.source) for job in jobs), sum(len(rows) for _, rows in pieces)
+    progress = Progress(world, total, total - pending, doing)
     broken: list[tuple[int, str]] = []
+    stored: list[tuple[int, dict[int, Place]]] = []
     start = time.perf_counter()
-    for j, rows in cut_batches(pending, batch_size)[world.rank :: world.size]:
-        made, images, bad = make(jobs[j], rows)
-        broken += [(j, line) for line in bad]
-        for i, image in zip(made, images.numpy(), strict=True):
-            save_image(jobs[j].path(i), image, output)
-        progress.add(len(rows))
+    for j, rows in (pieces[p] for p in claim(world, len(pieces))):
+        files: dict[int, bytes] = {}
+        for batch in (rows[k : k + batch_size] for k in range(0, len(rows), batch_size)):
+            made, images, bad = make(jobs[j], batch)
+            broken += [(j, line) for line in bad]
+            files |= {i: encode(image, output) for i, image in zip(made, images.numpy(), strict=True)}
+            progress.add(len(batch))
+        stored.append((j, store(jobs[j], files)))
     progress.finish()
     seconds = time.perf_counter() - start
     everyone = [entry for part in world.gather(broken) or [] for entry in part]
-    return Outcome(total - len(pending), len(pending) - len(everyone), sorted(everyone, key=lambda entry: entry[1]), seconds)
+    for j, places in (entry for part in world.gather(stored) or [] for entry in part):
+        there[j] |= places
+    return Outcome(total - pending, pending - len(everyone), sorted(everyone, key=lambda entry: entry[1]), seconds, there)
 
 
-def missing(jobs: Sequence[Job], stale: Collection[int] = ()) -> list[tuple[int, int]]:
-    """(job, image) without output; all images of the jobs in `stale`, whose outputs will be made anew."""
-    every = ((j, i) for j, job in enumerate(jobs) for i in range(len(job.source)))
-    return [(j, i) for j, i in every if j in stale or not jobs[j].path(i).is_file()]
+Piece = tuple[int, list[int]]  # a job, and images of it that one rank makes and writes
 
 
-def cut_batches(pending: Sequence[tuple[int, int]], size: int) -> list[tuple[int, list[int]]]:
-    """(job, rows) pieces of at most `size` rows, none across two jobs."""
-    pieces: list[tuple[int, list[int]]] = []
-    for j, i in pending:
-        if pieces and pieces[-1][0] == j and len(pieces[-1][1]) < size:
-            pieces[-1][1].append(i)
-        else:
-            pieces.append((j, [i]))
+def cut_pieces(jobs: Sequence[Job], there: Sequence[Collection[int]], batch_size: int) -> list[Piece]:
+    """What is not there yet of each job: batches of at most `batch_size`, or all that a shard lacks."""
+    pieces: list[Piece] = []
+    for j, job in enumerate(jobs):
+        rows = [i for i in (range(len(job.source)) if job.shard_size is None else job.by_key) if i not in there[j]]
+        for shard, group in ((shard, list(group)) for shard, group in itertools.groupby(rows, job.shard)):
+            size = batch_size if shard is None else len(group)
+            pieces += [(j, group[k : k + size]) for k in range(0, len(group), size)]
     return pieces

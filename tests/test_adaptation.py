@@ -16,7 +16,7 @@ from PIL import Image
 from image_adapt.config import AdaptConfig, InputConfig
 from image_adapt.dda import DDA
 from image_adapt.mpi import World
-from image_adapt.work import adapt_batch, plan_jobs, run_jobs
+from image_adapt.work import adapt_batch, cut_pieces, plan_jobs, run_jobs
 from models.loading import load_denoiser
 from tests.adapting import adapt, digits, manifest_of, pixels, pngs, save_images
 from tests.photo_like import photo_like
@@ -103,15 +103,16 @@ def test_every_batch_has_the_full_shape_and_each_image_its_own_stream() -> None:
 
 
 class LoneRank(World):
-    """The second of three ranks, to which the others do not listen."""
+    """The second of three ranks, to which the others do not listen; `told` is what the first one broadcasts, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: list[object]) -> None:
         super().__init__()
+        self.told = iter(told)
         self.rank, self.size, self.communicator = 1, 3, self
         self.sent: list[int] = []
 
     def bcast(self, value: object, root: int) -> object:
-        return value
+        return next(self.told)
 
     def gather(self, value: object, root: int = 0) -> None:
         return None
@@ -124,12 +125,13 @@ class LoneRank(World):
         pass
 
 
-def test_rank_adapts_its_own_share_of_the_batches(ddpm: Path, tmp_path: Path) -> None:
+def test_rank_adapts_a_fixed_share_where_mpi_allows_no_threads(ddpm: Path, tmp_path: Path) -> None:
     given = InputConfig(corruptions=["clean"], limit=18)
     config = AdaptConfig("", str(tmp_path), batch_size=4, input=given)  # batches of 4, 4, 4, 4 and 2
     adapter = DDA(load_denoiser(ddpm), respacing="10", start_step=1, guidance_weight=0)
     (job,) = plan_jobs(config, 32)
-    rank = LoneRank()
+    without_threads = 0
+    rank = LoneRank([cut_pieces([job], [{}], 4), without_threads])
     run_jobs([job], adapter, config, "digest", rank, torch.device("cpu"))
     keys = job.source.keys
     assert set(pngs(job.folder)) == {f"{key}.png" for key in keys[4:8] + keys[16:18]}

@@ -65,6 +65,7 @@ FLAGS: dict[str, str] = {
     "split": "input.split",
     "limit": "input.limit",
     "output": "output",
+    "shard_size": "shard_size",
     "seed": "seed",
     "skip_broken": "skip_broken",
     "overwrite": "overwrite",
@@ -128,6 +129,8 @@ def _flag_tree(args: argparse.Namespace, tree: Tree) -> Tree:
     for flag, owner in _OF.items():
         if owner != adapter and getattr(args, flag) is not None:
             raise ValueError(f"--{flag} is an option of the adapter {owner}, {adapter} is used here: leave it out")
+    if args.shard_size is not None and (args.output or tree.get("output")) != "tar":
+        raise ValueError(f"--shard_size {args.shard_size} has no meaning without --output tar: give both, or neither")
     readers: dict[str, Callable[[str], Any]] = dict.fromkeys(_TEXTS, str)
     readers |= {flag: lambda text, flag=flag: parse_flag(flag, text, bool) for flag in _BOOLEANS}  # type: ignore[misc]
     values: dict[str, Any] = {

@@ -27,6 +27,7 @@ from utils.data.image_source import ImageSource
 from utils.data.images import list_images
 from utils.data.perturbations import ONE_LEVEL, PERTURBATIONS, check_perturbation, draw_levels, perturb, unit_level
 from utils.data.released import LABELS, array_cell, refuse_to_read
+from utils.data.shards import SHARDS, shard_source
 from utils.data.watermark import WATERMARK, font_file
 
 CLEAN = "clean"
@@ -204,7 +205,7 @@ class ReleasedArrays:
 
 @dataclasses.dataclass(frozen=True)
 class FolderTree:
-    """`<root>/<corruption>/<severity>/<class>/*`: adapted images, or a corrupted set on disk.
+    """`<root>/<corruption>/<severity>/<class>/*`: adapted images (files or shards: utils/data/shards.py), or a corrupted set.
 
     Its images show the part that the clean ones show. Where that is the S x S centre of a shorter side `resize` (ImageNet: 224 of
     256), files are cut in the same way, as are images adapted from whole photographs. Two kinds were cut before: files of S x S
@@ -237,8 +238,13 @@ class FolderTree:
                 + "; make them with: mpiexec -n 2 python image_adapt/scripts/image_sample.py -c <config> "
                 f"--corruption {cell.corruption} --save_dir {self.root}, or unpack them there if they are of a released set"
             )
-        clean = self.clean
-        found = folder_source(folder, clean.image_size, f"{self.root.name}/{cell.folder}", clean.classes, self._resize(cell))
+        clean, name, rows, resize = self.clean, f"{self.root.name}/{cell.folder}", self._manifest(cell), self._resize(cell)
+        if not rows and any(folder.glob(SHARDS)):
+            raise ValueError(f"{folder} holds shards but no {MANIFEST}: the launch that writes them did not end, start it again")
+        if rows and "offset" in rows[0]:
+            found = shard_source(folder, rows, clean, name, resize)
+        else:
+            found = folder_source(folder, clean.image_size, name, clean.classes, resize)
         return dataclasses.replace(found.aligned(self.clean.keys, str(folder)), level=self._levels(cell))
 
     def _folder(self, cell: Cell) -> Path:
@@ -268,7 +274,9 @@ class FolderTree:
         return unit_level(cell.corruption, torch.tensor([level[key] for key in self.clean.keys]))
 
     def identity(self, cell: Cell) -> str:
-        files = [(str(p.relative_to(self.root)), p.stat().st_size, p.stat().st_mtime_ns) for p in list_images(self._folder(cell))]
+        folder = self._folder(cell)
+        paths = sorted(folder.glob(SHARDS)) or list_images(folder)
+        files = [(str(p.relative_to(self.root)), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
         frame = dataclasses.replace(self.clean, resize=self._resize(cell)).frame
         return _digest(self.clean.keys, frame, cell, files)
 

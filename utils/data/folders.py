@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from utils.data.image_source import (
     one_split,
     train_validation_test,
 )
-from utils.data.images import IMAGE_SUFFIXES, BrokenImageError, list_images, read_image
+from utils.data.images import IMAGE_SUFFIXES, BrokenImageError, FileSlice, list_images, read_image
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +202,9 @@ def plain_source(
     return ImageSource(name, (), torch.full((len(files),), -1), keys, image_size, read, resize=resize)
 
 
-def read_files(files: Sequence[str | Path], size: int, resize: int | None, rows: np.ndarray, *, smallest: int = 0) -> torch.Tensor:
+def read_files(
+    files: Sequence[str | Path | FileSlice], size: int, resize: int | None, rows: Iterable[int], *, smallest: int = 0
+) -> torch.Tensor:
     """uint8 [B, 3, size, size] of the files at `rows`; see `read_image`."""
     images = [read_image(files[i], size, resize, smallest=smallest) for i in rows]
     return torch.from_numpy(np.stack(images) if images else np.empty((0, 3, size, size), np.uint8))

@@ -12,7 +12,9 @@ Whatever a file holds becomes 8-bit RGB by a fixed rule or is refused by name:
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,6 +24,23 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".ti
 
 class BrokenImageError(ValueError):
     """An image file that cannot be decoded; the message names the file and the reason."""
+
+
+class FileSlice(NamedTuple):
+    """An image file that is a part of another file, such as a member of a tar file: `size` bytes from `offset` on."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.path}[{self.offset}:{self.offset + self.size}]"
+
+    def open(self) -> io.BytesIO:
+        """Its bytes."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return io.BytesIO(file.read(self.size))
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -47,14 +66,14 @@ def center_crop(image: Image.Image, size: int, resize: int | None = None) -> Ima
     return image.crop((left, top, left + size, top + size))
 
 
-def read_image(path: str | Path, size: int, resize: int | None = None, *, smallest: int = 0) -> np.ndarray:
+def read_image(path: str | Path | FileSlice, size: int, resize: int | None = None, *, smallest: int = 0) -> np.ndarray:
     """uint8 [3, size, size] of a file: RGB by the rules above, then `center_crop` to `size` (of a shorter side `resize`).
 
     Raises:
         BrokenImageError: not an image, truncated, pixels of unknown range, or a shorter side below `smallest` pixels.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path.open() if isinstance(path, FileSlice) else path) as image:
             upright = _as_rgb(ImageOps.exif_transpose(image), image.format)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
