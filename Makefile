@@ -2,6 +2,7 @@
 # make table-fusiondistill DATASET=Digits SEEDS=3   every approach of FusionDistill's table, over three seeds -> runs/fusiondistill/Digits
 # make table-diffaud DATASET=CIFAR10   source, DDA, the two distilled classifiers, DiffAUD -> runs/diffaud/CIFAR10
 # make table-sda DATASET=Digits   the same and SDA: the classifier fine-tuned on generated images -> runs/sda/Digits
+# make bench   every part against the reference way, and how cost grows (under 15 minutes on 2 CPU cores) -> runs/bench
 # make test   the test suite            make lint   style, format and types          make test-all   with the slow tests
 # Another data set: make demo DATASET=path/to/images OUT=runs/mine    Further pipeline variables: make demo ARGS="--ranks 8"
 
@@ -16,7 +17,7 @@ BIN     := $(VENV)/bin
 MPI     := $(if $(shell command -v mpiexec 2>/dev/null),mpi,mpich)
 READY   := $(VENV)/.ready
 
-.PHONY: demo table-fusiondistill table-diffaud table-sda test test-all lint install clean
+.PHONY: demo table-fusiondistill table-diffaud table-sda bench test test-all lint install clean
 
 demo: $(READY)
 	$(BIN)/python utils/pipeline.py -c configs/pipelines/diffaud.yaml --dataset $(DATASET) --out $(OUT) --run $(OUT) --seeds 123 $(ARGS)
@@ -41,6 +42,10 @@ table-sda: TABLE ?= runs/sda/$(notdir $(DATASET))
 table-sda: $(READY)
 	$(BIN)/python utils/pipeline.py -c configs/pipelines/sda.yaml --dataset $(DATASET) --out $(TABLE) \
 	  --arch $(ARCH) --seeds $(shell seq -s, 1 $(SEEDS)) $(ARGS)
+
+bench: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scaling
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --durations 10

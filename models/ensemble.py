@@ -21,6 +21,9 @@ from utils.data.image_source import ImageSource
 from utils.data.pixels import to_unit
 from utils.files import write_atomic
 
+_CPU_PIXELS = 32 * 224 * 224  # of a batch on a CPU: more is no faster and takes more memory (benchmarks/README.md)
+_RULE_ROWS = 4096  # images to which a rule is applied at a time: its float64 copies of the logits stay small
+
 
 @dataclasses.dataclass(frozen=True, eq=False)  # a key of what is kept in memory
 class Member:
@@ -44,7 +47,7 @@ class Scorer:
 
     Args:
         cache: folder of `.npz` files (None: nothing is kept).
-        batch_size: images a forward pass.
+        batch_size: images a forward pass; on a CPU at most as many as 32 of 224 x 224 pixels.
         on_images: called with the number of images after each batch (progress).
     """
 
@@ -72,8 +75,9 @@ class Scorer:
             else:
                 self._prepared[member, cell] = stored
         for group in by_view.values():
-            batches = (images for _, images in self._batches(group[0].view.source(cell)))
-            for member, logits in zip(group, self._forward([m.classifier for m in group], batches), strict=True):
+            classifiers = [member.classifier for member in group]
+            batches = (images for _, images in self._batches(group[0].view.source(cell), classifiers))
+            for member, logits in zip(group, self._forward(classifiers, batches), strict=True):
                 self._prepared[member, cell] = logits
                 self._keep(self._path(member, cell), _identity(member, cell), logits)
 
@@ -88,7 +92,7 @@ class Scorer:
         """
         logits = torch.stack([self.logits(member, cell) for member in members])
         if rule not in INPUT_RULES:
-            return combine(rule, logits, double_softmax)
+            return torch.cat([combine(rule, part, double_softmax) for part in logits.split(_RULE_ROWS, dim=1)])
         weights = mixing_weights(rule, logits, double_softmax)
         first, second = members
         identity = _digest(first.digest, second.digest, first.view.identity(cell), second.view.identity(cell), str(double_softmax))
@@ -100,14 +104,18 @@ class Scorer:
         return stored
 
     def _mixed_pass(self, first: Member, second: Member, weights: Tensor, cell: Cell) -> Tensor:
-        pairs = zip(self._batches(first.view.source(cell)), self._batches(second.view.source(cell)), strict=True)
+        views = (member.view.source(cell) for member in (first, second))
+        pairs = zip(*(self._batches(source, [first.classifier]) for source in views), strict=True)
         u = weights.float()[:, :, None, None, None]
         mixed = (u[rows, 0] * a + u[rows, 1] * b for (rows, a), (_, b) in pairs)
         return self._forward([first.classifier], mixed)[0]
 
-    def _batches(self, source: ImageSource) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, len(source), self.batch_size):
-            rows = slice(start, min(start + self.batch_size, len(source)))
+    def _batches(self, source: ImageSource, classifiers: Sequence[Classifier]) -> Iterator[tuple[slice, Tensor]]:
+        size = self.batch_size
+        if any(_device(classifier).type == "cpu" for classifier in classifiers):
+            size = min(size, max(1, _CPU_PIXELS // source.image_size**2))
+        for start in range(0, len(source), size):
+            rows = slice(start, min(start + size, len(source)))
             yield rows, to_unit(source.images(range(rows.start, rows.stop)))
 
     @torch.inference_mode()
@@ -116,8 +124,8 @@ class Scorer:
         out: list[list[Tensor]] = [[] for _ in classifiers]
         for images in batches:
             for classifier, logits in zip(classifiers, out, strict=True):
-                device = next(classifier.parameters()).device
-                logits.append(classifier(images.to(device, memory_format=torch.channels_last)).float().cpu())
+                moved = images.to(_device(classifier), memory_format=torch.channels_last)
+                logits.append(classifier(moved).float().cpu())
                 self.on_images(len(images))
         return [torch.cat(logits) for logits in out]
 
@@ -127,6 +135,10 @@ class Scorer:
             buffer = io.BytesIO()
             np.savez(buffer, logits=values.numpy(), identity=np.array(identity))
             write_atomic(path, buffer.getvalue())
+
+
+def _device(classifier: Classifier) -> torch.device:
+    return next(classifier.parameters()).device
 
 
 def _identity(member: Member, cell: Cell) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from utils.tables import table
 
 log = logging.getLogger(__name__)
 
+_WRITE_EVERY = 5.0  # seconds: the file is written whole, and a cached cell takes less time than that
+
 Hits = dict[Cell, np.ndarray]
 
 
@@ -50,7 +53,7 @@ class Evaluation:
 
 
 def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
-    """Score every system on every cell and write `<out>/results.json` and its companions; rows are written as cells are done.
+    """Score every system on every cell and write `<out>/results.json` and its companions; rows every few seconds, as they come.
 
     Raises:
         ValueError, FileNotFoundError: see `expand`, `TestDataConfig.cells`, `load_classifier`, `open_view`.
@@ -82,7 +85,7 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
     rows: list[Result] = []
     with tqdm(total=total, unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0) as bar:
         scorer = Scorer(out / "logits" if config.cache else None, config.batch_size, bar.update)
-        done = 0
+        done, written = 0, time.monotonic()
         for cell in cells:
             bar.set_postfix_str(cell.folder)
             scorer.prepare([members[n] for n in needed[cell]], cell)
@@ -95,7 +98,9 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
                     rows.append(cell_result(name, dataset, cell.corruption, cell.severity or 0, system.rule, right, **further))
             done += len(needed[cell]) * len(source)
             bar.update(max(0, done - bar.n))  # cached cells move the bar too
-            write_json(out / "results.json", rows, meta)
+            if time.monotonic() - written > _WRITE_EVERY:
+                write_json(out / "results.json", rows, meta)
+                written = time.monotonic()
     rows = _with_means(config, dataset, rows, hits)
     write_json(out / "results.json", rows, meta)
     _write_companions(out, rows)

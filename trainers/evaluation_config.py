@@ -97,7 +97,7 @@ class EvaluationConfig:
         data: see TestDataConfig.
         out: folder of results.json, results.csv, plots and the logit cache; `{dataset}` and `{arch}` are replaced.
         runs: root of the runs, for checkpoints by name.
-        batch_size: images a forward pass.
+        batch_size: images a forward pass; on a CPU fewer where they are large (models.ensemble.Scorer).
         cache: keep logits in `<out>/logits`, so that another rule or a second call costs no forward pass.
     """
 
