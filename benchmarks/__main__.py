@@ -21,7 +21,13 @@ from utils.errors import user_errors
 from utils.plots import save
 
 # name -> module with `rows(quick)`; a module is imported when its rows are asked for
-ROWS = {"epoch": "benchmarks.epoch", "rules": "benchmarks.rules", "memory": "benchmarks.memory"}
+ROWS = {
+    "batches": "benchmarks.batches",
+    "corruptions": "benchmarks.corruptions",
+    "epoch": "benchmarks.epoch",
+    "rules": "benchmarks.rules",
+    "memory": "benchmarks.memory",
+}
 
 
 def rows_of(name: str) -> Callable[[bool], list[Row]]:

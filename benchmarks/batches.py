@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as F
 
+from benchmarks.measure import Row
+from benchmarks.report import table
 from utils.data.augmentation import AugmentConfig
 from utils.data.batches import BatchLoader, BatchSet
 from utils.data.degradations import DEGRADATIONS, REFERENCE
@@ -108,43 +110,39 @@ def _random_images(count: int) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for image in coarse])
 
 
-def rows(repeats: int = 5, steps: int = 8, workers: int = 2) -> list[dict[str, Any]]:
-    """Degraded images/s of ours and of the other way: medians of `repeats` epochs of each, in turn.
+def rows(quick: bool = False) -> list[Row]:
+    """Images a second of the clock (`Row.required` is meant so, on cores that are free), and of a core, the steadier measure.
 
-    Other work on the machine slows both down, and ours more, which has fewer processes: images for each second that a core works
-    on them are the steadier measure.
-
-    Args:
-        repeats: epochs of each.
-        steps: of an epoch of the other way, 4 x 128 images each; ours has ten times as many.
-        workers: of ours, and of each of the other way's four loaders.
-
-    Returns:
-        rows `name`, `ours`, `reference`, `unit`, `ratio` (the median of the ratios).
+    Ours has ten times as many steps in an epoch as the other way: starting one costs both the same.
     """
+    repeats, steps, workers = (1, 1, 1) if quick else (5, 8, 2)
     images = _random_images(10 * steps * BATCH)
     reference = _one_by_one(images[: steps * BATCH], workers)
     variants = {"": _ours(images, workers), ", published bytes": _ours(images, workers, compat=REFERENCE)}
     for epoch in (reference, *variants.values()):
         epoch()  # starts the workers
-    pairs: dict[str, list[tuple[tuple[float, float], tuple[float, float]]]] = {name: [] for name in variants}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ("reference", *variants)}
     for _ in range(repeats):
-        other = _rates(reference)
-        for name, epoch in variants.items():
-            pairs[name].append((_rates(epoch), other))
-    return [
-        {
-            "name": f"training batches 4 x {BATCH}, {SIDE} x {SIDE} pixels{name}",
-            "ours": statistics.median(ours[column] for ours, _ in both),
-            "reference": statistics.median(other[column] for _, other in both),
-            "unit": unit,
-            "ratio": statistics.median(ours[column] / other[column] for ours, other in both),
-        }
-        for name, both in pairs.items()
-        for column, unit in enumerate(("images/s", "images/s of a core"))
-    ]
+        for name, epoch in (("reference", reference), *variants.items()):
+            taken[name].append(_rates(epoch))
+    return [_row(taken, name, column) for name in variants for column in range(2)]
+
+
+def _row(taken: dict[str, list[tuple[float, float]]], name: str, column: int) -> Row:
+    ours, reference = ([rates[column] for rates in taken[way]] for way in (name, "reference"))
+    return Row(
+        f"training batches, 4 x {BATCH} of {SIDE} px{name}",
+        ("images/s", "images/core s")[column],
+        statistics.median(reference),
+        statistics.median(ours),
+        statistics.median(a / b for a, b in zip(ours, reference, strict=True)),
+        required=10.0,
+        note="jpeg, blur, noise, salt-and-pepper; flip, crop, cutout, to float; 2 workers against 4 loaders of 2"
+        if not name
+        else "",
+        repeats={"reference": reference, "ours": ours},
+    )
 
 
 if __name__ == "__main__":
-    for row in rows():
-        print(f"{row['name']}: {row['ours']:,.0f} {row['unit']} against {row['reference']:,.0f}: {row['ratio']:.1f} x")
+    print(table(rows()), end="")

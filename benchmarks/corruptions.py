@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 
 import imagecorruptions
 import numpy as np
 import torch
 
+from benchmarks.measure import Row, timed_row
 from utils.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from utils.data.opencv import cv2
 
@@ -31,44 +32,52 @@ def _images(count: int, size: int) -> torch.Tensor:
     return (255 * smooth + 10 * torch.randn(smooth.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
 
 
-def _row(name: str, images: torch.Tensor, repeats: int) -> dict[str, float | str]:
+def _measured(name: str, images: torch.Tensor, severities: Sequence[int], repeats: int) -> tuple[list[float], list[float]]:
+    """Milliseconds for all `severities` of an image by the reference and by ours, `repeats` of each, in turn."""
     keys = [str(index) for index in range(len(images))]
     arrays = [np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in images]
     ours: list[float] = []
     reference: list[float] = []
     for repeat in range(repeats + 1):
         array, options = arrays[repeat % len(arrays)], {"keys": keys, "seed": repeat, "constants": "imagenet"}
-        mine = sum(_milliseconds(corrupt, images, name, severity, **options) for severity in SEVERITIES)
+        mine = sum(_milliseconds(corrupt, images, name, severity, **options) for severity in severities)
         with redirect_stdout(io.StringIO()):  # zoom_blur prints where its crop does not fit
-            theirs = sum(_milliseconds(imagecorruptions.corrupt, array, severity, name) for severity in SEVERITIES)
+            theirs = sum(_milliseconds(imagecorruptions.corrupt, array, severity, name) for severity in severities)
         if repeat > 0:  # the first warms caches and compilers
             ours.append(mine / len(images))
             reference.append(theirs)
-    first, second = statistics.median(ours), statistics.median(reference)
-    return {"name": name, "ours_ms": first, "reference_ms": second, "ratio": second / first}
+    return reference, ours
 
 
-def rows(size: int, batch: int = 1, repeats: int = 5) -> list[dict[str, float | str]]:
-    """Milliseconds for the five severities of one image, for each corruption and, last, for all 15 ("total").
+def by_name(size: int, batch: int, quick: bool = False) -> dict[str, tuple[list[float], list[float]]]:
+    """corruption -> milliseconds of its five severities, by the reference and by ours (see `_measured`).
 
     Args:
         size: side of the images in pixels.
-        batch: images in a call of ours; its time is divided by it. The reference takes one image a call.
-        repeats: measurements of which the median counts.
-
-    Returns:
-        [{"name", "ours_ms", "reference_ms", "ratio"}], ratio = reference / ours.
+        batch: images in a call of ours, whose time is divided by it. The reference takes one image a call.
+        quick: a few of them, once.
     """
-    torch.set_num_threads(1)
     cv2.setNumThreads(1)
     images = _images(batch, size)
-    found = [_row(name, images, repeats) for name in CORRUPTIONS]
-    ours, reference = (sum(float(row[way]) for row in found) for way in ("ours_ms", "reference_ms"))
-    return [*found, {"name": "total", "ours_ms": ours, "reference_ms": reference, "ratio": reference / ours}]
+    names, severities, repeats = (CORRUPTIONS[-4:], SEVERITIES[:1], 1) if quick else (CORRUPTIONS, SEVERITIES, 5)
+    return {name: _measured(name, images, severities, repeats) for name in names}
+
+
+def rows(quick: bool = False) -> list[Row]:
+    """All 15 corruptions x 5 severities of an image, in batches and one at a time."""
+    settings = ((32, 2, 10.0),) if quick else ((32, 64, 10.0), (32, 1, None), (224, 8, 5.0), (224, 1, 5.0))
+    found = []
+    for size, batch, required in settings:
+        taken = by_name(size, batch, quick).values()
+        reference, ours = (np.sum([ways[i] for ways in taken], axis=0).tolist() for i in range(2))
+        name = f"15 x 5 corruptions of an image of {size} px, {batch} a call"
+        found.append(timed_row(name, reference, ours, unit="ms", required=required))
+    return found
 
 
 if __name__ == "__main__":
-    for size, batch in ((32, 1), (32, 64), (224, 1), (224, 8)):
-        print(f"{size} px, {batch} images a call: name, ours ms, reference ms, ratio")
-        for row in rows(size, batch):
-            print(f"{row['name']:18s} {row['ours_ms']:9.3f} {row['reference_ms']:9.3f} {row['ratio']:7.1f}")
+    for size, batch in ((32, 64), (32, 1), (224, 8), (224, 1)):
+        print(f"{size} px, {batch} images a call: name, reference ms, ours ms, ratio")
+        for name, (reference, ours) in by_name(size, batch).items():
+            first, second = statistics.median(reference), statistics.median(ours)
+            print(f"{name:18s} {first:9.3f} {second:9.3f} {first / second:7.1f}")
