@@ -57,8 +57,8 @@ def describe(measured: Peaks) -> str:
     """One line about the machine."""
     return (
         f"{torch.get_num_threads()} thread(s), for each second of a core: matrix products {measured.matmul:.0f} GFLOP/s, "
-        f"convolutions {measured.convolution:.0f} (channels_last) and {measured.convolution_contiguous:.0f} (contiguous) GFLOP/s, memory "
-        f"{measured.memory:.1f} GB/s"
+        f"convolutions {measured.convolution:.0f} (channels_last) and {measured.convolution_contiguous:.0f} (contiguous) GFLOP/s, "
+        f"memory {measured.memory:.1f} GB/s"
     )
 
 

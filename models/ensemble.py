@@ -75,9 +75,9 @@ class Scorer:
             else:
                 self._prepared[member, cell] = stored
         for group in by_view.values():
-            classifiers = [member.classifier for member in group]
-            batches = (images for _, images in self._batches(group[0].view.source(cell), classifiers))
-            for member, logits in zip(group, self._forward(classifiers, batches), strict=True):
+            classifiers, source = [member.classifier for member in group], group[0].view.source(cell)
+            scored = self._forward(classifiers, self._batches(source, classifiers), len(source))
+            for member, logits in zip(group, scored, strict=True):
                 self._prepared[member, cell] = logits
                 self._keep(self._path(member, cell), _identity(member, cell), logits)
 
@@ -107,8 +107,8 @@ class Scorer:
         views = (member.view.source(cell) for member in (first, second))
         pairs = zip(*(self._batches(source, [first.classifier]) for source in views), strict=True)
         u = weights.float()[:, :, None, None, None]
-        mixed = (u[rows, 0] * a + u[rows, 1] * b for (rows, a), (_, b) in pairs)
-        return self._forward([first.classifier], mixed)[0]
+        mixed = ((rows, u[rows, 0] * a + u[rows, 1] * b) for (rows, a), (_, b) in pairs)
+        return self._forward([first.classifier], mixed, len(weights))[0]
 
     def _batches(self, source: ImageSource, classifiers: Sequence[Classifier]) -> Iterator[tuple[slice, Tensor]]:
         size = self.batch_size
@@ -119,15 +119,16 @@ class Scorer:
             yield rows, to_unit(source.images(range(rows.start, rows.stop)))
 
     @torch.inference_mode()
-    def _forward(self, classifiers: Sequence[Classifier], batches: Iterator[Tensor]) -> list[Tensor]:
-        """Logits [N, K] of each classifier."""
-        out: list[list[Tensor]] = [[] for _ in classifiers]
-        for images in batches:
+    def _forward(self, classifiers: Sequence[Classifier], batches: Iterator[tuple[slice, Tensor]], count: int) -> list[Tensor]:
+        """Logits [N, K] of each classifier, N = `count`."""
+        # made beforehand: small tensors that outlive their batch would lie between large ones, whose room could not be used again
+        out = [torch.empty(count, classifier.num_classes) for classifier in classifiers]
+        for rows, images in batches:
             for classifier, logits in zip(classifiers, out, strict=True):
                 moved = images.to(_device(classifier), memory_format=torch.channels_last)
-                logits.append(classifier(moved).float().cpu())
+                logits[rows] = classifier(moved).float().cpu()
                 self.on_images(len(images))
-        return [torch.cat(logits) for logits in out]
+        return out
 
     @staticmethod
     def _keep(path: Path | None, identity: str, values: Tensor) -> None:

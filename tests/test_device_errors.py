@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
+import sys
 
 import pytest
 import torch
 
-from utils.device import choose_device, move_batch
+from utils.device import choose_device, keep_freed_memory, move_batch
 from utils.errors import Stopped, user_errors
 
 
@@ -30,6 +32,16 @@ def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("requested", [None, "cpu"])
 def test_without_gpu_the_cpu_is_taken(requested: str | None) -> None:
     assert choose_device(requested) == torch.device("cpu")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is another one")
+def test_glibc_can_be_told_to_keep_freed_memory() -> None:
+    assert keep_freed_memory()
+
+
+def test_memory_is_left_to_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not keep_freed_memory()
 
 
 @pytest.mark.usefixtures("no_gpus")

@@ -73,6 +73,24 @@ def test_progress_is_told_the_images_of_each_batch(first: Counted) -> None:
     assert told == [3, 3, 1]
 
 
+def test_on_a_cpu_a_batch_of_large_images_is_smaller(first: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.ensemble._CPU_PIXELS", 2 * 16 * 16)
+    told: list[int] = []
+    logits = Scorer(None, 3, told.append).logits(first.member, CELL)
+    assert told == [2, 2, 2, 1]
+    assert torch.allclose(logits, expected_logits(first.member), atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_applied_to_some_images_at_a_time_gives_what_it_gives_for_all(
+    rule: str, first: Counted, second: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, members = Scorer(None), [first.member, second.member]
+    whole = combine(rule, torch.stack([scorer.logits(member, CELL) for member in members]))
+    monkeypatch.setattr("models.ensemble._RULE_ROWS", 3)
+    assert torch.equal(scorer.scores(rule, members, CELL), whole)
+
+
 # --- several members at once
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,10 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
     in_w = CARTON in source.classes and any(cell.corruption == WATERMARK for cell in cells)
     carton = source.classes.index(CARTON) if in_w else None
     rows: list[Result] = []
-    with tqdm(total=total, unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0) as bar:
+    bar = tqdm(total=total, unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0)
+    with bar, _written(out / "results.json", meta) as keep:
         scorer = Scorer(out / "logits" if config.cache else None, config.batch_size, bar.update)
-        done, written = 0, time.monotonic()
+        done = 0
         for cell in cells:
             bar.set_postfix_str(cell.folder)
             scorer.prepare([members[n] for n in needed[cell]], cell)
@@ -98,9 +100,7 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
                     rows.append(cell_result(name, dataset, cell.corruption, cell.severity or 0, system.rule, right, **further))
             done += len(needed[cell]) * len(source)
             bar.update(max(0, done - bar.n))  # cached cells move the bar too
-            if time.monotonic() - written > _WRITE_EVERY:
-                write_json(out / "results.json", rows, meta)
-                written = time.monotonic()
+            keep(rows)
     rows = _with_means(config, dataset, rows, hits)
     write_json(out / "results.json", rows, meta)
     _write_companions(out, rows)
@@ -109,6 +109,26 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
         np.savez(buffer, keys=np.array(source.keys), labels=source.labels.numpy())
         write_atomic(out / "logits" / "images.npz", buffer.getvalue())
     return Evaluation(config, rows, hits, members, checkpoints, source)
+
+
+@contextlib.contextmanager
+def _written(path: Path, meta: dict[str, Any]) -> Iterator[Callable[[list[Result]], None]]:
+    """What to call with the rows so far after each cell: they are written every few seconds, and when an error ends the block."""
+    kept: list[Result] = []
+    last = time.monotonic()
+
+    def keep(rows: list[Result]) -> None:
+        nonlocal last
+        kept[:] = rows
+        if time.monotonic() - last > _WRITE_EVERY:
+            write_json(path, kept, meta)
+            last = time.monotonic()
+
+    try:
+        yield keep
+    finally:
+        if kept:
+            write_json(path, kept, meta)
 
 
 def _further_metrics(scores: Tensor, labels: Tensor, carton: int | None) -> dict[str, float]:
