@@ -24,6 +24,7 @@ from utils.plots import save
 ROWS = {
     "batches": "benchmarks.batches",
     "corruptions": "benchmarks.corruptions",
+    "dda": "benchmarks.dda",
     "epoch": "benchmarks.epoch",
     "rules": "benchmarks.rules",
     "memory": "benchmarks.memory",

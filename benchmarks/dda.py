@@ -1,163 +1,181 @@
-"""DDA against its published formulas as guided-diffusion runs them: largest difference, time, memory for each image.
+"""DDA as it is published against ours with the same output: time of a guided chain, memory of an image, passes of the U-Net.
 
-    python -m benchmarks.dda
-    python -m benchmarks.dda --device cuda --bf16
-
-One row a variant. `published`: U-Net of the package guided-diffusion-sdk with weights open to gradients, its diffusion, gradient
-through the network. `ours`: `image_adapt.dda.DDA` with the options of the published program and the same noise. `jacobian_free`:
-the same without a pass backward, another result. Random weights: time and memory do not depend on them. On a CPU time is that of
-the process, so that other programs disturb it less, and memory the largest resident size of a process for each batch size.
+The reference way is the published formulas on the network of guided-diffusion-sdk, whose weights are open to gradients, with the
+gradient through the network. Ours is `image_adapt.dda.DDA` with the options of the published program, the same weights and the same
+noise. Random weights: time and memory do not depend on them.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import subprocess
-import sys
-import time
+import math
+import multiprocessing
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.measure import Row, in_turn, timed_row
+from benchmarks.memory import peak
+from benchmarks.networks import forward_work
+from image_adapt.adapters import build_adapter
+from image_adapt.config import AdaptConfig
 from image_adapt.dda import DDA
 from image_adapt.lowpass import LowPass
+from models.diffusion import build_denoiser
 from models.guided_diffusion import denoiser_from_openai
 from models.model_flags import ModelFlags
+from utils.config import build, read_yaml
+from utils.seeding import seed_everything
 
-DOWNSCALE, WEIGHT = 4, 6.0
+WEIGHT, DOWNSCALE, STEPS = 6.0, 4, 2
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "adapt" / "ImageFolder"
+CLOSE = 1e-4  # the largest difference between both outputs, in [-1, 1]
 
 
-def published(network: torch.nn.Module, images: Tensor, noise: list[Tensor], steps: int) -> Tensor:
-    """The published loop: start one level above the first step, noise before guidance, one norm over the batch, zero border."""
+def flags_of(quick: bool) -> ModelFlags:
+    """The published 256 px network's kinds of blocks, smaller."""
+    size = {"image_size": 16, "num_channels": 32, "channel_mult": "1,2", "attention_resolutions": "8"}
+    if not quick:
+        size = {"image_size": 64, "num_channels": 64, "channel_mult": "1,2,3,4", "attention_resolutions": "16"}
+    kinds = {"num_head_channels": 32, "resblock_updown": True, "use_scale_shift_norm": True, "learn_sigma": True}
+    return ModelFlags(**size, **kinds, num_res_blocks=1)  # type: ignore[arg-type]
+
+
+def rows(quick: bool = False) -> list[Row]:
+    """Time, memory and passes.
+
+    Raises:
+        AssertionError: ours is not what the published formulas give.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    flags, batch = flags_of(quick), 2 if quick else 4
+    published, ours, free = (make(flags, batch) for make in WAYS.values())
+    difference = (published() - ours()).abs().max().item()
+    assert difference <= CLOSE, f"outputs differ by {difference}"
+    taken = in_turn({"reference": published, "ours": ours, "free": free}, 1 if quick else 5)
+    work = 2 * STEPS * batch * forward_work(denoiser_from_openai(_weights(flags), flags).unet, flags.image_size, torch.zeros(1))
+    name = f"DDA, {batch} images of {flags.image_size} px, {STEPS} guided steps"
+    note = f"largest difference between both outputs {difference:.1e}; a pass forward and one backward a step"
+    return [
+        timed_row(name, taken["reference"], taken["ours"], work, required=1.3, note=note),
+        timed_row(f"{name}, ours without Jacobian", taken["reference"], taken["free"], note="another result: see the fast preset"),
+        _memory(flags, 1 if quick else 2),
+        _passes(),
+    ]
+
+
+def _weights(flags: ModelFlags) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in _published_network(flags).state_dict().items()}
+
+
+def _published_network(flags: ModelFlags) -> torch.nn.Module:
+    """None of its weights is 0 (those of a new one end in zeros); the same for every call."""
+    from guided_diffusion.script_util import create_model  # noqa: PLC0415  of the development packages
+
+    seed_everything(0)
+    network = create_model(
+        flags.image_size, flags.num_channels, flags.num_res_blocks, channel_mult=flags.channel_mult, learn_sigma=flags.learn_sigma,
+        attention_resolutions=flags.attention_resolutions, num_head_channels=flags.num_head_channels,
+        use_scale_shift_norm=flags.use_scale_shift_norm, resblock_updown=flags.resblock_updown,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            scale = 1 / math.sqrt(parameter[0].numel()) if parameter.ndim > 1 else 0.1
+            parameter.copy_(scale * noise if parameter.ndim > 1 else parameter + scale * noise)
+    return network.eval()
+
+
+def _images(flags: ModelFlags, batch: int) -> Tensor:
+    return torch.rand(batch, 3, flags.image_size, flags.image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def _streams(batch: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(batch)]
+
+
+def _published(flags: ModelFlags, batch: int) -> Callable[[], Tensor]:
     from guided_diffusion.script_util import create_gaussian_diffusion  # noqa: PLC0415  of the development packages
 
+    network, images, drawn = _published_network(flags), _images(flags, batch), _streams(batch)
+    noise = [torch.stack([torch.randn(images.shape[1:], generator=g) for g in drawn]) for _ in range(STEPS + 1)]
     diffusion = create_gaussian_diffusion(steps=1000, learn_sigma=True, noise_schedule="linear", timestep_respacing="100")
-    low_pass = LowPass(images.shape[-1], DOWNSCALE, "zero")
-    x = diffusion.q_sample(images, torch.full((len(images),), steps, device=images.device), noise[0])
-    for k, i in enumerate(reversed(range(steps)), start=1):
-        x = x.detach().requires_grad_()
-        step = diffusion.p_mean_variance(network, x, torch.full((len(x),), i, device=x.device), clip_denoised=True)
-        drawn = step["mean"] + (i > 0) * (step["log_variance"] / 2).exp() * noise[k]
-        distance = torch.linalg.norm(low_pass(images) - low_pass(step["pred_xstart"]))
-        x = drawn - WEIGHT * torch.autograd.grad(distance, x)[0]
-    return x.detach()
+    low_pass = LowPass(flags.image_size, DOWNSCALE, "zero")
+
+    def adapt() -> Tensor:
+        """Starts one level above the first step, takes one norm over the batch, adds noise before guidance."""
+        x = diffusion.q_sample(images, torch.full((batch,), STEPS), noise[0])
+        for k, i in enumerate(reversed(range(STEPS)), start=1):
+            x = x.detach().requires_grad_()
+            step = diffusion.p_mean_variance(network, x, torch.full((batch,), i), clip_denoised=True)
+            moved = step["mean"] + (i > 0) * (step["log_variance"] / 2).exp() * noise[k]
+            distance = torch.linalg.norm(low_pass(images) - low_pass(step["pred_xstart"]))
+            x = moved - WEIGHT * torch.autograd.grad(distance, x)[0]
+        return x.detach()
+
+    return adapt
 
 
-def variants(args: argparse.Namespace, batch: int, only: str | None = None) -> dict[str, Callable[[], Tensor]]:
-    """Adaptation of `batch` images by each variant, on networks of the same weights."""
-    from tests.openai_networks import created, randomise  # noqa: PLC0415  needs the development packages
-
-    flags = ModelFlags(
-        image_size=args.image_size, num_channels=args.num_channels, num_res_blocks=args.num_res_blocks, attention_resolutions="16",
-        num_head_channels=32, resblock_updown=True, use_scale_shift_norm=True, learn_sigma=True,
+def _ours(flags: ModelFlags, batch: int, guidance: str = "full") -> Callable[[], Tensor]:
+    adapter = DDA(
+        denoiser_from_openai(_weights(flags), flags), start_step=STEPS, guidance_weight=WEIGHT, downscale_factor=DOWNSCALE,
+        guidance_norm="batch", border="zero", start_mismatch=True, guidance=guidance,
     )  # fmt: skip
-    network = created(flags).eval()
-    randomise(network)
-    shape = (3, args.image_size, args.image_size)
-    images = (torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(args.device)
-
-    def streams() -> list[torch.Generator]:
-        return [torch.Generator().manual_seed(seed) for seed in range(batch)]
-
-    drawn = streams()
-    noise = [torch.stack([torch.randn(shape, generator=g) for g in drawn]).to(args.device) for _ in range(args.steps + 1)]
-    made: dict[str, Callable[[], Tensor]] = {}
-    for name, guidance in (("ours", "full"), ("jacobian_free", "jacobian_free")):
-        if only in (None, name):
-            weights = {key: value.clone() for key, value in network.state_dict().items()}
-            adapter = DDA(
-                denoiser_from_openai(weights, flags).to(args.device), start_step=args.steps, guidance_weight=WEIGHT,
-                downscale_factor=DOWNSCALE, guidance_norm="batch", border="zero", start_mismatch=True, guidance=guidance,
-                autocast=args.bf16,
-            )  # fmt: skip
-            made[name] = lambda adapter=adapter: adapter.adapt(images, streams())  # type: ignore[misc]
-    if only in (None, "published"):
-        network.to(args.device)
-        made = {"published": lambda: published(network, images, noise, args.steps), **made}
-    return made
+    images = _images(flags, batch)
+    return lambda: adapter.adapt(images, _streams(batch))
 
 
-def seconds(run: Callable[[], Tensor], device: str) -> float:
-    """Of one call: of the process on a CPU, by the clock on a GPU."""
-    if device == "cpu":
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - begin
+def _without_jacobian(flags: ModelFlags, batch: int) -> Callable[[], Tensor]:
+    return _ours(flags, batch, "jacobian_free")
 
 
-def peak(args: argparse.Namespace, name: str, batch: int) -> float:
-    """MiB that a variant needs at most, in a process of its own."""
-    words = [f"--{flag}={getattr(args, flag)}" for flag in ("image_size", "num_channels", "num_res_blocks", "device")]
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.dda",
-        *words,
-        "--steps=2",
-        "--bf16" * args.bf16,
-        f"--peak_of={name}",
-        f"--batch={batch}",
-    ]
-    return float(subprocess.run([w for w in command if w], check=True, capture_output=True, text=True).stdout.split()[-1])
+WAYS: dict[str, Callable[[ModelFlags, int], Callable[[], Tensor]]] = {
+    "reference": _published,
+    "ours": _ours,
+    "free": _without_jacobian,
+}
 
 
-def run_once(args: argparse.Namespace) -> float:
-    """MiB that this process has needed at most after one adaptation."""
-    variants(args, args.batch, args.peak_of)[args.peak_of]()
-    if args.device != "cpu":
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status").read_text()  # getrusage would go on from the size of the parent process
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+def _memory(flags: ModelFlags, few: int) -> Row:
+    """What a further image in the batch takes, by the peaks of fresh processes."""
+    many = 4 * few
+    needed = {way: (_peak(flags, many, way) - _peak(flags, few, way)) / (many - few) for way in ("reference", "ours")}
+    name = f"memory of DDA for each image of {flags.image_size} px"
+    repeats = {way: [value] for way, value in needed.items()}
+    ratio = needed["reference"] / needed["ours"]
+    return Row(name, "MiB", needed["reference"], needed["ours"], ratio, required=2.0, repeats=repeats)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for flag, value in (
-        ("image_size", 64),
-        ("num_channels", 64),
-        ("num_res_blocks", 1),
-        ("steps", 2),
-        ("batch", 4),
-        ("repeats", 5),
-    ):
-        parser.add_argument(f"--{flag}", type=int, default=value)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--bf16", action="store_true", help="our networks in bfloat16")
-    parser.add_argument("--peak_of", help="only run this variant once and print the largest memory")
-    args = parser.parse_args()
+def _peak(flags: ModelFlags, batch: int, way: str) -> float:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_adapt_once, flags, batch, way).result()
+
+
+def _adapt_once(flags: ModelFlags, batch: int, way: str) -> float:
     warnings.filterwarnings("ignore", category=FutureWarning)
-    torch.set_num_threads(args.threads)
-    if args.peak_of:
-        print(run_once(args))
-        return
-    runs = variants(args, args.batch)
-    first = {name: run() for name, run in runs.items()}
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(args.repeats):  # interleaved, so that a slow minute hits all
-        for name, run in runs.items():
-            taken[name].append(seconds(run, args.device))
-    print(f"{'variant':<14} {'difference':>10} {'s/image step':>12} {'faster':>7} {'MiB/image':>9} {'share':>6}")
-    memory = {name: (peak(args, name, 8) - peak(args, name, 2)) / 6 for name in runs}
-    usual = statistics.median(taken["published"])
-    for name in runs:
-        median = statistics.median(taken[name])
-        apart = (first[name] - first["published"]).abs().max().item()
-        print(
-            f"{name:<14} {apart:10.1e} {median / args.batch / args.steps:12.4f} {usual / median:7.2f} "
-            f"{memory[name]:9.1f} {memory[name] / memory['published']:6.2f}"
-        )
+    torch.set_num_threads(1)
+    WAYS[way](flags, batch)()
+    return peak()
 
 
-if __name__ == "__main__":
-    main()
+def _passes() -> Row:
+    """Counted on a tiny network with the shipped configurations; a gradient through the network counts as one."""
+    counted = {way: _count(name) for way, name in (("reference", "dda.yaml"), ("ours", "fast.yaml"))}
+    repeats = {way: [value] for way, value in counted.items()}
+    ratio = counted["reference"] / counted["ours"]
+    note = "accuracy: header of configs/adapt/ImageFolder/fast.yaml"
+    return Row("U-Net passes an image, fast preset", "passes", **counted, ratio=ratio, required=8.0, note=note, repeats=repeats)
+
+
+def _count(name: str) -> float:
+    config = build(AdaptConfig, read_yaml(CONFIGS / name))
+    denoiser = build_denoiser(8, [8], learn_sigma=False)
+    adapter = build_adapter(config, denoiser)
+    calls: list[int] = []
+    denoiser.unet.register_forward_hook(lambda *_: calls.append(1))
+    adapter.adapt(torch.zeros(1, 3, 8, 8), _streams(1))
+    return len(calls) * (2.0 if adapter.uses_gradient else 1.0)

@@ -35,8 +35,11 @@ def save_classifier(arch: str, seed: int, path: Path) -> Path:
     return path
 
 
-def forward_work(network: torch.nn.Module, size: int) -> float:
-    """Billions of floating-point operations (a multiplication and an addition are two) of one image's forward pass."""
+def forward_work(network: torch.nn.Module, size: int, *more: torch.Tensor) -> float:
+    """Billions of floating-point operations (a multiplication and an addition are two) of one image's forward pass.
+
+    `more` are the arguments after the image.
+    """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, 3, size, size))
+        network(torch.zeros(1, 3, size, size), *more)
     return counter.get_total_flops() / 1e9
