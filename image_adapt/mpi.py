@@ -62,6 +62,7 @@ class World:
                 print(f"error: {error}", file=sys.stderr, flush=True)
             else:
                 traceback.print_exc()
+            time.sleep(0.5)  # launchers drop what they have not passed on when they are told to end
             self.communicator.Abort(2)
             os._exit(2)  # some MPIs return from Abort before they end the process
 
