@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import multiprocessing
 import statistics
 import time
@@ -83,6 +84,11 @@ def in_turn(steps: dict[str, Step], repeats: int = 5, warm_up: int = 1) -> dict[
             if repeat >= warm_up:
                 taken[name].append(seconds)
     return taken
+
+
+def quiet() -> contextlib.AbstractContextManager[object]:
+    """A block whose progress bars are not shown."""
+    return contextlib.redirect_stderr(io.StringIO())
 
 
 class Apart:

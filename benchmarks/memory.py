@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.measure import Row
+from benchmarks.measure import Row, quiet
 from benchmarks.networks import CLASSES, images, save_classifier
 from image_adapt.config import AdaptConfig, InputConfig
 from image_adapt.mpi import World
@@ -81,7 +81,7 @@ def evaluation(folder: Path, count: int) -> float:
     members = {"one": MemberConfig(str(save_classifier("ResNet20", 0, folder / "one.safetensors")))}
     data = TestDataConfig(str(folder), corruptions=["clean"])
     config = EvaluationConfig(members, {"one": SystemConfig(["one"])}, data=data, out=str(folder / "out"))
-    with mock.patch.object(folders, "PRELOAD_BYTES", 0):
+    with quiet(), mock.patch.object(folders, "PRELOAD_BYTES", 0):
         outcome = evaluate(config, choose_device("cpu"))
     assert outcome.rows[0].n == count
     return peak()
@@ -90,7 +90,7 @@ def evaluation(folder: Path, count: int) -> float:
 def adaptation(folder: Path, count: int) -> float:
     """Peak, in MiB, of planning, writing every image, and the manifest; the images stay as they are."""
     choose_device("cpu")
-    with tempfile.TemporaryDirectory() as out:
+    with quiet(), tempfile.TemporaryDirectory() as out:
         config = AdaptConfig("none", out, input=InputConfig(folder=str(folder / "test")))
         outcome = run_jobs(plan_jobs(config, SIDE), _Unchanged(), config, "none", World(), torch.device("cpu"))
     assert outcome.made == count

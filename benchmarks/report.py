@@ -89,6 +89,7 @@ def plot(rows: Sequence[Row]) -> Figure:
         if row.required is not None:
             axes.plot([row.required] * 2, [place - 0.4, place + 0.4], color=INK, linewidth=2)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(places, [row.name for row in rows])
     axes.invert_yaxis()
     axes.margins(x=0.12)

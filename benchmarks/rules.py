@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Row, core_seconds, in_turn, timed_row
+from benchmarks.measure import Row, core_seconds, in_turn, quiet, timed_row
 from benchmarks.networks import classifier, forward_work, save_classifier
 from models.classifiers import Classifier
 from models.ensemble import Member, Scorer
@@ -75,7 +75,7 @@ def _ready(seed: int) -> Classifier:
 def _second_call(images: int, corruptions: list[str], severities: list[int], repeats: int) -> Row:
     """`evaluate` as test_ensemble.py calls it, with its table and plots."""
     rules = [*OF_LOGITS, *OF_IMAGES]
-    with tempfile.TemporaryDirectory() as folder:
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         members = {f"m{i}": MemberConfig(str(save_classifier(ARCH, i, Path(folder) / f"{i}.safetensors"))) for i in range(2)}
         systems = {rule: SystemConfig(list(members), rule) for rule in rules}
         data = TestDataConfig(limit=images, corruptions=corruptions, severities=severities)

@@ -187,7 +187,10 @@ def plot(curves: Sequence[Curve]) -> Figure:
         axes.plot(sizes, line, color=INK, linewidth=1)
         axes.plot(sizes, costs, "o", color=PALETTE[0])
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter("{x:.4g}")
+        middle = (costs.min() * costs.max()) ** 0.5
+        axes.set_ylim(min(costs.min() * 0.8, middle / 3), max(costs.max() * 1.25, middle * 3))  # what is flat shall look flat
         axes.set_xticks(curve.sizes, [str(size) for size in curve.sizes])
         axes.set_xlabel(f"{curve.over}: exponent {curve.exponent:.2f} (ideal {curve.ideal:g})", fontsize=9)
         axes.set_title(f"{curve.name}, {curve.unit}", fontsize=9)
