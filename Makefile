@@ -2,7 +2,7 @@
 # make table-fusiondistill DATASET=Digits SEEDS=3   every approach of FusionDistill's table, over three seeds -> runs/fusiondistill/Digits
 # make table-diffaud DATASET=CIFAR10   source, DDA, the two distilled classifiers, DiffAUD -> runs/diffaud/CIFAR10
 # make table-sda DATASET=Digits   the same and SDA: the classifier fine-tuned on generated images -> runs/sda/Digits
-# make bench   every part against the reference way, and how cost grows (under 15 minutes on 2 CPU cores) -> runs/bench
+# make bench   every part against the reference way, 4 minutes on 2 CPU cores -> runs/bench
 # make test   the test suite            make lint   style, format and types          make test-all   with the slow tests
 # Another data set: make demo DATASET=path/to/images OUT=runs/mine    Further pipeline variables: make demo ARGS="--ranks 8"
 
@@ -45,7 +45,6 @@ table-sda: $(READY)
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scaling
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --durations 10

@@ -62,7 +62,7 @@ def rows(quick: bool = False) -> list[Row]:
     return [
         timed_row(name, taken["reference"], taken["ours"], work, required=1.3, note=note),
         timed_row(f"{name}, ours without Jacobian", taken["reference"], taken["free"], note="another result: see the fast preset"),
-        _memory(flags, 1 if quick else 2),
+        _memory(flags, 1 if quick else 4),
         _passes(),
     ]
 
