@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as F
 
 from benchmarks.measure import Row
+from benchmarks.networks import images as random_images
 from benchmarks.report import table
 from utils.data.augmentation import AugmentConfig
 from utils.data.batches import BatchLoader, BatchSet
@@ -104,19 +105,13 @@ def _rates(epoch: Callable[[], int]) -> tuple[float, float]:
     return count / (time.perf_counter() - start), count / (_core_seconds() - cores)
 
 
-def _random_images(count: int) -> np.ndarray:
-    """uint8 [count, S, S, 3] that vary slowly, as photographs do."""
-    coarse = np.random.default_rng(0).integers(0, 256, (count, SIDE // 8, SIDE // 8, 3), dtype=np.uint8)
-    return np.stack([np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for image in coarse])
-
-
 def rows(quick: bool = False) -> list[Row]:
     """Images a second of the clock (`Row.required` is meant so, on cores that are free), and of a core, the steadier measure.
 
     Ours has ten times as many steps in an epoch as the other way: starting one costs both the same.
     """
     repeats, steps, workers = (1, 1, 1) if quick else (5, 8, 2)
-    images = _random_images(10 * steps * BATCH)
+    images = random_images(10 * steps * BATCH, SIDE)
     reference = _one_by_one(images[: steps * BATCH], workers)
     variants = {"": _ours(images, workers), ", published bytes": _ours(images, workers, compat=REFERENCE)}
     for epoch in (reference, *variants.values()):

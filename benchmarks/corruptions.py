@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import io
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
+from functools import partial
 
 import imagecorruptions
 import numpy as np
 import torch
 
-from benchmarks.measure import Row, timed_row
+from benchmarks.measure import Row, core_seconds, timed_row
 from utils.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from utils.data.opencv import cv2
-
-
-def _milliseconds(call: Callable[..., object], *arguments: object, **options: object) -> float:
-    """Processor time of one call: on one thread of an idle machine the time that passes, and other processes do not add to it."""
-    start = time.process_time()
-    call(*arguments, **options)
-    return 1000 * (time.process_time() - start)
 
 
 def _images(count: int, size: int) -> torch.Tensor:
@@ -39,13 +32,13 @@ def _measured(name: str, images: torch.Tensor, severities: Sequence[int], repeat
     ours: list[float] = []
     reference: list[float] = []
     for repeat in range(repeats + 1):
-        array, options = arrays[repeat % len(arrays)], {"keys": keys, "seed": repeat, "constants": "imagenet"}
-        mine = sum(_milliseconds(corrupt, images, name, severity, **options) for severity in severities)
+        array, ours_of = arrays[repeat % len(arrays)], partial(corrupt, images, name, keys=keys, seed=repeat, constants="imagenet")
+        mine = sum(core_seconds(partial(ours_of, severity)) for severity in severities)
         with redirect_stdout(io.StringIO()):  # zoom_blur prints where its crop does not fit
-            theirs = sum(_milliseconds(imagecorruptions.corrupt, array, severity, name) for severity in severities)
+            theirs = sum(core_seconds(partial(imagecorruptions.corrupt, array, severity, name)) for severity in severities)
         if repeat > 0:  # the first warms caches and compilers
-            ours.append(mine / len(images))
-            reference.append(theirs)
+            ours.append(1000 * mine / len(images))
+            reference.append(1000 * theirs)
     return reference, ours
 
 
