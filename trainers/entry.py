@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.nn  # before there is a process group: its functions keep the one of their import as a default
 from accelerate import Accelerator
 
 from trainers.config import TrainConfig, fill

@@ -152,9 +152,15 @@ class Trainer:
                 save(picture, self.run / "samples.png")
             mark_done(self.run)
         self.log.close()
-        self.accelerator.wait_for_everyone()  # while the first process still writes its run, another's leave may abort
-        self.accelerator.end_training()  # a process that ends while its group's threads still run may abort
+        self._leave()
         return best or {f"validation/{self.loop.monitor}": float("nan") if self.progress.best is None else self.progress.best}
+
+    def _leave(self) -> None:
+        """End the process group, with its threads: a process that ends while one of them lets go of a tensor aborts."""
+        self.accelerator.wait_for_everyone()  # while the first process still writes its run, another's leave may abort
+        del self.wrapped  # it holds the group, as the accelerator does
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
 
     def _train_epoch(self, bar: tqdm) -> dict[str, float]:
         epoch, steps = self.progress.epoch, len(self.train_loader)
