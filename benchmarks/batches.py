@@ -1,6 +1,6 @@
 """Training batches with four degradations: ours against one loader of images for each degradation.
 
-`python -m benchmarks.batches` prints images/s of both, side by side on the same two cores.
+`python -m benchmarks --only batches` prints images/s of both, side by side on the same two cores.
 
 The other way is that of the public FusionDistill code: one data set and one loader for each degradation, two workers each, zipped;
 an image is flipped, degraded by `imagedegrade`, padded, cropped, normalised and cut by torchvision and Pillow on its own.
@@ -27,7 +27,6 @@ from torchvision.transforms import functional as F
 
 from benchmarks.measure import Row
 from benchmarks.networks import images as random_images
-from benchmarks.report import table
 from utils.data.augmentation import AugmentConfig
 from utils.data.batches import BatchLoader, BatchSet
 from utils.data.degradations import DEGRADATIONS, REFERENCE
@@ -137,7 +136,3 @@ def _row(taken: dict[str, list[tuple[float, float]]], name: str, column: int) ->
         else "",
         repeats={"reference": reference, "ours": ours},
     )
-
-
-if __name__ == "__main__":
-    print(table(rows()), end="")

@@ -7,7 +7,6 @@ noise. Random weights: time and memory do not depend on them.
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.measure import Row, in_turn, timed_row
 from benchmarks.memory import peak
-from benchmarks.networks import forward_work
+from benchmarks.networks import forward_work, published_unet, randomised
 from image_adapt.adapters import build_adapter
 from image_adapt.config import AdaptConfig
 from image_adapt.dda import DDA
@@ -28,7 +27,6 @@ from models.diffusion import build_denoiser
 from models.guided_diffusion import denoiser_from_openai
 from models.model_flags import ModelFlags
 from utils.config import build, read_yaml
-from utils.seeding import seed_everything
 
 WEIGHT, DOWNSCALE, STEPS = 6.0, 4, 2
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "adapt" / "ImageFolder"
@@ -68,26 +66,7 @@ def rows(quick: bool = False) -> list[Row]:
 
 
 def _weights(flags: ModelFlags) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in _published_network(flags).state_dict().items()}
-
-
-def _published_network(flags: ModelFlags) -> torch.nn.Module:
-    """None of its weights is 0 (those of a new one end in zeros); the same for every call."""
-    from guided_diffusion.script_util import create_model  # noqa: PLC0415  of the development packages
-
-    seed_everything(0)
-    network = create_model(
-        flags.image_size, flags.num_channels, flags.num_res_blocks, channel_mult=flags.channel_mult, learn_sigma=flags.learn_sigma,
-        attention_resolutions=flags.attention_resolutions, num_head_channels=flags.num_head_channels,
-        use_scale_shift_norm=flags.use_scale_shift_norm, resblock_updown=flags.resblock_updown,
-    )  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            scale = 1 / math.sqrt(parameter[0].numel()) if parameter.ndim > 1 else 0.1
-            parameter.copy_(scale * noise if parameter.ndim > 1 else parameter + scale * noise)
-    return network.eval()
+    return randomised(published_unet(flags)).state_dict()
 
 
 def _images(flags: ModelFlags, batch: int) -> Tensor:
@@ -101,7 +80,7 @@ def _streams(batch: int) -> list[torch.Generator]:
 def _published(flags: ModelFlags, batch: int) -> Callable[[], Tensor]:
     from guided_diffusion.script_util import create_gaussian_diffusion  # noqa: PLC0415  of the development packages
 
-    network, images, drawn = _published_network(flags), _images(flags, batch), _streams(batch)
+    network, images, drawn = randomised(published_unet(flags)), _images(flags, batch), _streams(batch)
     noise = [torch.stack([torch.randn(images.shape[1:], generator=g) for g in drawn]) for _ in range(STEPS + 1)]
     diffusion = create_gaussian_diffusion(steps=1000, learn_sigma=True, noise_schedule="linear", timestep_respacing="100")
     low_pass = LowPass(flags.image_size, DOWNSCALE, "zero")

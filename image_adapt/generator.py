@@ -119,10 +119,9 @@ class ImageGenerator:
                 "an unconditional diffusion model knows no classes: give a class-conditional one "
                 "(python train.py -c configs/diffusion/<DATASET>/conditional.yaml makes one)"
             )
-        from models.lean import make_lean  # noqa: PLC0415  it imports diffusers, which takes seconds
+        from models.lean import frozen  # noqa: PLC0415  it imports diffusers, which takes seconds
 
-        self.denoiser = denoiser.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        make_lean(denoiser)
+        self.denoiser = frozen(denoiser)
         self.decoder = decoder if decoder is None else decoder.to(memory_format=torch.channels_last)
         self.network = guided(denoiser, config.guidance_scale, config.guided_channels)
         self.num_classes = denoiser.num_classes

@@ -58,7 +58,7 @@ class ReverseChain:
         start_mismatch: bool = False,
         autocast: bool = False,
     ) -> None:
-        from models.lean import make_lean  # noqa: PLC0415  it imports diffusers, which takes seconds
+        from models.lean import frozen  # noqa: PLC0415  it imports diffusers, which takes seconds
 
         self.schedule = denoiser.schedule(respacing)
         self.start_step = self._steps(start_step, noise_level)
@@ -71,8 +71,7 @@ class ReverseChain:
             )
         self.low_pass = LowPass(denoiser.image_size, downscale_factor, border)
         self.variance = check_variance(variance, denoiser)
-        self.denoiser = denoiser.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        make_lean(denoiser)
+        self.denoiser = frozen(denoiser)
         self.start_level = self.start_step if start_mismatch else self.start_step - 1
         self.clip_denoised = clip_denoised
         self.autocast = autocast

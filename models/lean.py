@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.models.resnet import ResnetBlock2D
@@ -15,6 +15,15 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def frozen(network: Network) -> Network:
+    """The same network, ready to be used as it is: no weight gets a gradient, eval mode, channels_last layout, lean blocks."""
+    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    make_lean(network)
+    return network
 
 
 def make_lean(network: nn.Module) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from guided_diffusion.script_util import create_model
 from guided_diffusion.unet import UNetModel
 from torch import Tensor
 
+from benchmarks.networks import randomised
 from models.diffusion import Denoiser
 from models.model_flags import ModelFlags
 
@@ -28,11 +27,6 @@ ADM_256 = ModelFlags(
 IMPROVED_CIFAR = ModelFlags(
     image_size=32, num_channels=128, num_res_blocks=3, learn_sigma=True, dropout=0.3, noise_schedule="cosine"
 )
-_OF_CREATE_MODEL = (
-    "image_size", "num_channels", "num_res_blocks", "channel_mult", "learn_sigma", "class_cond", "attention_resolutions",
-    "num_heads", "num_head_channels", "num_heads_upsample", "use_scale_shift_norm", "dropout", "resblock_updown",
-    "use_new_attention_order",
-)  # fmt: skip
 
 
 def texts(values: dict[str, Any]) -> dict[str, str]:
@@ -43,11 +37,6 @@ def texts(values: dict[str, Any]) -> dict[str, str]:
 def words(values: dict[str, Any]) -> list[str]:
     """Flags as words of a command line."""
     return [word for flag, value in values.items() for word in (f"--{flag}", str(value))]
-
-
-def created(flags: ModelFlags) -> UNetModel:
-    """What the published function makes of flags (on the device of the context)."""
-    return create_model(**{name: getattr(flags, name) for name in _OF_CREATE_MODEL})
 
 
 def reference(flags: ModelFlags, seed: int = 0) -> UNetModel:
@@ -68,19 +57,7 @@ def reference(flags: ModelFlags, seed: int = 0) -> UNetModel:
         resblock_updown=flags.resblock_updown,
         use_new_attention_order=flags.use_new_attention_order,
     )
-    randomise(network, seed)
-    return network.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def randomise(network: torch.nn.Module, seed: int = 0) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in network.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim > 1:
-            parameter.copy_(noise / math.sqrt(parameter[0].numel()))
-        else:
-            parameter.add_(0.1 * noise)
+    return randomised(network, seed).requires_grad_(False)
 
 
 def save(path: Path, flags: ModelFlags, seed: int = 0) -> UNetModel:

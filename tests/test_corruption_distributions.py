@@ -1,28 +1,14 @@
-"""Every stochastic corruption against the published algorithm, by distribution, with the constants of all three sets.
-
-imagecorruptions has the ImageNet constants only: its functions are compiled again with those of the other sets. Frost and elastic
-are other algorithms there (photographs of another size, no affine), so these two are written out as published.
-"""
+"""Every stochastic corruption against the published algorithm, by distribution, with the constants of all three sets."""
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
-from collections.abc import Callable
-from pathlib import Path
-
-import cv2
-import imagecorruptions
-import imagecorruptions.corruptions
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from scipy import ndimage, stats
-from skimage.filters import gaussian
+from scipy import stats
 
 from tests.photo_like import photo_like, to_array
+from tests.published_corruptions import elastic, published
 from utils.data import corruption_noise
 from utils.data.corruption_constants import CONSTANTS
 from utils.data.corruptions import FUNCTIONS, corrupt
@@ -32,60 +18,6 @@ STOCHASTIC += ("elastic_transform", "speckle_noise", "spatter")
 SHARED_DRAWS = ("motion_blur", "snow", "frost", "fog", "elastic_transform", "spatter")
 NOISES = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
 
-Reference = Callable[[np.ndarray, int], np.ndarray]  # image [H, W, 3] and the number of the draw
-
-
-def _with_constants(name: str, row: tuple[float, ...]) -> Reference:
-    """The function of imagecorruptions with `row` in place of its own constants."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(getattr(imagecorruptions.corruptions, name))))
-    constants = ast.parse(repr(row if len(row) > 1 else row[0]), mode="eval").body
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "c":
-            node.value = constants
-    space = dict(vars(imagecorruptions.corruptions))
-    exec(compile(ast.fix_missing_locations(tree), name, "exec"), space)
-
-    def reference(image: np.ndarray, number: int) -> np.ndarray:
-        # these two draw from generators of their own
-        own = {"seed": number} if name in ("impulse_noise", "glass_blur") else {}
-        return np.uint8(space[name](Image.fromarray(image), **own))
-
-    return reference
-
-
-def _frost(image_weight: float, frost_weight: float, scale: float) -> Reference:
-    folder = Path(imagecorruptions.__file__).parent / "frost"
-    names = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
-    photographs = [cv2.resize(cv2.imread(str(folder / name)), (0, 0), fx=scale, fy=scale) for name in names]
-
-    def reference(image: np.ndarray, number: int) -> np.ndarray:
-        height, width = image.shape[:2]
-        photograph = photographs[np.random.randint(5)]  # noqa: NPY002
-        top, left = (np.random.randint(photograph.shape[axis] - image.shape[axis]) for axis in (0, 1))  # noqa: NPY002
-        crop = photograph[top : top + height, left : left + width, ::-1]
-        return np.clip(image_weight * image + frost_weight * crop, 0, 255).astype(np.uint8)
-
-    return reference
-
-
-def _elastic(displacement: float, sigma: float, shift: float) -> Reference:
-    def reference(image: np.ndarray, number: int) -> np.ndarray:
-        height, width = image.shape[:2]
-        middle, third = np.float32([height, width]) // 2, min(height, width) // 3
-        corners = np.float32([middle + third, [middle[0] + third, middle[1] - third], middle - third])
-        moved = corners + np.random.uniform(-shift, shift, size=(3, 2)).astype(np.float32)  # noqa: NPY002
-        affine = cv2.getAffineTransform(corners, moved)
-        warped = cv2.warpAffine(image / np.float32(255), affine, (width, height), borderMode=cv2.BORDER_REFLECT_101)
-        moves = [np.random.uniform(-1, 1, size=(height, width)) for _ in range(2)]  # noqa: NPY002
-        if displacement:
-            moves = [gaussian(move, sigma, mode="reflect", truncate=3) for move in moves]
-        rows, columns = np.mgrid[:height, :width]
-        place = [rows + displacement * moves[0], columns + displacement * moves[1]]
-        layers = [ndimage.map_coordinates(warped[..., channel], place, order=1, mode="reflect") for channel in range(3)]
-        return (np.clip(np.stack(layers, axis=-1), 0, 1) * 255).astype(np.uint8)
-
-    return reference
-
 
 def _draws(name: str, constants: str, severity: int, size: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image [H, W, 3], and `count` corrupted versions of it by ours and by the published algorithm, float [count, H, W, 3]."""
@@ -93,9 +25,7 @@ def _draws(name: str, constants: str, severity: int, size: int, count: int) -> t
     ours = corrupt(
         image.expand(count, -1, -1, -1), name, severity, keys=[str(i) for i in range(count)], seed=0, constants=constants
     )
-    row = CONSTANTS[name][constants][severity - 1]
-    written = {"frost": _frost, "elastic_transform": _elastic}
-    reference = written[name](*row) if name in written else _with_constants(name, row)
+    reference = published(name, constants, severity)
     np.random.seed(severity)  # noqa: NPY002
     array = to_array(image[0])
     theirs = np.stack([reference(array, number) for number in range(count)])
@@ -163,7 +93,7 @@ def test_elastic_is_the_published_algorithm_given_the_same_stream(constants: str
     image = photo_like(1, size)
     for severity, row in enumerate(CONSTANTS["elastic_transform"][constants], start=1):
         np.random.seed(severity)  # noqa: NPY002
-        expected = _elastic(*row)(to_array(image[0]), 0)
+        expected = elastic(*row)(to_array(image[0]), 0)
         out = FUNCTIONS["elastic_transform"](image, [_Stream(severity)], *row)[0]
         difference = np.abs(to_array(out.clamp(0, 255).to(torch.uint8)).astype(int) - expected)
         assert difference.max() <= 1

@@ -9,6 +9,7 @@ import torch
 from guided_diffusion.unet import UNetModel
 from torch import Tensor
 
+from benchmarks.networks import published_unet
 from models.diffusion import Denoiser
 from models.guided_diffusion import convert_state_dict, denoiser_from_openai, infer_flags, unet_config
 from models.model_flags import CHANNEL_MULT, ModelFlags
@@ -18,7 +19,6 @@ from tests.openai_networks import (
     TINY,
     all_double,
     answer_and_gradient,
-    created,
     joined,
     reference,
     relative_error,
@@ -157,7 +157,7 @@ def test_published_network_has_the_same_tensors(name: str) -> None:
     flags, count = PUBLISHED[name]
     explicit = {} if flags.image_size != 32 else {"channel_mult": "1,2,2,2"}  # the reference has no default at 32 px
     with torch.device("meta"):
-        state = created(ModelFlags(**{**vars(flags), **explicit})).state_dict()
+        state = published_unet(ModelFlags(**{**vars(flags), **explicit})).state_dict()
     denoiser = denoiser_from_openai(state, flags)  # names and shapes are compared strictly
     found = sum(p.numel() for p in denoiser.parameters())
     assert found == sum(tensor.numel() for tensor in state.values()) and count in (None, found)
@@ -219,7 +219,7 @@ def test_flags_of_another_network_are_refused_by_name(changes: dict[str, Any], m
 
 def test_refusal_says_which_flags_the_file_looks_like_and_which_it_does_not_show() -> None:
     with torch.device("meta"):
-        state = created(ADM_256).state_dict()
+        state = published_unet(ADM_256).state_dict()
     likely = (
         "looks like --num_channels 256 --channel_mult 1,1,2,2,4,4 --num_res_blocks 2 --learn_sigma True --class_cond False "
         "--use_scale_shift_norm True --resblock_updown True --image_size 256 --attention_resolutions 32,16,8; "

@@ -15,9 +15,9 @@ pytestmark = pytest.mark.slow
 _WRITE = """
 import sys
 import torch
-from tests.openai_networks import ADM_256, created, randomise
-network = created(ADM_256).eval().requires_grad_(False)
-randomise(network)
+from benchmarks.networks import published_unet, randomised
+from tests.openai_networks import ADM_256
+network = randomised(published_unet(ADM_256)).requires_grad_(False)
 x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(7))
 torch.save(network.state_dict(), sys.argv[1] + "/model.pt")
 torch.save(network(x, torch.tensor([494])), sys.argv[1] + "/answer.pt")
