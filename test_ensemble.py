@@ -18,6 +18,7 @@ from trainers.evaluation_config import EvaluationConfig
 from trainers.evaluation_entry import data_overrides, evaluation_parser, keys_of_view, test_keys
 from trainers.evaluation_report import write_evaluation_report
 from utils.checkpoint import read_description
+from utils.command_line import LISTS
 from utils.config import Tree, build, merge, read_yaml
 from utils.data.cells import RAW
 from utils.data.watermark import WATERMARK
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
 def _check_positional(args: argparse.Namespace) -> None:
     """The flags of two members need the first checkpoint; with members and systems of a YAML alone they would say nothing."""
     if len(args.positional) > 1:
-        raise ValueError(f"unexpected arguments {args.positional[1:]}: give a config and one checkpoint")
+        raise ValueError(f"unexpected arguments {args.positional[1:]}: give a config and one checkpoint; {LISTS}")
     flags = ("second_model_prefix", "originckpt", "data_prefix1", "data_prefix2", "ensemble")
     alone = [f for f in flags if getattr(args, f) is not None]
     if alone and not args.positional:

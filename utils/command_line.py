@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from utils.choices import check_choice
 from utils.config import Tree, read_overrides
+
+LISTS = "a list is one word, its items joined by commas (fog,snow)"
 
 
 class ScriptParser(argparse.ArgumentParser):
@@ -32,7 +35,7 @@ class ScriptParser(argparse.ArgumentParser):
         """(own flags, configuration keys) of a command line.
 
         Raises:
-            ValueError: an unknown flag (names the closest), a key without value.
+            ValueError: an unknown flag (names the closest), a key without value, a word that belongs to no flag.
         """
         own, others = [], []
         words = list(sys.argv[1:] if argv is None else argv)
@@ -47,7 +50,14 @@ class ScriptParser(argparse.ArgumentParser):
             others.append(word)
             if "=" not in word and words:
                 others.append(words.pop(0))
-        return self.parse_args(own), read_overrides(others, self.keys)
+        known, left = self.parse_known_args(own)
+        if left:
+            raise ValueError(f"unexpected arguments {left}: {LISTS}; --help names the flags")
+        return known, read_overrides(others, self.keys)
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with the message alone: the usage would be pages of flags."""
+        self.exit(2, f"error: {message}; {self.prog} --help names the flags\n")
 
     def _check_flag(self, name: str) -> None:
         if name[2:] in self.keys:
