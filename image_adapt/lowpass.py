@@ -38,10 +38,14 @@ class LowPass:
         small = size // downscale_factor
         matrix = _resize_matrix(size, small, border) @ _resize_matrix(small, size, border)
         self.matrix = torch.from_numpy(matrix)  # float64, on the CPU
+        self._placed: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """phi_D of x [..., H, H], in the dtype of x, differentiable."""
-        matrix = self.matrix.to(x.dtype).to(x.device)
+        kind = x.dtype, x.device
+        if kind not in self._placed:
+            self._placed[kind] = self.matrix.to(x.dtype).to(x.device)
+        matrix = self._placed[kind]
         return matrix @ x @ matrix.T
 
 

@@ -118,6 +118,10 @@ class Progress:
             self._pending.append(self.world.communicator.isend(images, dest=0, tag=_PROGRESS_TAG))
             return
         self._count(images)
+        self.take_in()
+
+    def take_in(self) -> None:
+        """On the first rank: count what the others have reported."""
         while self.world.size > 1 and self.world.communicator.iprobe(tag=_PROGRESS_TAG):
             self._count(self.world.communicator.recv(tag=_PROGRESS_TAG))
 

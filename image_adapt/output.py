@@ -141,7 +141,7 @@ def write_manifest(
             row = {"key": key, "file": job.file(i), "label": int(job.source.labels[i]), "level": job.levels[i]}
             where = {} if place is None else {"offset": place[0], "size": place[1]}
             lines.append(json.dumps({**row, "seed": settings["seed"], "settings": digest, **side, **where}))
-    write_atomic(job.folder / MANIFEST, "\n".join(lines) + "\n")
+    write_atomic(job.folder / MANIFEST, "".join(f"{line}\n" for line in lines))
 
 
 def encode(image: np.ndarray, output: str) -> bytes:

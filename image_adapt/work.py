@@ -181,7 +181,7 @@ def share_out(
     broken: list[tuple[int, str]] = []
     stored: list[tuple[int, dict[int, Place]]] = []
     start = time.perf_counter()
-    for j, rows in (pieces[p] for p in claim(world, len(pieces))):
+    for j, rows in (pieces[p] for p in claim(world, len(pieces), progress.take_in)):
         files: dict[int, bytes] = {}
         for batch in (rows[k : k + batch_size] for k in range(0, len(rows), batch_size)):
             made, images, bad = make(jobs[j], batch)

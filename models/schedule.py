@@ -50,7 +50,7 @@ class NoiseSchedule:
         return len(self.timesteps)
 
     def q_sample(self, x0: Tensor, i: Tensor | int, noise: Tensor) -> Tensor:
-        """x0 [B,C,H,W] with `noise` at level `i`: one int, or int64 [B] on any device (Ho et al. 2020, equation 4)."""
+        """x0 [B,C,H,W] with `noise` at level `i`: one int, or int64 [B] on its device or the CPU (Ho et al. 2020, eq. 4)."""
         tables = (table.sqrt().to(x0.dtype).to(x0.device) for table in (self.alpha_bar, 1 - self.alpha_bar))
         signal, sigma = (table[i].reshape(-1, 1, 1, 1) for table in tables)
         return signal * x0 + sigma * noise

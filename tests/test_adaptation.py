@@ -236,6 +236,16 @@ def test_files_that_differ_by_suffix_alone_keep_it(ddpm: Path, tmp_path: Path) -
     assert set(pngs(tmp_path / "out")) == {"a.png.png", "a.jpg.png", "b.png"}
 
 
+def test_a_folder_of_broken_files_alone_is_reported_and_may_be_done_anew(ddpm: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_text("no image at all")
+    words = ("--base_samples", tmp_path / "in", "--skip_broken", "true")
+    assert "adapted 0 images" in adapt(ddpm, tmp_path / "out", *words).check().err
+    assert manifest_of(tmp_path / "out") == []
+    save_images(tmp_path / "in", ["a.png"])
+    assert "adapted 1 images" in adapt(ddpm, tmp_path / "out", *words, "--seed", 5, "--overwrite", "true").check().err
+
+
 def test_broken_files_are_named_and_counted_and_the_others_adapted(ddpm: Path, tmp_path: Path) -> None:
     save_images(tmp_path / "in", [f"{i}.png" for i in range(6)])
     whole = (tmp_path / "in/2.png").read_bytes()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import pytest
 
-from image_adapt.claims import claim
+from image_adapt.claims import _hand_out, claim
 from image_adapt.mpi import World
 from tests.scripts import launch, program
 
@@ -56,3 +57,44 @@ def test_a_slow_rank_holds_nobody_up() -> None:
 def test_a_slow_rank_takes_nothing_in_advance() -> None:
     fast, slow = taken_by(2, 5, 2.0)
     assert sorted(fast + slow) == list(range(5)) and len(slow) == 1
+
+
+class _Lost:
+    """A channel that cannot hear the other rank."""
+
+    def Get_size(self) -> int:
+        return 2
+
+    def iprobe(self, tag: int) -> bool:
+        raise RuntimeError("connection lost")
+
+
+def test_a_failure_of_the_thread_that_hands_out_is_one_of_its_rank() -> None:
+    """The others wait for an answer, and would for ever."""
+    with pytest.raises(RuntimeError, match="connection lost"):
+        list(_hand_out(_Lost(), 3, lambda: None))
+
+
+class _Slow:
+    """Another rank that asks once, after half a second, and is told that nothing is left."""
+
+    def __init__(self) -> None:
+        self.since = time.monotonic()
+
+    def Get_size(self) -> int:
+        return 2
+
+    def iprobe(self, tag: int) -> bool:
+        return time.monotonic() > self.since + 0.5
+
+    def recv(self, tag: int) -> int:
+        return 1
+
+    def send(self, number: int | None, dest: int, tag: int) -> None:
+        assert number is None
+
+
+def test_the_first_rank_is_called_back_while_it_waits() -> None:
+    calls: list[float] = []
+    assert list(_hand_out(_Slow(), 3, lambda: calls.append(time.monotonic()))) == [0, 1, 2]
+    assert len(calls) >= 3

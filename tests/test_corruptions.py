@@ -27,6 +27,21 @@ STOCHASTIC += ("elastic_transform", "speckle_noise", "spatter")
 # --- what the result depends on
 
 
+@pytest.mark.parametrize("name", ALL_CORRUPTIONS)
+def test_layout_in_memory_does_not_matter(name: str) -> None:
+    """Files are read with the channels last."""
+    images = photo_like(3, 32)
+    other = images.contiguous(memory_format=torch.channels_last)
+    outs = [corrupt(batch, name, 3, keys=list("abc"), seed=0, constants="imagenet") for batch in (images, other)]
+    assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize("name", ALL_CORRUPTIONS)
+def test_images_may_be_smaller_than_what_a_corruption_moves(name: str) -> None:
+    images = photo_like(1, 5)
+    assert corrupt(images, name, 5, keys=["a"], seed=0, constants="imagenet").shape == images.shape
+
+
 @pytest.mark.parametrize(("constants", "size"), CONSTANT_SETS.items())
 @pytest.mark.parametrize("name", ALL_CORRUPTIONS)
 def test_every_corruption_changes_images_of_its_size_and_keeps_type_and_shape(name: str, constants: str, size: int) -> None:

@@ -190,9 +190,16 @@ class _Made(Dataset):
         return self.batches.made(place)
 
 
-@functools.lru_cache(maxsize=4)  # every step of an epoch asks for it, for each degradation that has its own; 10 MB on ImageNet
 def _order(count: int, seed: int, epoch: int, *own: str) -> np.ndarray:
-    return numpy_generator(seed, "order", epoch, *own).permutation(count)
+    orders = _orders(count, seed, epoch)
+    if own not in orders:
+        orders[own] = numpy_generator(seed, "order", epoch, *own).permutation(count)
+    return orders[own]
+
+
+@functools.lru_cache(maxsize=1)  # every step of an epoch asks for them, for each degradation that has its own; 10 MB on ImageNet
+def _orders(count: int, seed: int, epoch: int) -> dict[tuple[str, ...], np.ndarray]:
+    return {}
 
 
 class _Places(Sampler):
@@ -219,7 +226,7 @@ class BatchLoader:
         self._places = _Places(len(batches))
         self._loader = DataLoader(
             _Made(batches), batch_size=None, sampler=self._places, num_workers=workers, persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._device.type == "cuda",
         )  # fmt: skip
 
     def __len__(self) -> int:

@@ -24,7 +24,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from utils.data.image_batch import Image, map_images, map_planes
+from utils.data.image_batch import Image, map_images, map_planes, through_jpeg
 from utils.data.opencv import cv2
 
 Array = NDArray[Any]
@@ -96,7 +96,7 @@ def copy_neighbours(images: Tensor, row_offset: Tensor, column_offset: Tensor, m
 
 
 def glass_blur(images: Tensor, generators: Generators, sigma: float, largest_offset: int, iterations: int) -> Tensor:
-    visited = images.shape[-2] - 2 * largest_offset, images.shape[-1] - 2 * largest_offset
+    visited = [max(0, side - 2 * largest_offset) for side in images.shape[-2:]]  # none of an image that is smaller
     offsets = draw(
         generators,
         lambda generator: generator.integers(-largest_offset, largest_offset, size=(iterations, 2, *visited), dtype=np.int8),
@@ -156,7 +156,7 @@ def zoom(stack: Tensor, factor: float) -> Tensor:
 
 def zoom_blur(images: Tensor, generators: Generators, count: int, step: float) -> Tensor:
     batch, channels, height, width = images.shape
-    stack = images.float()
+    stack = images.float().contiguous()
     if height * width < 1 << 14:
         # All images' channels side by side fill the vector registers. 16 is the widest: no channel is left to other instructions,
         # which would round in another way.
@@ -241,11 +241,7 @@ def pixelate(images: Tensor, generators: Generators, factor: float) -> Tensor:
 
 
 def jpeg_compression(images: Tensor, generators: Generators, quality: int) -> Tensor:
-    def compress(image: Image, index: int) -> Image:
-        code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-        return np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR), dtype=np.uint8)[..., ::-1]
-
-    return map_images(images, compress)
+    return through_jpeg(images, [quality] * len(images))
 
 
 def saturate(images: Tensor, generators: Generators, factor: float, offset: float) -> Tensor:

@@ -18,7 +18,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from utils.choices import check_choice
-from utils.data.opencv import cv2
+from utils.data.image_batch import through_jpeg
 
 TILE = 64  # pixels of a line that are blurred by one matrix
 WEIGHT = 2**22  # blur's weights are multiples of 1 / WEIGHT: 8 bits of a pixel and 2 x 22 fit into the 53 of a double
@@ -58,7 +58,7 @@ class Random(Protocol):
 
 
 def jpeg(images: Tensor, levels: Tensor, random: Random, compat: DegradationCompat) -> Tensor:
-    """To JPEG and back, byte for byte as Pillow does it: both use libjpeg-turbo with 4:2:0 chroma.
+    """To JPEG and back; quality 101 leaves an image as it is.
 
     Raises:
         ValueError: a quality that is not a whole number.
@@ -67,17 +67,7 @@ def jpeg(images: Tensor, levels: Tensor, random: Random, compat: DegradationComp
     for quality in qualities:
         if not quality.is_integer():
             raise ValueError(f"jpeg quality {quality} is not a whole number: pass 1, 2, ..., 100 or 101 (untouched)")
-    pixels = images.cpu().numpy().copy()
-    blue_first = np.empty((len(pixels), *pixels.shape[2:], 3), dtype=np.uint8)  # OpenCV's order
-    for channel in range(3):  # one at a time: faster than one transposition
-        blue_first[..., 2 - channel] = pixels[:, channel]
-    for image, quality in zip(blue_first, qualities, strict=True):
-        if quality <= 100:
-            code = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1]
-            image[...] = cv2.imdecode(code, cv2.IMREAD_COLOR)
-    for channel in range(3):
-        pixels[:, channel] = blue_first[..., 2 - channel]
-    return torch.from_numpy(pixels).to(images.device)
+    return through_jpeg(images, [int(quality) if quality <= 100 else None for quality in qualities])
 
 
 def noise(images: Tensor, levels: Tensor, random: Random, compat: DegradationCompat) -> Tensor:

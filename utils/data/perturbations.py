@@ -67,7 +67,7 @@ def perturb(
         return watermark(images, keys, (compat or CORRECT).watermark_font)
     if name not in ALL_CORRUPTIONS:
         return degrade(images, name, level, keys=keys, seed=seed, compat=compat)
-    severity = torch.as_tensor(level)
+    severity = torch.as_tensor(level).cpu()
     unknown = severity[~torch.isin(severity, torch.tensor(SEVERITIES))]
     if len(unknown):
         raise ValueError(f"{name} severity {unknown[0]:g} is out of range: allowed: 1, 2, 3, 4, 5")
