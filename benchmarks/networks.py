@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +64,11 @@ def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
     return network.eval()
 
 
-def work_of(function: Callable[[], object]) -> float:
-    """Billions of floating-point operations (a multiplication and an addition are two) of a call's products and convolutions."""
-    with FlopCounterMode(display=False) as counter:
-        function()
+def forward_work(network: nn.Module, size: int, *more: torch.Tensor) -> float:
+    """Billions of floating-point operations (a multiplication and an addition are two) of one image's forward pass.
+
+    `more` are the arguments after the image.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, size, size), *more)
     return counter.get_total_flops() / 1e9
-
-
-@torch.no_grad()
-def forward_work(network: nn.Module, size: int) -> float:
-    """Those of one image's forward pass."""
-    return work_of(lambda: network(torch.zeros(1, 3, size, size)))

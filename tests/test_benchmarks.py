@@ -58,6 +58,13 @@ def test_an_epoch_of_both_loops_is_measured() -> None:
     assert rows[0].required == 1.8
 
 
+@pytest.mark.slow
+def test_dda_of_both_programs_is_measured() -> None:
+    from benchmarks import dda  # imports the networks
+
+    check([row for row in dda.rows(quick=True) if row.repeats])
+
+
 def test_rows_are_found_by_name_and_an_unknown_name_is_refused() -> None:
     assert program.rows_of("rules") is rules.rows
     with pytest.raises(ValueError, match="unknown benchmark 'rule'.*rules"):
