@@ -24,21 +24,21 @@ demo: $(READY)
 
 # the published network for the published data sets, a small one for everything else
 table-fusiondistill: ARCH  ?= $(if $(filter CIFAR10 CIFAR100 TinyImagenet,$(DATASET)),ResNet56,ResNet20)
-table-fusiondistill: TABLE ?= runs/fusiondistill/$(notdir $(DATASET))
+table-fusiondistill: TABLE ?= runs/fusiondistill/$(notdir $(DATASET:/=))
 table-fusiondistill: $(READY)
 	$(BIN)/python utils/pipeline.py -c configs/pipelines/fusiondistill.yaml --dataset $(DATASET) --out $(TABLE) \
 	  --arch $(ARCH) --pair $(ARCH)-$(patsubst ResNet%,%,$(ARCH)) --seeds $(shell seq -s, 1 $(SEEDS)) $(ARGS)
 
 # likewise; on Imagenet the published diffusion model adapts
 table-diffaud: ARCH  ?= $(or $(if $(filter CIFAR10,$(DATASET)),ResNet18),$(if $(filter Imagenet,$(DATASET)),ResNet50),ResNet20)
-table-diffaud: TABLE ?= runs/diffaud/$(notdir $(DATASET))
+table-diffaud: TABLE ?= runs/diffaud/$(notdir $(DATASET:/=))
 table-diffaud: DDPM  ?= $(if $(filter Imagenet,$(DATASET)),,ddpm)
 table-diffaud: $(READY)
 	$(BIN)/python utils/pipeline.py -c configs/pipelines/diffaud.yaml --dataset $(DATASET) --out $(TABLE) \
 	  --arch $(ARCH) --ddpm "$(DDPM)" --seeds $(shell seq -s, 1 $(SEEDS)) $(ARGS)
 
 table-sda: ARCH  ?= ResNet20
-table-sda: TABLE ?= runs/sda/$(notdir $(DATASET))
+table-sda: TABLE ?= runs/sda/$(notdir $(DATASET:/=))
 table-sda: $(READY)
 	$(BIN)/python utils/pipeline.py -c configs/pipelines/sda.yaml --dataset $(DATASET) --out $(TABLE) \
 	  --arch $(ARCH) --seeds $(shell seq -s, 1 $(SEEDS)) $(ARGS)

@@ -1,6 +1,7 @@
 """Approaches on degradations, mean over seeds, beside published numbers.
 
-    python utils/approach_table.py -c configs/published/fusiondistill.yaml --dataset Digits --results runs/table/seed1/results.json
+    python utils/approach_table.py -c configs/published/fusiondistill.yaml --dataset Digits \
+        --results runs/fusiondistill/Digits/seed1/results.json
 
 Reads one results.json a seed, as test_ensemble.py writes them, and writes table.md, table.csv, table.png and, where degradations
 are swept, levels.png (accuracy at each level).
