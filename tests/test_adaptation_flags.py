@@ -42,7 +42,9 @@ def test_scale_is_the_weight_of_a_batch_norm_and_twice_that_of_an_image(
 def test_yaml_gives_the_keys_and_flags_go_over_them(ddpm: Path, tmp_path: Path) -> None:
     words = ("-c", "configs/adapt/Digits/dda.yaml", "--dda.respacing", "20", "--N", 2, "--dda.guidance_weight", 1, "--limit", 2)
     words += ("--corruption", "gaussian_noise")
-    run_script(SCRIPT, *words, "--model_path", ddpm, "--save_dir", tmp_path / "{dataset}/{split}", "--split", "validation").check()
+    where = ("--save_dir", tmp_path / "{dataset}/{split}", "--split", "validation")
+    done = run_script(SCRIPT, *words, "--model_path", ddpm, *where).check()
+    assert f"-> {tmp_path}/Digits/validation\n" in done.err
     settings = json.loads((tmp_path / "Digits/validation/gaussian_noise/5/settings.json").read_text())
     assert settings["parameters"]["respacing"] == "20" and settings["parameters"]["start_step"] == 2
     assert settings["parameters"]["guidance_weight"] == 1 and settings["input"]["constants"] == "imagenet"

@@ -105,7 +105,10 @@ def test_other_settings_are_refused_or_replaced(model: Path, tmp_path: Path) -> 
     more = ("--classes", "0", "--cfg-scale", 2)
     for extra in ((), ("--dry_run",)):
         done = generated(model, tmp_path, 1, *more, *extra)
-        assert done.status == 2 and "holds images made with other settings (parameters: " in done.err
+        assert (
+            done.status == 2
+            and "other settings (guidance_scale: 1.0 there, 2.0 now; guided_channels: None there, 3 now):" in done.err
+        )
     assert pngs(tmp_path) == before
     assert "0 there, 1 to do" in generated(model, tmp_path, 1, *more, "--overwrite", "--dry_run").check().out
     generated(model, tmp_path, 1, *more, "--overwrite").check()
