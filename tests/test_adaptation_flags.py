@@ -66,6 +66,14 @@ def test_model_is_found_by_the_name_of_its_run(runs: Path, tmp_path: Path) -> No
     assert len(pngs(tmp_path / "clean/0")) == 1
 
 
+def test_a_missing_model_is_reported_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    words = ("--model_path", "diffusion/{dataset}/ddpm", "--runs", tmp_path, "--save_dir", tmp_path / "out", "--corruption", "fog")
+    for dataset, config in (("CIFAR10", "CIFAR10/ddpm.yaml"), ("my/photos", "ImageFolder/ddpm.yaml --data.dataset my/photos")):
+        done = run_script(SCRIPT, *words, "--dataset", dataset)
+        assert done.status == 2
+        assert f"; make it with: python train.py -c configs/diffusion/{config} --save_dir {tmp_path}\n" in done.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

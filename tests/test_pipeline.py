@@ -275,7 +275,7 @@ def test_help_says_that_variables_are_flags(capsys: pytest.CaptureFixture[str]) 
         ),
         (
             ("--ddpm", "ddpm_smal", "--dataset", "photos"),
-            "configs/diffusion/ImageFolder/ddpm_smal.yaml (there is one for --ddpm conditional, conditional_small, ddpm, ddpm_small)",
+            "diffusion/ImageFolder/ddpm_smal.yaml (there is one for --ddpm conditional, conditional_small, ddpm, ddpm_small)",
         ),
         (("--arch", "ResNet18", "--dataset", "CIFAR10"), "configs/sda/CIFAR10/ResNet18.yaml (there is one for --arch ResNet20)"),
     ],

@@ -187,7 +187,7 @@ def _check_keys(schema: type, tree: Mapping[str, Any], where: str) -> None:
         elif typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1]) and isinstance(value, dict):
             for name, entry in value.items():
                 _check_keys(typing.get_args(hint)[1], entry, f"{place}.{name}")
-        elif isinstance(value, str) and (literal := _literal(hint)):
+        elif isinstance(value, str) and (literal := literal_of(hint)):
             check_choice(value, [str(a) for a in typing.get_args(literal)], "value", f"config key {place!r}")
 
 
@@ -200,7 +200,7 @@ def dotted_keys(schema: type) -> list[str]:
     return keys
 
 
-def _literal(hint: Any) -> Any:
+def literal_of(hint: Any) -> Any:
     """`hint` if it is a Literal, the Literal of `Literal[...] | None`, else None."""
     options = [option for option in typing.get_args(hint) if option is not type(None)]
     candidate = hint if typing.get_origin(hint) is Literal else options[0] if len(options) == 1 else None
