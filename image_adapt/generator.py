@@ -21,6 +21,7 @@ from models.vae import LatentDecoder, open_decoder
 from utils.checkpoint import read_description
 from utils.choices import check_choice
 from utils.data.imagenet import read_classes
+from utils.making import making_command
 from utils.runs import resolve_checkpoint
 
 _LATENT_STEPS = "250"  # of the published DiT
@@ -39,7 +40,8 @@ class GenerateConfig:
             folder of diffusers; `{dataset}` is replaced.
         save_dir: images go to `<save_dir>/<class number>/<image number>.png`; `{dataset}` is replaced.
         dataset: data set or folder whose name `{dataset}` stands for.
-        vae: folder of the `AutoencoderKL` that a DiT's latents are decoded with (null: that of the pipeline that `model` names).
+        vae: folder of the `AutoencoderKL` that a DiT's latents are decoded with (null: that of the pipeline that `model` names); on
+            the command line and in its YAML ema and mse stand for sd-vae-ft-ema and sd-vae-ft-mse beside the model.
         num_per_class: images of each class.
         classes: all, or numbers and ranges such as 0-9,17.
         class_names: list of class names, in the order of their numbers, for `classes.txt`: a file with one a line, or imagenet-1k
@@ -115,9 +117,10 @@ class ImageGenerator:
 
     def __init__(self, denoiser: Denoiser, decoder: LatentDecoder | None, config: GenerateConfig) -> None:
         if denoiser.num_classes is None:
+            command = making_command(config.fill("diffusion/{dataset}/conditional"), config.runs, config.dataset)
+            command = command or "python train.py -c configs/diffusion/<DATASET>/conditional.yaml"
             raise ValueError(
-                "an unconditional diffusion model knows no classes: give a class-conditional one "
-                "(python train.py -c configs/diffusion/<DATASET>/conditional.yaml makes one)"
+                f"an unconditional diffusion model knows no classes: give a class-conditional one ({command} makes one)"
             )
         from models.lean import frozen  # noqa: PLC0415  it imports diffusers, which takes seconds
 
@@ -204,9 +207,13 @@ def open_generator(config: GenerateConfig, device: torch.device) -> Opened:
     Raises:
         FileNotFoundError, ValueError: missing, foreign, damaged, or of no use for generation; names the path.
     """
-    reference, made_by = config.fill(config.model), "python train.py -c configs/diffusion/<DATASET>/conditional.yaml"
-    if Path(reference).name.startswith("DiT-"):
-        made_by = f"wget {_DIT_FILES}/{Path(reference).name}"
+    reference = config.fill(config.model)
+
+    def made_by() -> str:
+        name = Path(reference).name
+        published = f"wget {_DIT_FILES}/{name}" if name.startswith("DiT-") else ""
+        return published or making_command(reference, config.runs, config.dataset)
+
     folder = dit_folder(reference)
     path = folder or diffusers_folder(reference) or resolve_checkpoint(reference, config.runs, made_by)
     description = {} if path.is_dir() else read_description(path)

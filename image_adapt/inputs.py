@@ -122,8 +122,8 @@ def _folders(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Job
         kind = "a plain folder" if given.layout == "plain" else f"a folder of the layout {given.layout}"
         raise ValueError(
             f"--corruption {','.join(given.corruptions)} has no meaning for {kind}: give its layout with --dataset "
-            f"({', '.join(name for name in LAYOUTS if name not in ONE_CELL)}), or corrupt clean images by --dataset <folder> "
-            "instead of --base_samples"
+            f"({', '.join(name for name in LAYOUTS if name not in ONE_CELL)}; imagenetw without --corruption), or corrupt clean "
+            "images by --dataset <folder> instead of --base_samples"
         )
     cells = {pattern.format(cell=cell, part=parts.get(given.train, "")): cell for cell in given.cells()}
     if "{cell.folder}" not in pattern:  # all severities are one folder

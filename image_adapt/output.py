@@ -77,8 +77,17 @@ def other_settings(job: Job, settings: dict[str, Any]) -> list[str]:
     if not path.is_file():
         return []
     stored = json.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(settings))
-    return [f"{k}: {stored.get(k)} there, {now.get(k)} now" for k in sorted({*stored, *now}) if stored.get(k) != now.get(k)]
+    there, now = (_LATER | _flat(found) for found in (stored, json.loads(json.dumps(settings))))
+    return [f"{k}: {there.get(k)} there, {now.get(k)} now" for k in sorted({*there, *now}) if there.get(k) != now.get(k)]
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without sections: those of `parameters` by their own names, others as `input.folder`."""
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        prefix = "" if key == "parameters" else f"{key}."
+        out |= {f"{prefix}{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
+    return out
 
 
 def check_settings(job: Job, settings: dict[str, Any], overwrite: bool = False) -> list[str]:

@@ -42,7 +42,9 @@ def test_scale_is_the_weight_of_a_batch_norm_and_twice_that_of_an_image(
 def test_yaml_gives_the_keys_and_flags_go_over_them(ddpm: Path, tmp_path: Path) -> None:
     words = ("-c", "configs/adapt/Digits/dda.yaml", "--dda.respacing", "20", "--N", 2, "--dda.guidance_weight", 1, "--limit", 2)
     words += ("--corruption", "gaussian_noise")
-    run_script(SCRIPT, *words, "--model_path", ddpm, "--save_dir", tmp_path / "{dataset}/{split}", "--split", "validation").check()
+    where = ("--save_dir", tmp_path / "{dataset}/{split}", "--split", "validation")
+    done = run_script(SCRIPT, *words, "--model_path", ddpm, *where).check()
+    assert f"-> {tmp_path}/Digits/validation\n" in done.err
     settings = json.loads((tmp_path / "Digits/validation/gaussian_noise/5/settings.json").read_text())
     assert settings["parameters"]["respacing"] == "20" and settings["parameters"]["start_step"] == 2
     assert settings["parameters"]["guidance_weight"] == 1 and settings["input"]["constants"] == "imagenet"
@@ -62,6 +64,14 @@ def test_model_is_found_by_the_name_of_its_run(runs: Path, tmp_path: Path) -> No
     words = ("--model_path", "diffusion/{dataset}/ddpm", "--runs", runs, "--save_dir", tmp_path, *SHORT)
     run_script(SCRIPT, *words, "--corruption", "clean", "--limit", 1).check()
     assert len(pngs(tmp_path / "clean/0")) == 1
+
+
+def test_a_missing_model_is_reported_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    words = ("--model_path", "diffusion/{dataset}/ddpm", "--runs", tmp_path, "--save_dir", tmp_path / "out", "--corruption", "fog")
+    for dataset, config in (("CIFAR10", "CIFAR10/ddpm.yaml"), ("my/photos", "ImageFolder/ddpm.yaml --data.dataset my/photos")):
+        done = run_script(SCRIPT, *words, "--dataset", dataset)
+        assert done.status == 2
+        assert f"; make it with: python train.py -c configs/diffusion/{config} --save_dir {tmp_path}\n" in done.err
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,8 @@ def test_images_of_a_folder_tree_are_paired_by_key(tmp_path: Path) -> None:
 def test_a_folder_tree_without_some_images_names_them(tmp_path: Path) -> None:
     write_tree(tmp_path, Cell("fog", 3), CLEAN)
     (tmp_path / "fog/3/dog/test_00003.png").unlink()
-    message = f"{tmp_path}/fog/3: 1 of 6 images are missing, e.g. dog/test_00003; adapt them with the same command again"
+    message = f"{tmp_path}/fog/3: 1 of 6 images are missing, e.g. dog/test_00003; adapt all of them (the same command goes on "
+    message += "where it was stopped, without --limit or --num_samples), or evaluate with the same --limit"
     with pytest.raises(ValueError, match=re.escape(message)):
         FolderTree(tmp_path, CLEAN).source(Cell("fog", 3))
 

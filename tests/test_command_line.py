@@ -24,6 +24,20 @@ def test_a_list_of_several_words_is_refused_with_the_mend(parser: ScriptParser) 
 
 
 @pytest.mark.parametrize(
+    ("keys", "forms"),
+    [
+        (["seed", "data.limit"], "--key value or --section.key value"),
+        (["data.limit"], "--section.key value"),
+        (["seed"], "--key value"),
+        ([], None),
+    ],
+)
+def test_help_speaks_of_configuration_keys_where_there_are_any(keys: list[str], forms: str | None) -> None:
+    text = " ".join(ScriptParser("a script", keys).format_help().split())
+    assert text.endswith("Any configuration key may be given too: " + forms) if forms else "configuration key" not in text
+
+
+@pytest.mark.parametrize(
     ("words", "message"), [(["--count", "x"], "--count: invalid int value: 'x'"), (["--count"], "expected one argument")]
 )
 def test_an_unusable_value_ends_with_one_line_and_not_with_pages_of_flags(

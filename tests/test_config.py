@@ -273,6 +273,35 @@ def test_a_value_of_the_wrong_type_is_reported_with_key_value_and_type(
         build(Config, tree, where)
 
 
+@dataclasses.dataclass(frozen=True)
+class Types:
+    """One key of each type."""
+
+    whole: int = 0
+    real: float = 0.0
+    choice: bool = False
+    words: list[str] = field(default_factory=list)
+    perhaps: int | None = None
+    drawn: list[int] | Literal["random"] = "random"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("whole", "abc", "Expected a whole number. Got value: abc"),
+        ("real", "abc", "Expected a number. Got value: abc"),
+        ("choice", "abc", "Expected true or false. Got value: abc"),
+        ("words", "abc", "Expected a list. Got value: abc"),
+        ("words", [3], "Expected a text. Got value: 3"),
+        ("perhaps", 1.5, "Expected a whole number or null. Got value: 1.5"),
+        ("drawn", ["a"], "Expected a list of whole numbers or random. Got value: ['a']"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_reported_in_words_and_not_as_a_class(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf'^config key "{key}":\n  {re.escape(message)}$'):
+        build(Types, {key: value})
+
+
 @pytest.mark.parametrize(("where", "key"), [("", "name"), ("model", "model.name")])
 def test_a_missing_required_key_is_named(where: str, key: str) -> None:
     with pytest.raises(ValueError, match=rf"required: {re.escape(key)}$"):

@@ -9,6 +9,10 @@ import sys
 import pytest
 import torch
 
+from tests.scripts import ROOT
+from trainers import entry
+from trainers.config import TrainConfig
+from utils.config import build, read_yaml
 from utils.device import choose_device, keep_freed_memory, move_batch
 from utils.errors import Stopped, user_errors
 
@@ -82,6 +86,19 @@ def test_gpu_numbers_choose_the_visible_gpus() -> None:
 def test_a_gpu_beyond_the_last_is_reported_with_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"device 'cuda:2' was asked for, but PyTorch sees 2 GPU\(s\): use cuda:0 to cuda:1"):
         choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(("requested", "current"), [("cuda:1", [torch.device("cuda", 1)]), ("cuda", []), (None, [])])
+def test_training_makes_the_gpu_that_is_named_the_current_one_which_accelerate_takes(
+    gpus: pytest.MonkeyPatch, requested: str | None, current: list[torch.device]
+) -> None:
+    made: list[torch.device] = []
+    gpus.setattr(torch.cuda, "set_device", made.append)
+    gpus.setattr(entry, "Accelerator", lambda **options: pytest.fail("on the CPU") if options["cpu"] else sys.exit())
+    tree = read_yaml(ROOT / "configs/ind/Digits/ResNet20_clean.yaml")
+    with pytest.raises(SystemExit):
+        entry.run(build(TrainConfig, tree), requested)
+    assert made == current
 
 
 def test_a_batch_is_moved_with_its_keys_untouched() -> None:

@@ -71,6 +71,12 @@ def test_a_warm_up_of_half_an_epoch_does_not_raise_the_cosine_of_epochs_above_it
     [
         ({"lr": 0.1, "min_lr": 0.2}, "optimizer.min_lr 0.2 must lie between 0 and optimizer.lr, 0.1"),
         ({"min_lr": -1.0}, "optimizer.min_lr -1 must lie"),
+        ({"lr": -1.0}, "optimizer.lr -1 must be a number of at least 0"),
+        ({"lr": float("nan")}, "optimizer.lr nan must be a number of at least 0"),
+        ({"weight_decay": -0.1}, "optimizer.weight_decay -0.1 must be a number of at least 0"),
+        ({"gamma": -0.1}, "optimizer.gamma -0.1 must be a number of at least 0"),
+        ({"warmup_epochs": -1}, "optimizer.warmup_epochs -1 must be a number of at least 0"),
+        ({"momentum": 1.5}, "optimizer.momentum 1.5 must be a factor between 0 and 1"),
         ({"warmup_start": 2.0}, "optimizer.warmup_start 2 must be a factor between 0 and 1"),
         ({"layer_decay": -0.5}, "optimizer.layer_decay -0.5 must be a factor between 0 and 1"),
     ],

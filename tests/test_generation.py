@@ -105,7 +105,10 @@ def test_other_settings_are_refused_or_replaced(model: Path, tmp_path: Path) -> 
     more = ("--classes", "0", "--cfg-scale", 2)
     for extra in ((), ("--dry_run",)):
         done = generated(model, tmp_path, 1, *more, *extra)
-        assert done.status == 2 and "holds images made with other settings (parameters: " in done.err
+        assert (
+            done.status == 2
+            and "other settings (guidance_scale: 1.0 there, 2.0 now; guided_channels: None there, 3 now):" in done.err
+        )
     assert pngs(tmp_path) == before
     assert "0 there, 1 to do" in generated(model, tmp_path, 1, *more, "--overwrite", "--dry_run").check().out
     generated(model, tmp_path, 1, *more, "--overwrite").check()
@@ -143,8 +146,13 @@ def test_mistakes_are_named(model: Path, tmp_path: Path, more: tuple[object, ...
 
 
 def test_models_that_cannot_generate_are_refused(ddpm: Path, tmp_path: Path) -> None:
-    done = generated(ddpm, tmp_path / "out")
-    assert done.status == 2 and "an unconditional diffusion model knows no classes" in done.err and str(ddpm) in done.err
+    done = generated(ddpm, tmp_path / "out", 3, "--dataset", "Digits")
+    assert done.status == 2 and str(ddpm) in done.err
+    command = "python train.py -c configs/diffusion/Digits/conditional.yaml"
+    assert f"an unconditional diffusion model knows no classes: give a class-conditional one ({command} makes one)" in done.err
+    done = generated("diffusion/my photos/conditional", tmp_path / "out", 3, "--dataset", "all/my photos")
+    command = "python train.py -c configs/diffusion/ImageFolder/conditional.yaml --data.dataset 'all/my photos'"
+    assert done.status == 2 and f"; make it with: {command}\n" in done.err
     without = save_model(tmp_path / "without.safetensors", null_label=False)
     done = generated(without, tmp_path / "out", 3, "--guidance_scale", 2)
     assert done.status == 2 and "needs a model with a null label" in done.err

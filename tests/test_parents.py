@@ -11,16 +11,17 @@ import pytest
 
 from tests.checkpoints import finished_run, save_random
 from tests.shipped import SHIPPED, arch_of, names_in
-from trainers import parents
-from trainers.parents import check_specialist, find_parent, making_command
+from trainers.parents import check_specialist, find_parent
+from utils import making
 from utils.config import read_yaml
+from utils.making import making_command
 
 STARTED = [p for p in SHIPPED if p.parts[1] in ("ind", "sl", "sda", "deg_all") and names_in(read_yaml(p), "D", "jpeg")[1]]
 
 
 @pytest.fixture(autouse=True)
 def _configurations_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parents, "read_yaml", _read_once)
+    monkeypatch.setattr(making, "read_yaml", _read_once)
 
 
 _read_once = functools.lru_cache(maxsize=None)(read_yaml)
@@ -61,6 +62,20 @@ def test_the_folder_of_runs_is_named_unless_it_is_the_usual_one() -> None:
     plain = "python train.py -c configs/ind/Digits/ResNet20_clean.yaml"
     assert making_command("ind/Digits/ResNet20_clean") == plain
     assert making_command("ind/Digits/ResNet20_clean", "else where") == f"{plain} --save_dir 'else where'"
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "words"),
+    [
+        ("diffusion/CIFAR10/ddpm", "CIFAR10", "configs/diffusion/CIFAR10/ddpm.yaml"),
+        ("diffusion/Digits/conditional", "photos", "configs/diffusion/Digits/conditional.yaml"),
+        ("diffusion/photos/ddpm", "my/photos", "configs/diffusion/ImageFolder/ddpm.yaml --data.dataset my/photos"),
+        ("diffusion/CIFAR100/ddpm", "CIFAR100", "configs/diffusion/ImageFolder/ddpm.yaml --data.dataset CIFAR100"),
+        ("diffusion/photos/ddpm", "Digits", "configs/diffusion/ImageFolder/ddpm.yaml --data.dataset '<path of photos>'"),
+    ],
+)
+def test_the_data_set_in_use_is_in_the_command_of_a_run_of_it(name: str, dataset: str, words: str) -> None:
+    assert making_command(name, dataset=dataset) == f"python train.py -c {words}"
 
 
 @pytest.mark.parametrize("name", ["ind/Digits/ResNet20_claen", "ind/Digits/resnet18_clean", "mine", "some/file.safetensors", ""])

@@ -153,3 +153,12 @@ def test_an_unknown_name_is_reported_with_the_closest_of_all_families(name: str,
 @pytest.mark.parametrize("name", [*ALL_CORRUPTIONS, *NAMES])
 def test_a_known_name_is_returned(name: str) -> None:
     assert check_perturbation(name) == name
+
+
+@pytest.mark.parametrize(
+    ("keys", "given"), [(["a/0"] * 7000, "7000 keys, the first 'a/0'"), ([], "0 keys"), ("a/0", "the key 'a/0'")]
+)
+def test_keys_that_are_not_one_an_image_are_counted_and_not_listed(keys: list[str], given: str) -> None:
+    message = f"got {len(IMAGES)} images and {given}: pass a list with one string for each image"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        perturb(IMAGES, "jpeg", 5, keys=keys, seed=0)

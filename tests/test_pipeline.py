@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.scripts import ROOT
 from tests.stages import STAGE, run, texts
 from utils import pipeline
 from utils.config import build, read_yaml
@@ -239,7 +240,53 @@ def test_a_broken_yaml_of_a_stage_is_reported_before_anything_runs(folder: Path)
     assert (folder / "log.txt").read_text() == ""
 
 
+def test_a_yaml_of_a_stage_that_does_not_exist_is_reported_before_anything_runs(folder: Path) -> None:
+    (folder / "second.yaml").unlink()
+    for words in ((), ("--dry_run",)):
+        with pytest.raises(FileNotFoundError, match=r"^nothing was run, since stages need files that do not exist: second\.yaml$"):
+            run(*words)
+    assert (folder / "log.txt").read_text() == ""
+
+
+@pytest.mark.usefixtures("folder")
+def test_every_file_behind_the_flag_is_looked_for_and_no_other_word() -> None:
+    Path("pipeline.yaml").write_text("stages: {a: {run: 'x -n 2 a.yaml -c first.yaml b.yaml --out c.yaml --config d.yaml'}}")
+    with pytest.raises(FileNotFoundError, match=r"do not exist: b\.yaml; d\.yaml$"):
+        main(["-c", "pipeline.yaml", "--dry_run"])
+
+
+def test_help_says_that_variables_are_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "Any of the `variables:` of the YAML is a flag, too: --name value" in capsys.readouterr().out
+
+
 # --- the pipelines that are shipped
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--dataset", "Imagenet", "--arch", "ResNet50", "--ddpm", ""),
+            "configs/diffusion/Imagenet/conditional.yaml (there is one for --dataset CIFAR10, Digits, <path of an image folder>); "
+            "configs/generate/Imagenet/conditional.yaml (there is one for --dataset CIFAR10, Digits, <path of an image folder> or "
+            "for --generator dit)",
+        ),
+        (
+            ("--ddpm", "ddpm_smal", "--dataset", "photos"),
+            "diffusion/ImageFolder/ddpm_smal.yaml (there is one for --ddpm conditional, conditional_small, ddpm, ddpm_small)",
+        ),
+        (("--arch", "ResNet18", "--dataset", "CIFAR10"), "configs/sda/CIFAR10/ResNet18.yaml (there is one for --arch ResNet20)"),
+    ],
+)
+def test_a_missing_configuration_is_reported_with_what_there_is(
+    words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        main(["-c", "configs/pipelines/sda.yaml", *words, "--dry_run"])
+
 
 SHIPPED = sorted(Path(__file__).parents[1].glob("configs/pipelines/*.yaml"))
 

@@ -227,6 +227,17 @@ def test_caption_says_what_the_numbers_stand_for() -> None:
     assert caption(rows[2:]) == "Accuracy in %, 900 images per cell"
 
 
+def test_caption_knows_levels_that_are_drawn_for_each_image() -> None:
+    drawn, one_level = [row("a", name, 0, 0.5) for name in ("jpeg", "blur+noise", "mean", "clean")], row("a", "watermark", 0, 0.5)
+    assert caption(drawn) == "Accuracy in %, random levels, 1000 images per cell"
+    fog = row("a", "fog", 5, 0.5)
+    assert caption([*drawn, fog, one_level]) == (
+        "Accuracy in %, severity 5 (jpeg, blur+noise: random levels), 1000 images per cell"
+    )
+    assert caption([fog, one_level]) == "Accuracy in %, severity 5, 1000 images per cell"
+    assert caption([one_level]) == "Accuracy in %, 1000 images per cell"
+
+
 def test_average_interval_is_no_narrower_than_the_clustered_one() -> None:
     rng = np.random.default_rng(1)
     cells = {("fog", severity): rng.random(500) < 0.7 for severity in (1, 2, 3)}

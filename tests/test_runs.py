@@ -78,6 +78,16 @@ def test_a_name_that_does_not_exist_is_reported_with_those_that_do_and_the_comma
         resolve_checkpoint("ind/claen", tmp_path, made_by="python train.py")
 
 
+def test_a_run_that_has_finished_deeper_is_proposed_with_its_root(tmp_path: Path) -> None:
+    for root in ("demo/models", "mine"):
+        make_run(tmp_path, f"{root}/diffusion/Digits/ddpm", "r", finished_at=1)
+    make_run(tmp_path, "mine/other_diffusion/Digits/ddpm", "r", finished_at=1)
+    message = f"; did you mean --runs {tmp_path}/demo/models or {tmp_path}/mine (in training --save_dir)?"
+    with pytest.raises(FileNotFoundError, match=re.escape(message) + "$"):
+        resolve_checkpoint("diffusion/Digits/ddpm", tmp_path)
+    assert resolve_checkpoint("diffusion/Digits/ddpm", tmp_path / "mine").is_relative_to(tmp_path / "mine/diffusion")
+
+
 def test_a_place_without_runs_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no checkpoint 'x'.*nothing has finished there"):
         resolve_checkpoint("x", tmp_path / "none")

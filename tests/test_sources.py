@@ -130,7 +130,7 @@ def test_images_are_paired_by_key(digits: dict[str, ImageSource]) -> None:
 
 
 def test_images_without_partner_are_named(digits: dict[str, ImageSource]) -> None:
-    with pytest.raises(ValueError, match=r"adapted/blur: 2 of 3 images are missing, e\.g\. 1/9999, x/1; adapt them with the same"):
+    with pytest.raises(ValueError, match=r"adapted/blur: 2 of 3 images are missing, e\.g\. 1/9999, x/1; adapt all of them"):
         digits["test"].aligned(["1/9999", digits["test"].keys[0], "x/1"], "adapted/blur")
 
 

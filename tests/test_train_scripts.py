@@ -184,6 +184,17 @@ def test_folder_without_config_cannot_be_gone_on_with(tmp_path: Path) -> None:
     assert done.status == 2 and f"no config.yaml in {tmp_path}; give the run folder" in done.err
 
 
+def test_a_run_that_does_not_exist_cannot_be_gone_on_with(tmp_path: Path) -> None:
+    done = run_script("train.py", "-r", tmp_path / "nosuch")
+    assert done.status == 2 and f"-r {tmp_path / 'nosuch'} does not exist; give the run folder" in done.err
+
+
+def test_a_negative_learning_rate_is_refused_before_a_run_folder_is_made(tmp_path: Path) -> None:
+    done = train(tmp_path, CLEAN, "--optimizer.lr", -1)
+    assert done.status == 2 and "optimizer.lr -1 must be a number of at least 0" in done.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_run_id_of_another_configuration_is_refused_and_of_the_same_gone_on_with(tmp_path: Path) -> None:
     train(tmp_path, CLEAN, "--run_id", "a").check()
     run = tmp_path / "ind/Digits/ResNet20_clean/a"

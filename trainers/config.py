@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
@@ -99,9 +100,13 @@ class OptimizerConfig:
     layer_decay: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_lr <= max(self.lr, 0):
+        for name in ("lr", "weight_decay", "gamma", "warmup_epochs"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"optimizer.{name} {getattr(self, name):g} must be a number of at least 0")
+        if not 0 <= self.min_lr <= self.lr:
             raise ValueError(f"optimizer.min_lr {self.min_lr:g} must lie between 0 and optimizer.lr, {self.lr:g}")
-        for name, share in (("warmup_start", self.warmup_start), ("layer_decay", self.layer_decay)):
+        for name in ("momentum", "warmup_start", "layer_decay"):
+            share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
                 raise ValueError(f"optimizer.{name} {share:g} must be a factor between 0 and 1")
 

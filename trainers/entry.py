@@ -38,7 +38,7 @@ def parser(description: str) -> ScriptParser:
     p = ScriptParser(description, dotted_keys(TrainConfig))
     p.add_argument("-c", "--config", nargs="+", help="YAML file; of several the later ones win (configs/_compat/...)")
     p.add_argument("-r", "--resume", help="run folder (or a checkpoint in it) to go on with")
-    p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers such as 0,1")
+    p.add_argument("-d", "--device", help="cpu, cuda, cuda:N, or GPU numbers such as 0,1")
     p.add_argument("--lr", "--learning_rate", dest="lr", type=float, help="optimizer.lr")
     p.add_argument("--bs", "--batch_size", dest="bs", type=int, help="data.batch_size")
     p.add_argument(
@@ -81,6 +81,8 @@ def _short_flags(args: argparse.Namespace) -> Tree:
 
 def _resumed_run(text: str) -> Path:
     path = Path(text)
+    if not path.exists():
+        raise FileNotFoundError(f"-r {text} does not exist; give the run folder <save_dir>/<name>/<run id>")
     folder = path if path.is_dir() else path.parent
     folder = folder.parent if folder.name == "last" else folder
     if not (folder / "config.yaml").is_file():
@@ -109,8 +111,11 @@ def run(
     method_config: Any = build(kind.method, config.method, "method")
     for name in config.data.degradations:
         check_perturbation(name)
+    chosen = choose_device(device)
+    if ":" in (device or ""):
+        torch.cuda.set_device(chosen)  # the one that Accelerator takes
     accelerator = Accelerator(
-        cpu=choose_device(device).type == "cpu",
+        cpu=chosen.type == "cpu",
         mixed_precision=config.loop.mixed_precision,
         gradient_accumulation_steps=config.loop.accumulate,
     )

@@ -21,7 +21,7 @@ _KEPT = {f.name for f in dataclasses.fields(SourceConfig)} - {"limit", "subset"}
 def evaluation_parser(description: str | None) -> ScriptParser:
     """Flags that say what to evaluate on and where results go."""
     p = ScriptParser(description, dotted_keys(EvaluationConfig))
-    p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers such as 0,1")
+    p.add_argument("-d", "--device", help="cpu, cuda, cuda:N, or GPU numbers such as 0,1")
     p.add_argument("--dt", "--deg_type", dest="dt", help="sweep all levels of a degradation; several joined by commas, or all")
     p.add_argument(
         "--corruption",

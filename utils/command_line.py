@@ -13,6 +13,12 @@ from utils.config import Tree, read_overrides
 LISTS = "a list is one word, its items joined by commas (fog,snow)"
 
 
+def _about(keys: Sequence[str]) -> str | None:
+    """What --help says of the configuration keys."""
+    forms = [f"--{'section.' * dotted}key value" for dotted in (False, True) if any(("." in key) == dotted for key in keys)]
+    return f"Any configuration key may be given too: {' or '.join(forms)}" if forms else None
+
+
 class ScriptParser(argparse.ArgumentParser):
     """An argument parser that also takes configuration keys and names the closest flag when one is misspelt.
 
@@ -27,7 +33,7 @@ class ScriptParser(argparse.ArgumentParser):
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            epilog="Any configuration key may be given too: --section.key value",
+            epilog=_about(keys),
         )
         self.keys = list(keys)
 

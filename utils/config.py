@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -140,10 +140,36 @@ def build(schema: type[T], tree: Mapping[str, Any], where: str = "") -> T:
         return instantiate(namespace)["it"]
     except (TypeError, ValueError, jsonargparse.ArgumentError) as error:
         prefix = f"{where}." if where else ""
-        message = str(error).replace("Parser key", "config key")
+        message = _in_words(str(error)).replace("Parser key", "config key")
         for before in ('"', "required: ", ", "):  # of a key, of the first and of further missing keys
             message = message.replace(f"{before}it.", f"{before}{prefix}")
         raise ValueError(message) from error
+
+
+# patterns of types as jsonargparse prints them -> as a user calls them
+_WORDS: dict[str, str | Callable[[re.Match[str]], str]] = {
+    r"(?:typing\.)?Literal\[(.*?)\]": lambda match: match[1].replace("'", "").replace(", ", " | "),
+    r"list\[int\]": "a list of whole numbers",
+    r"<class 'int'>": "a whole number",
+    r"<class 'float'>": "a number",
+    r"<class 'bool'>": "true or false",
+    r"<class 'str'>": "a text",
+    r"<class 'list'>": "a list",
+    r"<class 'dict'>": "`key: value` lines",
+    r"<class 'NoneType'>": "null",
+}
+_UNION = re.compile(
+    r"Does not validate against any of the Union subtypes\s+Subtypes: \[(.*)\]\s+Errors:(?:\n +- .*)+"
+    r"\s+Given value type: .*\s+Given value: "
+)
+
+
+def _in_words(message: str) -> str:
+    """A message of jsonargparse with its types as a user calls them."""
+    message = message.replace("Expected a ", "Expected ")
+    for pattern, word in _WORDS.items():
+        message = re.sub(pattern, word, message)
+    return _UNION.sub(lambda match: f"Expected {match[1].replace(', ', ' or ')}. Got value: ", message)
 
 
 def _check_keys(schema: type, tree: Mapping[str, Any], where: str) -> None:
@@ -161,7 +187,7 @@ def _check_keys(schema: type, tree: Mapping[str, Any], where: str) -> None:
         elif typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1]) and isinstance(value, dict):
             for name, entry in value.items():
                 _check_keys(typing.get_args(hint)[1], entry, f"{place}.{name}")
-        elif isinstance(value, str) and (literal := _literal(hint)):
+        elif isinstance(value, str) and (literal := literal_of(hint)):
             check_choice(value, [str(a) for a in typing.get_args(literal)], "value", f"config key {place!r}")
 
 
@@ -174,7 +200,7 @@ def dotted_keys(schema: type) -> list[str]:
     return keys
 
 
-def _literal(hint: Any) -> Any:
+def literal_of(hint: Any) -> Any:
     """`hint` if it is a Literal, the Literal of `Literal[...] | None`, else None."""
     options = [option for option in typing.get_args(hint) if option is not type(None)]
     candidate = hint if typing.get_origin(hint) is Literal else options[0] if len(options) == 1 else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import glob
 import hashlib
 import json
 import logging
@@ -122,6 +123,40 @@ def _chain(stages: Mapping[str, StageConfig], variables: Mapping[str, str], pref
     return out
 
 
+# variables that choose configuration files -> flags
+_CHOOSING = {"family": "--dataset", "arch": "--arch", "pair": "--pair", "ddpm": "--ddpm", "generator": "--generator"}
+
+
+def check_configs(stages: Sequence[Command], variables: Mapping[str, str]) -> None:
+    """Raise FileNotFoundError unless every YAML file that a stage takes by -c exists: some stages run after hours."""
+    named = [word for stage in stages for word in _behind_c(stage.words) if word.endswith(".yaml")]
+    missing = [f"{file}{_others(file, variables)}" for file in dict.fromkeys(named) if not Path(file).is_file()]
+    if missing:
+        raise FileNotFoundError(f"nothing was run, since stages need files that do not exist: {'; '.join(missing)}")
+
+
+def _behind_c(words: Sequence[str]) -> list[str]:
+    """What follows the flag -c, up to the next flag."""
+    out, inside = [], False
+    for word in words:
+        inside = word in ("-c", "--config") or inside and not word.startswith("-")
+        out += [word] * inside
+    return out
+
+
+def _others(file: str, variables: Mapping[str, str]) -> str:
+    """Values of the variables that choose configuration files for which there is such a file."""
+    hints = []
+    for name, flag in _CHOOSING.items():
+        before, value, after = file.partition(variables.get(name) or "\0")
+        if value:
+            found = sorted(glob.glob(f"{glob.escape(before)}*{glob.escape(after)}"))
+            values = [path[len(before) : len(path) - len(after)] for path in found]
+            folder = "<path of an image folder>"
+            hints += [f"{flag} {', '.join(folder if v == 'ImageFolder' else v for v in values)}"] * bool(values)
+    return f" (there is one for {' or for '.join(hints)})" if hints else ""
+
+
 def _values(text: str, variables: Mapping[str, str], stage: str) -> list[str]:
     """The comma-separated values of a text that may name variables."""
     return [value for value in _fill(text, variables, stage).split(",") if value]
@@ -193,7 +228,12 @@ def run_stages(stages: Sequence[Command], out: Path) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="Any of the `variables:` of the YAML is a flag, too: --name value (--dataset CIFAR10 --ranks 4)",
+    )
     p.add_argument("-c", "--config", required=True, help="pipeline YAML")
     p.add_argument("--out", help="folder for everything that the pipeline writes")
     p.add_argument("--dry_run", action="store_true", help="print the commands and stop")
@@ -203,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         given["out"] = args.out
     stages = commands(config, given)
+    check_configs(stages, _all_variables(config, given))
     if args.dry_run:
         print("\n".join(f"{stage.name}: {shlex.join(stage.words)}" for stage in stages))
         return

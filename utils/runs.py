@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 BEST = "best.safetensors"
@@ -92,14 +93,16 @@ def published_config(path: str) -> str:
     return path
 
 
-def resolve_checkpoint(reference: str | Path, save_dir: str | Path = "runs", made_by: str = "", run_id: str | None = None) -> Path:
+def resolve_checkpoint(
+    reference: str | Path, save_dir: str | Path = "runs", made_by: str | Callable[[], str] = "", run_id: str | None = None
+) -> Path:
     """The checkpoint file meant by `reference`.
 
     Args:
         reference: a checkpoint file, a run folder, or the name of a run under `save_dir` (its latest finished run is taken;
             `name/run_id` names one run).
         save_dir: where runs are stored.
-        made_by: the command that makes it, for the message.
+        made_by: the command that makes it, for the message; or what finds that out, called when it is needed.
         run_id: take the run of this id of a name (its latest finished run for None); files and run folders are taken as they are.
 
     Raises:
@@ -129,8 +132,11 @@ def resolve_checkpoint(reference: str | Path, save_dir: str | Path = "runs", mad
             f"run {str(reference)!r} under {save_dir}/ has not finished; go on with it: python train.py -r {unfinished[-1].parent}"
         )
     known = sorted({str(marker.parent.parent.relative_to(save_dir)) for marker in Path(save_dir).rglob(DONE)})
+    command = made_by if isinstance(made_by, str) else made_by()
+    deeper = sorted({str(Path(save_dir) / name[: -len(f"/{reference}")]) for name in known if name.endswith(f"/{reference}")})
     raise FileNotFoundError(
         f"no checkpoint {str(reference)!r}: it is no file, no run folder and no finished run under {save_dir}/"
         + (f" (finished there: {', '.join(known[:20])})" if known else " (nothing has finished there)")
-        + (f"; make it with: {made_by}" if made_by else "")
+        + (f"; did you mean --runs {' or '.join(deeper)} (in training --save_dir)?" if deeper else "")
+        + (f"; make it with: {command}" if command else "")
     )

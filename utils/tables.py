@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from utils.data.perturbations import ONE_LEVEL
 from utils.results import CLEAN, MEAN, Result, average_rows
 
 
@@ -117,7 +118,15 @@ def _shown(group: dict[float, Result], levels: dict[str, list[float]]) -> Result
 
 
 def _scope(levels: dict[str, list[float]]) -> str:
-    sweeps = {tuple(values) for values in levels.values()}
+    """In words; level 0 alone is that of degradations whose level is drawn for each image, and of those with one level only."""
+    named = _named({tuple(values) for values in levels.values() if values != [0]})
+    drawn = ", ".join(name for name, values in levels.items() if values == [0] and name not in ONE_LEVEL)
+    if not drawn:
+        return named
+    return f"{named} ({drawn}: random levels)" if named else "random levels"
+
+
+def _named(sweeps: set[tuple[float, ...]]) -> str:
     if not sweeps:
         return ""
     if len(sweeps) > 1:

@@ -17,6 +17,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,32 +33,30 @@ from utils.config import Tree, build, parse_value
 from utils.data.imagenet import IMAGENET_1K
 from utils.device import choose_device
 from utils.errors import user_errors
+from utils.key_help import key_help, key_values
 from utils.run_log import setup_logging
 
 log = logging.getLogger("generate")
 
-# key of the YAML -> its flags, and what they say
-_FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
-    "model": (
-        ("--model_path", "--model"),
-        "run name, run folder, checkpoint, DiT's published state dict, folder of diffusers",
-    ),
-    "vae": (("--vae",), "folder of the VAE that decodes a DiT's latents; ema, mse: sd-vae-ft-ema, sd-vae-ft-mse beside the model"),
-    "save_dir": (("--save_dir",), "images go to <save_dir>/<class number>/<image number>.png"),
-    "dataset": (("--dataset",), "data set or folder whose name {dataset} stands for"),
-    "num_per_class": (("--num_per_class",), "images of each class"),
-    "classes": (("--classes",), "all, or numbers and ranges such as 0-9,17"),
-    "class_names": (("--class_names",), "file with the name of each class, or imagenet-1k, for classes.txt"),
-    "guidance_scale": (("--guidance_scale", "--cfg-scale"), "of classifier-free guidance; 1 is none"),
-    "respacing": (("--timestep_respacing", "--num-sampling-steps"), "steps of the chain, as guided-diffusion writes them"),
-    "num_heads": (("--num_heads",), "attention heads of a DiT of no published size"),
-    "image_size": (("--image_size", "--image-size"), "pixels that the generator is expected to make"),
-    "num_classes": (("--num_classes", "--num-classes"), "classes that the generator is expected to have"),
-    "batch_size": (("--batch_size", "--per-proc-batch-size"), "images made together on a rank"),
-    "seed": (("--seed", "--global-seed"), "of the noise"),
-    "use_fp16": (("--use_fp16",), "bfloat16 autocast of the diffusion model"),
-    "overwrite": (("--overwrite",), "delete images of other settings in save_dir"),
-    "runs": (("--runs",), "root of the runs"),
+# key of the YAML -> its flags
+_FLAGS: dict[str, tuple[str, ...]] = {
+    "model": ("--model_path", "--model"),
+    "vae": ("--vae",),
+    "save_dir": ("--save_dir",),
+    "dataset": ("--dataset",),
+    "num_per_class": ("--num_per_class",),
+    "classes": ("--classes",),
+    "class_names": ("--class_names",),
+    "guidance_scale": ("--guidance_scale", "--cfg-scale"),
+    "respacing": ("--timestep_respacing", "--num-sampling-steps"),
+    "num_heads": ("--num_heads",),
+    "image_size": ("--image_size", "--image-size"),
+    "num_classes": ("--num_classes", "--num-classes"),
+    "batch_size": ("--batch_size", "--per-proc-batch-size"),
+    "seed": ("--seed", "--global-seed"),
+    "use_fp16": ("--use_fp16",),
+    "overwrite": ("--overwrite",),
+    "runs": ("--runs",),
 }
 _BOOLEANS = ("use_fp16", "overwrite")
 _TEXTS = ("model", "vae", "save_dir", "dataset", "classes", "class_names", "runs")  # taken literally
@@ -67,11 +66,9 @@ _VAES = {"ema": "sd-vae-ft-ema", "mse": "sd-vae-ft-mse"}  # the published names 
 def parser() -> ScriptParser:
     """The command line; further keys of the YAML may be given as `--key value`."""
     p = ranks_parser(__doc__, GenerateConfig, "image_adapt/generator.py")
-    for key, (names, text) in _FLAGS.items():
-        if key in _BOOLEANS:
-            p.add_argument(*names, dest=key, metavar="VALUE", nargs="?", const="true", help=text)
-        else:
-            p.add_argument(*names, dest=key, metavar="VALUE", help=text)
+    for key, names in _FLAGS.items():
+        alone: dict[str, Any] = {"nargs": "?", "const": "true"} if key in _BOOLEANS else {}
+        p.add_argument(*names, dest=key, metavar=key_values(GenerateConfig, key), help=key_help(GenerateConfig, key), **alone)
     p.add_argument("--ckpt", help="weights of a published DiT, of which --model is then the name (default: DiT-XL/2)")
     p.add_argument("--sample-dir", help="with --ckpt: images go to <sample-dir>/<network, weights, size, vae, cfg and seed>")
     p.add_argument("--num-fid-samples", type=int, help="images of all classes together, in place of --num_per_class")

@@ -32,8 +32,11 @@ from utils.choices import check_choice
 from utils.command_line import ScriptParser
 from utils.config import Tree, build, merge, nested, parse_value
 from utils.data.cells import parse_severities
+from utils.data.sources import DATASETS
 from utils.device import choose_device
 from utils.errors import user_errors
+from utils.key_help import key_help, key_values
+from utils.making import making_command
 from utils.run_log import setup_logging
 from utils.runs import resolve_checkpoint
 
@@ -88,13 +91,15 @@ def parser() -> ScriptParser:
         "--corruption", help="one, or several joined by commas: corruptions, degradations, sequences, clean, all (the 15)"
     )
     p.add_argument("--severity", help="one of 1..5, several joined by commas, a range such as 1-5, or random (one for each image)")
-    p.add_argument("--dataset", help="Digits, CIFAR10, CIFAR100, TinyImagenet, an image folder; with --base_samples its layout: "
-                   "imagenetc, imagenetw, imagenet, cifar10, cifar10c")  # fmt: skip
+    p.add_argument(
+        "--dataset", help=f"{', '.join(DATASETS)}, an image folder; with --base_samples its layout: {', '.join(LAYOUTS)}"
+    )
     p.add_argument("--datatype", metavar="VALUE", help="what --base_samples holds, as SDA's commands say it: D generated images, "
                    "C ImageNet-C, W ImageNet-W; written to <save_dir>/DiT-Syn, ImageNet-C-Syn, ImageNet-W-Syn")  # fmt: skip
     p.add_argument("--scale", type=float, help="guidance weight as the paper counts it, for a batch of 4: an image's is half of it")
     for flag, key in FLAGS.items():
-        p.add_argument(f"--{flag}", metavar="VALUE", help=f"sets {key}")
+        places = list(dict.fromkeys(key.format(adapter=adapter) for adapter in ADAPTERS))
+        p.add_argument(f"--{flag}", metavar=key_values(AdaptConfig, places[0]), help=key_help(AdaptConfig, *places))
     for flag in _WITHOUT_EFFECT:
         p.add_argument(f"--{flag}", metavar="VALUE", help="has no effect, as in the published program")
     for flag in MODEL_FLAGS:
@@ -184,8 +189,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, args: argparse.Namespace) -> Outcome | None:
     """Load the model, plan, adapt; a dry run prints the plan and returns None."""
     device = choose_device(args.device, world.local_rank)
-    reference, made_by = config.fill(config.model), "python train.py -c configs/diffusion/<DATASET>/ddpm.yaml"
-    path = diffusers_folder(reference) or resolve_checkpoint(reference, config.runs, made_by)
+    reference = config.fill(config.model)
+    path = diffusers_folder(reference) or resolve_checkpoint(
+        reference, config.runs, lambda: making_command(reference, config.runs, config.input.dataset)
+    )
     denoiser = open_denoiser(path, model_flags)
     if denoiser.num_classes is not None and not denoiser.null_label:
         raise ValueError(
@@ -217,7 +224,8 @@ def report(outcome: Outcome, config: AdaptConfig) -> int:
     """Say what was done; the exit status."""
     log.info(
         "adapted %d images in %.1f s (%.2f images/s), %d were there already, %d broken -> %s",
-        outcome.made, outcome.seconds, outcome.speed, outcome.found, len(outcome.broken), config.save_dir,
+        outcome.made, outcome.seconds, outcome.speed, outcome.found, len(outcome.broken),
+        config.fill(config.save_dir),
     )  # fmt: skip
     for _, line in outcome.broken:
         log.warning("broken: %s", line.replace("\t", ": "))

@@ -12,7 +12,9 @@ def ranks_parser(description: str | None, schema: type, listed_in: str) -> Scrip
     """Flags of configuration, device and dry run; `schema` is the dataclass of the YAML, `listed_in` the file that documents it."""
     p = ScriptParser(description, dotted_keys(schema))
     p.add_argument("-c", "--config", nargs="+", help=f"YAML file ({listed_in} lists the keys); of several the later ones win")
-    p.add_argument("-d", "--device", help="cpu, cuda, or GPU numbers; default: a GPU a local rank if there are any")
+    p.add_argument(
+        "-d", "--device", help="cpu, cuda, cuda:N, or GPU numbers such as 0,1; default: a GPU a local rank if there are any"
+    )
     p.add_argument("--threads", type=int, default=1, help="CPU threads a rank")
     p.add_argument("--dry_run", action="store_true", help="print what would be done, write nothing")
     return p

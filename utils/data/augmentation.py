@@ -50,6 +50,9 @@ class AugmentConfig:
     cutout_clean: bool = False
 
     def __post_init__(self) -> None:
+        for name, pixels in (("crop_padding", self.crop_padding), ("cutout", self.cutout)):
+            if pixels < 0:
+                raise ValueError(f"augment.{name} {pixels} is no number of pixels: use 0 for none")
         if self.resized_crop is not None and (self.crop_padding or not 0 < self.resized_crop <= 1):
             raise ValueError(
                 f"augment.resized_crop {self.resized_crop} must be a share above 0 and at most 1, with crop_padding 0 "

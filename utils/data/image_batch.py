@@ -26,7 +26,9 @@ def check_images(images: Tensor, keys: Sequence[str]) -> None:
         given = f"{images.dtype} {list(images.shape)}"
         raise ValueError(f"images are {given}: expected a torch.uint8 tensor [B, 3, H, W], values 0..255")
     if isinstance(keys, str) or len(keys) != len(images):
-        raise ValueError(f"got {len(images)} images and keys {keys!r}: pass a list with one string for each image")
+        first = f", the first {keys[0]!r}" if len(keys) else ""
+        given = f"the key {keys!r}" if isinstance(keys, str) else f"{len(keys)} keys{first}"
+        raise ValueError(f"got {len(images)} images and {given}: pass a list with one string for each image")
 
 
 def through_jpeg(images: Tensor, qualities: Sequence[int | None]) -> Tensor:

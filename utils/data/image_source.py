@@ -117,7 +117,8 @@ class ImageSource:
         if missing:
             shown = ", ".join(missing[:5])
             raise ValueError(
-                f"{what}: {len(missing)} of {len(keys)} images are missing, e.g. {shown}; adapt them with the same command again"
+                f"{what}: {len(missing)} of {len(keys)} images are missing, e.g. {shown}; adapt all of them (the same command goes "
+                "on where it was stopped, without --limit or --num_samples), or evaluate with the same --limit"
             )
         return self.subset([place[key] for key in keys])
 
