@@ -27,6 +27,8 @@ from utils.results import paired_difference
 
 Hits = dict[tuple[str, float], np.ndarray]
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 150
 LEVELS = {"jpeg": (5, 10, 20, 50), "blur": (0.5, 1, 2, 4), "noise": (5, 15, 30, 50), "saltpepper": (0.05, 0.1, 0.15, 0.25)}
 
@@ -83,7 +85,6 @@ def assert_same_errors(hits: Hits, others: Hits) -> None:
     assert low <= 0 <= high, (difference, low, high)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("constants", ["cifar", "tiny", "imagenet"])
 def test_errors_under_corruptions_are_those_of_the_published_ones(
     constants: str, tested: tuple[Tensor, Tensor], classify: Callable[[Tensor], Tensor]

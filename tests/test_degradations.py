@@ -275,9 +275,9 @@ def test_images_and_keys_of_the_wrong_kind_are_refused() -> None:
         degrade(IMAGES.float(), "noise", 1.0, keys=KEYS, seed=0)
     with pytest.raises(ValueError, match="expected a torch.uint8 tensor"):
         degrade(IMAGES[0], "noise", 1.0, keys=KEYS, seed=0)
-    with pytest.raises(ValueError, match="got 3 images and keys"):
+    with pytest.raises(ValueError, match="got 3 images and 1 keys, the first 'a'"):
         degrade(IMAGES, "noise", 1.0, keys=["a"], seed=0)
-    with pytest.raises(ValueError, match="got 3 images and keys 'abc'"):
+    with pytest.raises(ValueError, match="got 3 images and the key 'abc'"):
         degrade(IMAGES, "noise", 1.0, keys="abc", seed=0)
 
 

@@ -124,7 +124,8 @@ def test_best_is_chosen_by_validation_and_ties_go_to_the_later_epoch(tmp_path: P
 
 
 def test_monitored_loss_chooses_the_lowest(tmp_path: Path) -> None:
-    rises = dataclasses.replace(SGD, schedule="multistep", milestones=[0], gamma=-1.0)  # every step makes it worse
+    rises = dataclasses.replace(SGD, schedule="multistep", milestones=[0])
+    object.__setattr__(rises, "gamma", -1.0)  # no configuration may: every step makes it worse
     loop = trainer(tmp_path, supervised(), LoopConfig(epochs=3, monitor="loss"), rises)
     best = loop.fit()
     losses = [row["validation/loss"] for row in metrics_of(tmp_path)]

@@ -111,11 +111,8 @@ def run(
     method_config: Any = build(kind.method, config.method, "method")
     for name in config.data.degradations:
         check_perturbation(name)
-    chosen = choose_device(device)
-    if ":" in (device or ""):
-        torch.cuda.set_device(chosen)  # the one that Accelerator takes
     accelerator = Accelerator(
-        cpu=chosen.type == "cpu",
+        cpu=choose_device(device).type == "cpu",
         mixed_precision=config.loop.mixed_precision,
         gradient_accumulation_steps=config.loop.accumulate,
     )

@@ -39,7 +39,7 @@ def choose_device(requested: str | None = None, local_rank: int = 0) -> torch.de
         if device.index is None:
             device = torch.device("cuda", local_rank % count)
         elif device.index < count:
-            torch.cuda.set_device(device)  # for libraries that take the current one
+            torch.cuda.set_device(device)  # Accelerator takes the current one
         if device.index >= count:
             raise ValueError(f"device {given!r} was asked for, but PyTorch sees {count} GPU(s): use cuda:0 to cuda:{count - 1}")
     else:
