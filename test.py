@@ -1,10 +1,11 @@
-"""Evaluate one checkpoint: degradation levels, corruptions x severities, clean images.
+"""Evaluate one checkpoint: degradation levels, corruptions x severities, clean images. Or label images with it.
 
 python test.py -r sl/Digits/ResNet20-ResNet20/jpeg --dt jpeg       # every level of a degradation (--dt all: of all four)
 python test.py -r sl/Digits/ResNet20-ResNet20/jpeg                 # of the degradations that it was trained on
 python test.py -r ind/Digits/ResNet20_clean --corruption all --severity 1-5    # the 15 corruptions of ImageNet-C
 python test.py -r runs/<name>/<run id>/best.safetensors --corruption clean,gaussian_noise --severity 5
 python test.py -r ind/CIFAR10/ResNet20_clean --view CIFAR-10-C --corruption fog --severity 5    # released; needs no clean images
+python test.py -r ind/Digits/ResNet20_clean --predict photos --top 5     # classes of images that have no labels, as a CSV
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from trainers.evaluation import evaluate, print_outcome
 from trainers.evaluation_config import EvaluationConfig
-from trainers.evaluation_entry import data_overrides, evaluation_parser, keys_of_view, run_data, test_keys
+from trainers.evaluation_entry import check_prediction, data_overrides, evaluation_parser, keys_of_view, run_data, test_keys
 from trainers.parents import find_parent
+from trainers.prediction import print_predictions
 from utils.config import Tree, build, merge, read_yaml
 from utils.data.cells import RAW
 from utils.data.corruptions import ALL_CORRUPTIONS
@@ -40,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("-m", "--mode", default="eval", help="folder below the run for the results")
     args, overrides = parser.parse(argv)
+    check_prediction(parser, args, overrides, ("dataset", "view"))
     checkpoint = find_parent(args.resume, args.runs)
     trained = run_data(checkpoint)
     tree: Tree = {"data": test_keys(trained)}
@@ -48,6 +51,11 @@ def main(argv: list[str] | None = None) -> None:
         trained = merge(trained, given.get("data", {}))
         tree = merge(tree, {"data": given.get("data", {}) if "systems" in given else test_keys(trained)})
     tree = merge(merge(tree, data_overrides(args)), overrides)
+    tree |= {"runs": args.runs, "members": {"model": {"checkpoint": str(checkpoint), "arch": args.arch, "view": args.view}}}
+    tree["systems"] = {_shown(checkpoint): {"members": ["model"]}}
+    if args.predict is not None:
+        print_predictions(build(EvaluationConfig, tree), args.predict, args.out, choose_device(args.device), args.top)
+        return
     if not any(tree["data"].get(k) for k in ("corruptions", "sweep")):
         known = trained.get("degradations", [])
         swept = [deg for deg in known if deg in (*DEGRADATIONS, *ALL_CORRUPTIONS)]
@@ -56,8 +64,6 @@ def main(argv: list[str] | None = None) -> None:
     what = "-".join(dict.fromkeys(tree["data"].get("sweep", []) + tree["data"].get("corruptions", [])))
     what += "" if args.view == RAW else f"-{Path(args.view).name}"
     tree["out"] = args.out or str(checkpoint.parent / args.mode / what)
-    tree |= {"runs": args.runs, "members": {"model": {"checkpoint": str(checkpoint), "arch": args.arch, "view": args.view}}}
-    tree["systems"] = {_shown(checkpoint): {"members": ["model"]}}
     config = keys_of_view(build(EvaluationConfig, tree), "model", overrides)
     print_outcome(evaluate(config, choose_device(args.device)))
 

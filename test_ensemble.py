@@ -5,6 +5,7 @@
         --ensemble sum --corruption gaussian_noise --severity 5
     python test_ensemble.py <config> <fine-tuned> --originckpt <source> --data_prefix2 <adapted images> --ensemble sda \
         --corruption gaussian_noise --severity 5
+    python test_ensemble.py -c configs/ensemble/Digits/ResNet20_diffaud.yaml --predict photos --views.adapted adapted/photos
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from pathlib import Path
 from models.rules import INPUT_RULES, RULES
 from trainers.evaluation import evaluate, print_outcome
 from trainers.evaluation_config import EvaluationConfig
-from trainers.evaluation_entry import data_overrides, evaluation_parser, keys_of_view, test_keys
+from trainers.evaluation_entry import check_prediction, data_overrides, evaluation_parser, keys_of_view, test_keys
 from trainers.evaluation_report import write_evaluation_report
+from trainers.prediction import print_predictions
 from utils.checkpoint import read_description
 from utils.command_line import LISTS
 from utils.config import Tree, build, merge, read_yaml
@@ -53,9 +55,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data_prefix1", help="view of the first member (default: raw); of a released set also keys and labels")
     parser.add_argument("--data_prefix2", help="view of the second member")
     parser.add_argument("--ensemble", help="rule; several joined by commas, or all")
+    parser.add_argument(
+        "--system", help="with --predict: the system whose classes are written (default: the last one of the config)"
+    )
     parser.add_argument("--report", help="also write one self-contained HTML file: table, plots, pictures, configs")
     parser.add_argument("--metrics", default="accuracy", choices=["accuracy"], help="what is reported")
     args, overrides = parser.parse(argv)
+    check_prediction(parser, args, overrides, ("datatype", "report"))
     for flag, usual in DATATYPES.get(args.datatype, {}).items():
         setattr(args, flag, getattr(args, flag) or usual)
     paths = args.config or args.positional[:1]
@@ -73,6 +79,9 @@ def main(argv: list[str] | None = None) -> None:
         tree["arch"] = args.arch
     tree = merge(merge(tree, data_overrides(args)), overrides)
     tree["runs"] = args.runs
+    if args.predict is not None:
+        print_predictions(build(EvaluationConfig, tree), args.predict, args.out, choose_device(args.device), args.top, args.system)
+        return
     if args.out:
         tree["out"] = args.out
     config = build(EvaluationConfig, tree)

@@ -11,7 +11,7 @@ from image_adapt.config import AdaptConfig
 from image_adapt.job import Job
 from image_adapt.output import check_settings, outputs, settings_of
 from image_adapt.reverse import ReverseChain
-from image_adapt.work import Piece, adapt_batch, cut_pieces, read_rows
+from image_adapt.work import Piece, adapt_batch, cut_pieces
 
 # bytes a pixel, on the generous side: png of noisy photographs, jpeg of quality 75, arrays beside png
 BYTES = {"png": 3.0, "jpeg": 0.5, "npy": 6.0, "tar": 3.0}
@@ -84,7 +84,7 @@ def time_batch(jobs: Sequence[Job], adapter: ReverseChain, config: AdaptConfig, 
     """
     job = jobs[0]
     start = time.perf_counter()
-    rows, images, broken = read_rows(job, list(range(min(config.batch_size, len(job.source)))))
+    rows, images, broken = job.source.readable(list(range(min(config.batch_size, len(job.source)))))
     if not rows:
         raise ValueError(f"none of the images of the first batch can be read, e.g. {broken[0]}")
     adapt_batch(adapter, images, [job.source.keys[i] for i in rows], config.seed, config.batch_size, device)

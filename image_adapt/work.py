@@ -30,7 +30,6 @@ from image_adapt.output import (
     write_arrays,
     write_manifest,
 )
-from utils.data.images import BrokenImageError
 from utils.data.pixels import from_signed, to_signed
 from utils.seeding import torch_generator
 
@@ -98,18 +97,6 @@ def adapt_batch(
     return from_signed(adapted[: len(keys)].cpu(), rounding)
 
 
-def read_rows(job: Job, rows: list[int]) -> tuple[list[int], Tensor, list[str]]:
-    """Readable rows, their images, and what is wrong with the others."""
-    try:
-        return rows, job.source.images(rows), []
-    except BrokenImageError as error:
-        if len(rows) == 1:
-            return [], torch.empty(0), [f"{job.source.keys[rows[0]]}\t{error}"]
-    parts = [read_rows(job, [row]) for row in rows]
-    good = [images for found, images, _ in parts if found]
-    return sum((p[0] for p in parts), []), torch.cat(good) if good else torch.empty(0), sum((p[2] for p in parts), [])
-
-
 @dataclasses.dataclass
 class Outcome:
     """What a launch did: images found finished, made now, broken (job, then key, tab, reason), and seconds.
@@ -133,7 +120,7 @@ def run_jobs(jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, model: 
     """Adapt every image that has no output yet. The same call again goes on where the last one was stopped."""
 
     def adapt(job: Job, rows: list[int]) -> Made:
-        readable, images, bad = read_rows(job, rows)
+        readable, images, bad = job.source.readable(rows)
         if not readable:
             return readable, images, bad
         keys = [job.source.keys[i] for i in readable]

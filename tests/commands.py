@@ -80,7 +80,11 @@ def _checkpoint(*_: object) -> Path:
 
 # script -> what is put in the place of which function, so that it stops once its configuration is complete
 _TRAINING = {"trainers.entry.run": _stop(_check_training)}
-_EVALUATION = {"trainers.evaluation.evaluate": _stop(_check_evaluation), "trainers.parents.find_parent": _checkpoint}
+_EVALUATION = {
+    "trainers.evaluation.evaluate": _stop(_check_evaluation),
+    "trainers.prediction.print_predictions": _stop(expand),
+    "trainers.parents.find_parent": _checkpoint,
+}
 STOPS: dict[str, dict[str, Callable]] = {
     "train.py": _TRAINING,
     "train_all_deg.py": _TRAINING,

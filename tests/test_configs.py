@@ -235,6 +235,7 @@ def test_enough_commands_are_found_and_few_left_out() -> None:
         "python test.py --dt jpeg",
         "python test.py -r some/run --dt jpg",
         "python test.py -r some/run --corruption all --severity 7",
+        "python test.py -r some/run --predict photos --corruption fog",
         "python test_ensemble.py --corruption all",
         "python test_ensemble.py -c configs/ensemble/Digits/ResNet20_diffaud.yaml --ensemble sum",
         "mpiexec python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption fog",

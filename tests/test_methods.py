@@ -34,6 +34,7 @@ def test_checkpoint_of_a_classifier_says_what_network_and_classes_it_holds() -> 
     method = supervised()
     weights, description = method.checkpoint(method.student)
     assert description["classes"] == list(CLASSES)
+    assert (description["image_size"], description["resize"]) == (SIDE, None)
     assert description["kind"] == "classifier" and description["num_classes"] == 3
     assert set(weights) == set(method.student.network.state_dict())
 

@@ -39,7 +39,7 @@ def test_average_is_the_mean_of_the_specialists_and_says_what_it_is_made_of(tmp_
     done = soup(tmp_path, "--data.degradations", "[jpeg, blur+noise, fog]", "--buffers", buffers).check()
     assert f"average of 3 networks ({buffers} buffers)" in done.err
     fused, description = load_checkpoint(tmp_path / SOUP / "one" / BEST)
-    assert description["degradations"] == ["jpeg", "blur+noise", "fog"]
+    assert description["degradations"] == ["jpeg", "blur+noise", "fog"] and description["image_size"] == 32
     assert description["fused_from"] == [f"{NAME}/{deg}" for deg in members]
     states = [load_checkpoint(path)[0] for path in members.values()]
     for name in (n for n in fused if "running_" not in n and "tracked" not in n):

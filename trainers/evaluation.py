@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from models.classifiers import Classifier
 from models.ensemble import Member, Scorer
 from models.loading import load_classifier
 from trainers.evaluation_config import EvaluationConfig, expand, fill_names, members_of
@@ -152,13 +153,21 @@ def _members(
     members, views = {}, {}
     for name, path in checkpoints.items():
         given, folder = config.members[name], member_view(config, name)
-        classifier = load_classifier(path, config.runs, source.classes, given.arch, given.mean, given.std)
-        classifier = classifier.to(device).to(memory_format=torch.channels_last)
         if folder not in views:
             views[folder] = open_view(folder, source, config.data.seed, config.data.constants, config.data.compat)
         network = [file_digest(path), *(str(value) for value in (given.arch, given.mean, given.std) if value is not None)]
+        classifier = member_classifier(config, name, path, source.classes, device)
         members[name] = Member(name, classifier, " ".join(network), views[folder])
     return members
+
+
+def member_classifier(
+    config: EvaluationConfig, name: str, path: Path, classes: Sequence[str] | None, device: torch.device
+) -> Classifier:
+    """The classifier of a member on its device; see `load_classifier`."""
+    given = config.members[name]
+    classifier = load_classifier(path, config.runs, classes, given.arch, given.mean, given.std)
+    return classifier.to(device).to(memory_format=torch.channels_last)
 
 
 def member_view(config: EvaluationConfig, name: str) -> str:

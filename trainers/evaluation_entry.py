@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from trainers.config import DataConfig
@@ -16,6 +17,7 @@ from utils.data.released import is_released
 from utils.data.sources import SourceConfig
 
 _KEPT = {f.name for f in dataclasses.fields(SourceConfig)} - {"limit", "subset"}  # of a training YAML, for its evaluation
+_OF_LABELLED = ("dt", "corruption", "severity", "limit")
 
 
 def evaluation_parser(description: str | None) -> ScriptParser:
@@ -34,8 +36,33 @@ def evaluation_parser(description: str | None) -> ScriptParser:
     p.add_argument(
         "--arch", help="network of checkpoints of other programs, which do not say it themselves: a timm name; else for {arch}"
     )
+    p.add_argument(
+        "--predict", help="label the images below a folder, or one image, instead; --out is then the CSV (predictions.csv)"
+    )
+    p.add_argument("--top", type=int, help="with --predict: so many classes an image, best first (1)")
     p.add_argument("--runs", default="runs", help="root of the runs, for checkpoints by name")
     return p
+
+
+def check_prediction(parser: ScriptParser, args: argparse.Namespace, given: Tree, flags: Sequence[str] = ()) -> None:
+    """Raise ValueError where `--predict` meets what is about labelled or corrupted images, or what goes with it stands alone.
+
+    Args:
+        parser, args, given: the command line, its own flags and its configuration keys.
+        flags: the script's own that have no meaning with it.
+    """
+    if args.predict is None:
+        alone = [name for name in ("top", "system") if getattr(args, name, None) is not None]
+        if alone:
+            raise ValueError(f"--{alone[0]} goes with --predict <folder of images>: add that, or leave it out")
+        return
+    unfit = [name for name in (*_OF_LABELLED, *flags) if getattr(args, name) != parser.get_default(name)]
+    unfit += [f"data.{key}" for key in given.get("data", {}) if key not in ("dataset", "image_size", "resize", "classes")]
+    if unfit:
+        raise ValueError(
+            f"--predict labels the images of {args.predict} as they are, --{unfit[0]} has no meaning for them: leave it out; to "
+            "measure accuracies on labelled images, leave out --predict and give --dataset <folder of class folders>"
+        )
 
 
 def data_overrides(args: argparse.Namespace) -> Tree:

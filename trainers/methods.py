@@ -133,7 +133,7 @@ class _ClassifierMethod(Method):
     def __init__(self, student: Classifier, context: Context) -> None:
         super().__init__()
         self.student: Classifier = student
-        self.facts = {"classes": list(context.source.classes), "degradations": context.degradations, "parent": context.parent}
+        self.facts = {**context.source.facts, "degradations": context.degradations, "parent": context.parent}
 
     def checkpoint(self, student: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         assert isinstance(student, Classifier)

@@ -7,12 +7,13 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data.images import IMAGE_SUFFIXES
+from utils.data.images import IMAGE_SUFFIXES, BrokenImageError
 from utils.seeding import numpy_generator
 
 VALIDATION_SHARE = 0.1
@@ -58,9 +59,25 @@ class ImageSource:
         """Which part of a file an image shows, for caches."""
         return f"{self.image_size}" if self.resize is None else f"{self.image_size} of {self.resize}"
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a classifier of these images needs to know to be used on others, for its checkpoint."""
+        return {"classes": list(self.classes), "image_size": self.image_size, "resize": self.resize}
+
     def images(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """uint8 [B, 3, S, S] of the images at `indices`."""
         return self.read(np.asarray(indices, dtype=np.int64))
+
+    def readable(self, rows: list[int]) -> tuple[list[int], Tensor, list[str]]:
+        """Those of `rows` that can be decoded, their images, and of each of the others its key, a tab and what is wrong with it."""
+        try:
+            return rows, self.images(rows), []
+        except BrokenImageError as error:
+            if len(rows) == 1:
+                return [], torch.empty(0), [f"{self.keys[rows[0]]}\t{error}"]
+        parts = [self.readable([row]) for row in rows]
+        good = [images for found, images, _ in parts if found]
+        return sum((p[0] for p in parts), []), torch.cat(good) if good else torch.empty(0), sum((p[2] for p in parts), [])
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSource:
         """The source restricted to `indices`, in their order."""
