@@ -55,6 +55,8 @@ test-all: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	mkdir -p .links/undegrade
+	ln -sfn $(addprefix ../../,undegrade/__init__.py utils models trainers image_adapt evaluation train.py train_all_deg.py test.py test_ensemble.py) .links/undegrade/
 	$(BIN)/mypy
 
 install: $(READY)
@@ -67,4 +69,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache .links

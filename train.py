@@ -1,10 +1,7 @@
-"""Train one network from a YAML: `python train.py -c configs/ind/Digits/ResNet20_clean.yaml`."""
+"""Train one network from a YAML: `python train.py --help`."""
 
-from trainers.entry import main
-from utils.errors import user_errors
-from utils.run_log import setup_logging
+from undegrade.trainers.entry import main
+from undegrade.utils.errors import run_main
 
 if __name__ == "__main__":
-    setup_logging()
-    with user_errors():
-        main(None, __doc__)
+    run_main(main)

@@ -1,4 +1,5 @@
-"""Every part against the reference way, in one run: `python -m benchmarks` (benchmarks/README.md says what each row is).
+"""Every part against the reference way, in one run: `python -m benchmarks` (benchmarks/README.md
+says what each row is).
 
 python -m benchmarks --only epoch,rules
 """
@@ -15,10 +16,10 @@ from tqdm import tqdm
 
 from benchmarks.measure import Row, peaks
 from benchmarks.report import describe, plot, table, write
-from utils.choices import check_choice
-from utils.device import keep_freed_memory
-from utils.errors import user_errors
-from utils.plots import save
+from undegrade.utils.choices import check_choice
+from undegrade.utils.device import keep_freed_memory
+from undegrade.utils.errors import run_main
+from undegrade.utils.figures import save
 
 # name -> module with `rows(quick)`; a module is imported when its rows are asked for
 ROWS = {
@@ -42,7 +43,9 @@ def rows_of(name: str) -> Callable[[bool], list[Row]]:
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
-    """Run the command line; prints the table and writes `<out>/results.json`, `results.md` and `ratios.png`."""
+    """Run the command line; prints the table and writes `<out>/results.json`, `results.md` and
+    `ratios.png`.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(ROWS), help=f"names joined by commas: {', '.join(ROWS)}")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: whether everything runs, not how fast")
@@ -67,5 +70,4 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
 
 
 if __name__ == "__main__":
-    with user_errors():
-        main()
+    run_main(main)

@@ -2,8 +2,9 @@
 
 `python -m benchmarks --only batches` prints images/s of both, side by side on the same two cores.
 
-The other way is that of the public FusionDistill code: one data set and one loader for each degradation, two workers each, zipped;
-an image is flipped, degraded by `imagedegrade`, padded, cropped, normalised and cut by torchvision and Pillow on its own.
+The other way is that of the public FusionDistill code: one data set and one loader for each
+degradation, two workers each, zipped; an image is flipped, degraded by `imagedegrade`, padded,
+cropped, normalised and cut by torchvision and Pillow on its own.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from torchvision.transforms import functional as F
 
 from benchmarks.measure import Row
 from benchmarks.networks import images as random_images
-from utils.data.augmentation import AugmentConfig
-from utils.data.batches import BatchLoader, BatchSet
-from utils.data.degradations import DEGRADATIONS, REFERENCE
-from utils.data.image_source import array_source
+from undegrade.utils.data.augmentation import AugmentConfig
+from undegrade.utils.data.batches import BatchLoader, BatchSet
+from undegrade.utils.data.perturbations.degradations import DEGRADATIONS, REFERENCE
+from undegrade.utils.data.sources.image_source import array_source
 
 NAMES = list(DEGRADATIONS)
 BATCH, SIDE, PADDING, HOLE = 128, 32, 4, 16
@@ -105,7 +106,8 @@ def _rates(epoch: Callable[[], int]) -> tuple[float, float]:
 
 
 def rows(quick: bool = False) -> list[Row]:
-    """Images a second of the clock (`Row.required` is meant so, on cores that are free), and of a core, the steadier measure.
+    """Images a second of the clock (`Row.required` is meant so, on cores that are free), and of a
+    core, the steadier measure.
 
     Ours has ten times as many steps in an epoch as the other way: starting one costs both the same.
     """

@@ -1,4 +1,6 @@
-"""Time of the 15 corruptions against the PyPI package imagecorruptions-imaug: one thread, both ways in turn, the same constants."""
+"""Time of the 15 corruptions against the PyPI package imagecorruptions-imaug: one thread, both ways
+in turn, the same constants.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Row, core_seconds, timed_row
-from utils.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from utils.data.opencv import cv2
+from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from undegrade.utils.data.perturbations.opencv import cv2
 
 
 def _images(count: int, size: int) -> torch.Tensor:
@@ -26,7 +28,9 @@ def _images(count: int, size: int) -> torch.Tensor:
 
 
 def _measured(name: str, images: torch.Tensor, severities: Sequence[int], repeats: int) -> tuple[list[float], list[float]]:
-    """Milliseconds for all `severities` of an image by the reference and by ours, `repeats` of each, in turn."""
+    """Milliseconds for all `severities` of an image by the reference and by ours, `repeats` of
+    each, in turn.
+    """
     keys = [str(index) for index in range(len(images))]
     arrays = [np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in images]
     ours: list[float] = []
@@ -43,11 +47,13 @@ def _measured(name: str, images: torch.Tensor, severities: Sequence[int], repeat
 
 
 def by_name(size: int, batch: int, quick: bool = False) -> dict[str, tuple[list[float], list[float]]]:
-    """corruption -> milliseconds of its five severities, by the reference and by ours (see `_measured`).
+    """corruption -> milliseconds of its five severities, by the reference and by ours (see
+    `_measured`).
 
     Args:
         size: side of the images in pixels.
-        batch: images in a call of ours, whose time is divided by it. The reference takes one image a call.
+        batch: images in a call of ours, whose time is divided by it. The reference takes one image
+            a call.
         quick: a few of them, once.
     """
     cv2.setNumThreads(1)

@@ -1,8 +1,10 @@
-"""DDA as it is published against ours with the same output: time of a guided chain, memory of an image, passes of the U-Net.
+"""DDA as it is published against ours with the same output: time of a guided chain, memory of an
+image, passes of the U-Net.
 
-The reference way is the published formulas on the network of guided-diffusion-sdk, whose weights are open to gradients, with the
-gradient through the network. Ours is `image_adapt.dda.DDA` with the options of the published program, the same weights and the same
-noise. Random weights: time and memory do not depend on them.
+The reference way is the published formulas on the network of guided-diffusion-sdk, whose weights
+are open to gradients, with the gradient through the network. Ours is `image_adapt.dda.DDA` with the
+options of the published program, the same weights and the same noise. Random weights: time and
+memory do not depend on them.
 """
 
 from __future__ import annotations
@@ -19,15 +21,15 @@ from torch import Tensor
 from benchmarks.measure import Row, in_turn, timed_row
 from benchmarks.memory import peak
 from benchmarks.networks import forward_work, published_unet, randomised
-from image_adapt.adapters import build_adapter
-from image_adapt.config import AdaptConfig
-from image_adapt.dda import DDA
-from image_adapt.lowpass import LowPass
-from models.diffusion import build_denoiser
-from models.guided_diffusion import denoiser_from_openai
-from models.lean import frozen
-from models.model_flags import ModelFlags
-from utils.config import build, read_yaml
+from undegrade.image_adapt.adapters import build_adapter
+from undegrade.image_adapt.config import AdaptConfig
+from undegrade.image_adapt.dda import DDA
+from undegrade.image_adapt.lowpass import LowPass
+from undegrade.models.diffusion.denoiser import build_denoiser
+from undegrade.models.diffusion.inference_blocks import frozen
+from undegrade.models.diffusion.openai import denoiser_from_openai
+from undegrade.models.diffusion.openai_flags import ModelFlags
+from undegrade.utils.config import build, read_yaml
 
 WEIGHT, DOWNSCALE, STEPS = 6.0, 4, 2
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "adapt" / "ImageFolder"
@@ -88,7 +90,9 @@ def _published(flags: ModelFlags, batch: int) -> Callable[[], Tensor]:
     low_pass = LowPass(flags.image_size, DOWNSCALE, "zero")
 
     def adapt() -> Tensor:
-        """Starts one level above the first step, takes one norm over the batch, adds noise before guidance."""
+        """Starts one level above the first step, takes one norm over the batch, adds noise before
+        guidance.
+        """
         x = diffusion.q_sample(images, torch.full((batch,), STEPS), noise[0])
         for k, i in enumerate(reversed(range(STEPS)), start=1):
             x = x.detach().requires_grad_()
@@ -144,7 +148,9 @@ def _adapt_once(flags: ModelFlags, batch: int, way: str) -> float:
 
 
 def _passes() -> Row:
-    """Counted on a tiny network with the shipped configurations; a gradient through the network counts as one."""
+    """Counted on a tiny network with the shipped configurations; a gradient through the network
+    counts as one.
+    """
     counted = {way: _count(name) for way, name in (("reference", "dda.yaml"), ("ours", "fast.yaml"))}
     repeats = {way: [value] for way, value in counted.items()}
     ratio = counted["reference"] / counted["ours"]

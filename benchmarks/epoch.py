@@ -1,8 +1,10 @@
-"""One epoch of FusionDistill, loading included: our trainer against the loop of the published program.
+"""One epoch of FusionDistill, loading included: our trainer against the loop of the published
+program.
 
-That loop, in float32 and the default layout: one loader for each degradation, which flips, degrades (`imagedegrade`), pads, crops,
-normalises and cuts image by image; four teachers, one after the other on their quarter of the clean images; cross-entropy of all
-images and the cosine of the third stage; RAdam. Both ways load in the training process, so that all work counts, and do the same
+That loop, in float32 and the default layout: one loader for each degradation, which flips, degrades
+(`imagedegrade`), pads, crops, normalises and cuts image by image; four teachers, one after the
+other on their quarter of the clean images; cross-entropy of all images and the cosine of the third
+stage; RAdam. Both ways load in the training process, so that all work counts, and do the same
 arithmetic on as many images; each runs in a process of its own, since ours sets the allocator.
 """
 
@@ -24,13 +26,14 @@ from tqdm import tqdm
 from benchmarks.batches import OneByOne
 from benchmarks.measure import Apart, Row, Step, in_turn, timed_row
 from benchmarks.networks import CLASSES, classifier, forward_work, images
-from trainers.config import DataConfig, LoopConfig, OptimizerConfig, TrainConfig
-from trainers.methods import Context, Distillation, DistillationConfig
-from trainers.trainer import Trainer
-from utils.data.batches import AugmentConfig, BatchLoader, BatchSet
-from utils.data.degradations import DEGRADATIONS
-from utils.data.image_source import array_source
-from utils.device import keep_freed_memory
+from undegrade.trainers.config import LoopConfig, OptimizerConfig, TrainConfig
+from undegrade.trainers.methods import Context, Distillation, DistillationConfig
+from undegrade.trainers.trainer import Trainer
+from undegrade.utils.data.batches import AugmentConfig, BatchLoader, BatchSet
+from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
+from undegrade.utils.data.sources.image_source import array_source
+from undegrade.utils.data.training import DataConfig
+from undegrade.utils.device import keep_freed_memory
 
 SIDE, RATE, DECAY = 32, 1e-3, 1e-4
 NAMES = list(DEGRADATIONS)

@@ -27,8 +27,10 @@ class Row:
         reference, ours: medians, the reference way and this project's.
         ratio: how many times better ours is.
         required: the least ratio that was asked for (None: nothing was).
-        floor: what the machine's measured peak allows at best (None where arithmetic is not the limit).
-        share: of the measured peak of matrix products and convolutions that ours reaches, in [0, 1].
+        floor: what the machine's measured peak allows at best (None where arithmetic is not the
+            limit).
+        share: of the measured peak of matrix products and convolutions that ours reaches, in [0,
+            1].
         note: one line for the reader.
         repeats: every measurement, by way.
     """
@@ -51,7 +53,8 @@ class Row:
 
 
 def timed_row(name: str, reference: list[float], ours: list[float], work: float = 0.0, **more: Any) -> Row:
-    """Row of durations that were taken in turn; the ratio is the median of the ratios of neighbours.
+    """Row of durations that were taken in turn; the ratio is the median of the ratios of
+    neighbours.
 
     Args:
         name: of the row.
@@ -69,14 +72,18 @@ def timed_row(name: str, reference: list[float], ours: list[float], work: float 
 
 
 def core_seconds(step: Step) -> float:
-    """Processor time of a call in this process: with one thread and nothing else on the machine, its duration."""
+    """Processor time of a call in this process: with one thread and nothing else on the machine,
+    its duration.
+    """
     start = time.process_time()
     step()
     return time.process_time() - start
 
 
 def in_turn(steps: dict[str, Step], repeats: int = 5, warm_up: int = 1) -> dict[str, list[float]]:
-    """Core seconds of each step, taken in turn after `warm_up` rounds: a change of the machine's speed meets all alike."""
+    """Core seconds of each step, taken in turn after `warm_up` rounds: a change of the machine's
+    speed meets all alike.
+    """
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(warm_up + repeats):
         for name, step in steps.items():
@@ -92,7 +99,8 @@ def quiet() -> contextlib.AbstractContextManager[object]:
 
 
 class Apart:
-    """A step in a process of its own, for what is a setting of the whole process; `with Apart(build, ...) as step`.
+    """A step in a process of its own, for what is a setting of the whole process; `with
+    Apart(build, ...) as step`.
 
     Args:
         build: function of a module that makes the step from the other arguments, in that process.
@@ -139,7 +147,8 @@ class Peaks:
 
     Attributes:
         matmul: float32 products of 1024 x 1024 matrices, GFLOP/s.
-        convolution: 3 x 3, 64 to 64 channels, 32 images of 32 x 32, float32, channels_last, GFLOP/s.
+        convolution: 3 x 3, 64 to 64 channels, 32 images of 32 x 32, float32, channels_last,
+            GFLOP/s.
         convolution_contiguous: the same in the default layout.
         memory: copying 256 MB, read and written, GB/s.
     """

@@ -1,8 +1,9 @@
-"""Peak memory of an evaluation and of an adaptation of 1,000 and of 10,000 images: it should not grow.
+"""Peak memory of an evaluation and of an adaptation of 1,000 and of 10,000 images: it should not
+grow.
 
-The images are files of 32 x 32 pixels. Folders of less than 2 GiB of pixels are kept in memory on purpose
-(utils/data/folders.py); here they are read on demand, as larger ones are. What has to grow are the keys and, in an evaluation,
-the logits.
+The images are files of 32 x 32 pixels. Folders of less than 2 GiB of pixels are kept in memory on
+purpose (utils/data/sources/folders.py); here they are read on demand, as larger ones are. What has
+to grow are the keys and, in an evaluation, the logits.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from torch import Tensor
 
 from benchmarks.measure import Row, quiet
 from benchmarks.networks import CLASSES, images, save_classifier
-from image_adapt.config import AdaptConfig, InputConfig
-from image_adapt.mpi import World
-from image_adapt.work import plan_jobs, run_jobs
-from trainers.evaluation import evaluate
-from trainers.evaluation_config import EvaluationConfig, MemberConfig, SystemConfig, TestDataConfig
-from utils.data import folders
-from utils.device import choose_device
+from undegrade.evaluation.config import EvaluationConfig, MemberConfig, SystemConfig, TestDataConfig
+from undegrade.evaluation.evaluate import evaluate
+from undegrade.image_adapt.config import AdaptConfig, InputConfig
+from undegrade.image_adapt.mpi import World
+from undegrade.image_adapt.work import plan_jobs, run_jobs
+from undegrade.utils.data.sources import folders
+from undegrade.utils.device import choose_device
 
 SIDE, KINDS = 32, 10  # pixels; different pictures a class
 
@@ -56,7 +57,9 @@ def _row(name: str, taken: dict[str, list[float]]) -> Row:
 
 
 def with_files(part: Callable[[Path, int], float], count: int, apart: bool) -> float:
-    """What `part(folder, count)` returns for a folder with so many images, in a fresh process or in this one."""
+    """What `part(folder, count)` returns for a folder with so many images, in a fresh process or in
+    this one.
+    """
     with tempfile.TemporaryDirectory() as folder:
         make_folder(Path(folder), count)
         if not apart:
@@ -66,7 +69,9 @@ def with_files(part: Callable[[Path, int], float], count: int, apart: bool) -> f
 
 
 def make_folder(folder: Path, count: int) -> None:
-    """`train/<class>/*`, a few, and `test/<class>/*`, `count` files; of each class some pictures, under many names."""
+    """`train/<class>/*`, a few, and `test/<class>/*`, `count` files; of each class some pictures,
+    under many names.
+    """
     for label, name in enumerate(CLASSES):
         for part in ("train", "test"):
             (folder / part / name).mkdir(parents=True)
@@ -88,7 +93,9 @@ def evaluation(folder: Path, count: int) -> float:
 
 
 def adaptation(folder: Path, count: int) -> float:
-    """Peak, in MiB, of planning, writing every image, and the manifest; the images stay as they are."""
+    """Peak, in MiB, of planning, writing every image, and the manifest; the images stay as they
+    are.
+    """
     choose_device("cpu")
     with quiet(), tempfile.TemporaryDirectory() as out:
         config = AdaptConfig("none", out, input=InputConfig(folder=str(folder / "test")))

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.classifiers import Classifier, build_classifier, describe
-from models.model_flags import ModelFlags
-from utils.checkpoint import save_checkpoint
-from utils.seeding import seed_everything
+from undegrade.models.classification.classifier import Classifier, build_classifier, describe
+from undegrade.models.diffusion.openai_flags import ModelFlags
+from undegrade.utils.checkpoint import save_checkpoint
+from undegrade.utils.seeding import seed_everything
 
 CLASSES = tuple("0123456789")
 _OF_CREATE_MODEL = (
@@ -44,7 +44,9 @@ def save_classifier(arch: str, seed: int, path: Path) -> Path:
 
 
 def published_unet(flags: ModelFlags) -> nn.Module:
-    """What guided-diffusion makes of the flags (on the device of the context); the same for every call."""
+    """What guided-diffusion makes of the flags (on the device of the context); the same for every
+    call.
+    """
     from guided_diffusion.script_util import create_model  # noqa: PLC0415  of the development packages
 
     seed_everything(0)
@@ -53,7 +55,9 @@ def published_unet(flags: ModelFlags) -> nn.Module:
 
 @torch.no_grad()
 def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
-    """The same network, in eval mode, with weights that make every block matter: those of a new U-Net end in zeros."""
+    """The same network, in eval mode, with weights that make every block matter: those of a new
+    U-Net end in zeros.
+    """
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -65,7 +69,8 @@ def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def forward_work(network: nn.Module, size: int, *more: torch.Tensor) -> float:
-    """Billions of floating-point operations (a multiplication and an addition are two) of one image's forward pass.
+    """Billions of floating-point operations (a multiplication and an addition are two) of one
+    image's forward pass.
 
     `more` are the arguments after the image.
     """

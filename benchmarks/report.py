@@ -12,9 +12,10 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.measure import Peaks, Row
-from utils.files import write_atomic
-from utils.plots import INK, RIGHT, WRONG, new_figure, tidy
-from utils.provenance import provenance
+from undegrade.evaluation.report.plots import RIGHT, WRONG
+from undegrade.utils.figures import INK, new_figure, tidy
+from undegrade.utils.files import write_atomic
+from undegrade.utils.provenance import provenance
 
 _HEAD = ("row", "reference", "ours", "unit", "ratio", "required", "floor", "share of peak")
 

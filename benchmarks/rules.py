@@ -1,7 +1,9 @@
-"""The 11 ensemble rules of DiffAUD on the 75 cells of ImageNet-C: one pass a member for all of them, and the cache of logits.
+"""The 11 ensemble rules of DiffAUD on the 75 cells of ImageNet-C: one pass a member for all of
+them, and the cache of logits.
 
-The reference program runs both members once for each rule, and the first once more on the mixed images of the three rules that mix
-the input. Ours runs each member once for all rules; mixed images still cost a pass each, so 25 passes become 5.
+The reference program runs both members once for each rule, and the first once more on the mixed
+images of the three rules that mix the input. Ours runs each member once for all rules; mixed images
+still cost a pass each, so 25 passes become 5.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ import torch
 
 from benchmarks.measure import Row, core_seconds, in_turn, quiet, timed_row
 from benchmarks.networks import classifier, forward_work, save_classifier
-from models.classifiers import Classifier
-from models.ensemble import Member, Scorer
-from models.rules import INPUT_RULES, RULES
-from trainers.evaluation import evaluate
-from trainers.evaluation_config import EvaluationConfig, MemberConfig, SystemConfig, TestDataConfig
-from utils.data.cells import Cell, OnTheFly
-from utils.data.sources import open_source
+from undegrade.evaluation.config import EvaluationConfig, MemberConfig, SystemConfig, TestDataConfig
+from undegrade.evaluation.ensemble import Member, Scorer
+from undegrade.evaluation.evaluate import evaluate
+from undegrade.evaluation.rules import INPUT_RULES, RULES
+from undegrade.models.classification.classifier import Classifier
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.data.views import OnTheFly
 
 ARCH, CELL = "ResNet20", Cell("contrast", 3)
 OF_LOGITS = [rule for rule in RULES if rule != "vote"]  # vote is FusionDistill's

@@ -1,7 +1,8 @@
-"""How cost grows with batch, images, ranks and image size: `python -m benchmarks.scaling` prints exponents.
+"""How cost grows with batch, images, ranks and image size: `python -m benchmarks.scaling` prints
+exponents.
 
-The exponent is the slope of log cost over log size by least squares: 1 is proportional, 0 does not grow, -1 is halved by twice as
-many.
+The exponent is the slope of log cost over log size by least squares: 1 is proportional, 0 does not
+grow, -1 is halved by twice as many.
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ from benchmarks.measure import core_seconds
 from benchmarks.memory import evaluation, with_files
 from benchmarks.networks import classifier, images
 from benchmarks.report import write_json
-from image_adapt.dda import DDA
-from image_adapt.work import adapt_batch
-from models.diffusion import Denoiser, build_denoiser, describe
-from models.ensemble import Member, Scorer
-from utils.checkpoint import save_checkpoint
-from utils.data.cells import CLEAN, Cell, OnTheFly
-from utils.data.corruptions import CORRUPTIONS, corrupt
-from utils.data.sources import open_source
-from utils.device import keep_freed_memory
-from utils.errors import user_errors
-from utils.plots import INK, PALETTE, new_figure, save, tidy
-from utils.provenance import provenance
-from utils.seeding import seed_everything
+from undegrade.evaluation.ensemble import Member, Scorer
+from undegrade.image_adapt.dda import DDA
+from undegrade.image_adapt.work import adapt_batch
+from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser, describe
+from undegrade.utils.checkpoint import save_checkpoint
+from undegrade.utils.data.cells import CLEAN, Cell
+from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS, corrupt
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.data.views import OnTheFly
+from undegrade.utils.device import keep_freed_memory
+from undegrade.utils.errors import run_main
+from undegrade.utils.figures import INK, PALETTE, new_figure, save, tidy
+from undegrade.utils.provenance import provenance
+from undegrade.utils.seeding import seed_everything
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -122,7 +124,9 @@ def evaluation_by_images(quick: bool) -> list[Curve]:
 
 
 def adaptation_by_ranks(quick: bool) -> list[Curve]:
-    """Wall time of image_sample.py on 1 and 2 MPI ranks of a thread each, without their start; nothing where no mpiexec is."""
+    """Wall time of image_sample.py on 1 and 2 MPI ranks of a thread each, without their start;
+    nothing where no mpiexec is.
+    """
     mpiexec = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
     if mpiexec is None:
         return []
@@ -222,5 +226,4 @@ def main(argv: Sequence[str] | None = None) -> list[Curve]:
 
 
 if __name__ == "__main__":
-    with user_errors():
-        main()
+    run_main(main)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from image_adapt.config import AdaptConfig
-from image_adapt.dda import DDA
-from image_adapt.ilvr import ILVR
-from image_adapt.reverse import ReverseChain
-from models.diffusion import Denoiser
+from undegrade.image_adapt.config import AdaptConfig
+from undegrade.image_adapt.dda import DDA
+from undegrade.image_adapt.ilvr import ILVR
+from undegrade.image_adapt.reverse import ReverseChain
+from undegrade.models.diffusion.denoiser import Denoiser
 
 # name -> class; the section of the same name in `AdaptConfig` holds its options
 ADAPTERS: dict[str, type[Any]] = {"dda": DDA, "ilvr": ILVR}
@@ -21,6 +21,8 @@ def build_adapter(config: AdaptConfig, denoiser: Denoiser) -> ReverseChain:
 
 
 def with_start_step(config: AdaptConfig, start_step: int) -> AdaptConfig:
-    """The configuration with its noise level written as the number of steps that it comes to: what settings are compared by."""
+    """The configuration with its noise level written as the number of steps that it comes to: what
+    settings are compared by.
+    """
     options: Any = dataclasses.replace(config.options, start_step=start_step, noise_level=None)
     return dataclasses.replace(config, **{config.adapter: options})

@@ -7,9 +7,9 @@ from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
-from utils.data.cells import Cell, parse_cells
-from utils.data.sources import SourceConfig
-from utils.data.watermark import WATERMARK
+from undegrade.utils.data.cells import Cell, parse_cells
+from undegrade.utils.data.perturbations.watermark import WATERMARK
+from undegrade.utils.data.sources.registry import SourceConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +18,15 @@ class ChainConfig:
 
     Attributes:
         respacing: chain as guided-diffusion writes it: "100" evenly spaced steps of the full chain.
-        start_step: number of reverse steps, i.e. index of the respaced chain from which the noised image is denoised (paper: N).
-            50 where neither this nor `noise_level` is given.
-        noise_level: in place of start_step: alpha_bar in (0, 1), share of the signal in the variance of the noised image.
+        start_step: number of reverse steps, i.e. index of the respaced chain from which the noised
+            image is denoised (paper: N). 50 where neither this nor `noise_level` is given.
+        noise_level: in place of start_step: alpha_bar in (0, 1), share of the signal in the
+            variance of the noised image.
         downscale_factor: of the low-pass filter whose output is kept (paper: D).
-        border: of the low-pass filter: reflect | zero (as the paper's code, which weakens guidance in a frame of 14 px).
-        variance: of a reverse step: learned | fixed_large | fixed_small (null: learned if the model has it, else fixed_large).
+        border: of the low-pass filter: reflect | zero (as the paper's code, which weakens guidance
+            in a frame of 14 px).
+        variance: of a reverse step: learned | fixed_large | fixed_small (null: learned if the model
+            has it, else fixed_large).
         clip_denoised: clamp the predicted clean image to [-1, 1].
         start_mismatch: noise one index more than is denoised (as the paper's code).
     """
@@ -46,11 +49,13 @@ class DDAConfig(ChainConfig):
     """Diffusion-driven adaptation (Gao et al., CVPR 2023).
 
     Attributes:
-        guidance_weight: strength of the pull towards the input's low frequencies, for each image (paper: w, there for batches of 4:
-            w = 6 is 3 an image). 0 leaves the gradient out and costs a third.
-        guidance_norm: per_image | batch (as the paper's code: images of a batch share one norm, so results depend on batch mates;
-            the last batch is then not filled up).
-        guidance: full (gradient through the network) | jacobian_free (past it: no pass backward, a third of the time).
+        guidance_weight: strength of the pull towards the input's low frequencies, for each image
+            (paper: w, there for batches of 4: w = 6 is 3 an image). 0 leaves the gradient out and
+            costs a third.
+        guidance_norm: per_image | batch (as the paper's code: images of a batch share one norm, so
+            results depend on batch mates; the last batch is then not filled up).
+        guidance: full (gradient through the network) | jacobian_free (past it: no pass backward, a
+            third of the time).
         sampler: ddpm | ddim (no new noise in a step, for short chains).
     """
 
@@ -62,11 +67,14 @@ class DDAConfig(ChainConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ILVRConfig(ChainConfig):
-    """Iterative latent variable refinement (Choi et al., ICCV 2021), as DDA's first version used it: D = 8.
+    """Iterative latent variable refinement (Choi et al., ICCV 2021), as DDA's first version used
+    it: D = 8.
 
     Attributes:
-        range_t: reverse steps from this index of the chain and below are left free (DDA's first version: 20 of N = 50).
-        reference_mismatch: noise the input one index more than the step has reached (as the published code).
+        range_t: reverse steps from this index of the chain and below are left free (DDA's first
+            version: 20 of N = 50).
+        reference_mismatch: noise the input one index more than the step has reached (as the
+            published code).
     """
 
     downscale_factor: int = 8
@@ -76,19 +84,23 @@ class ILVRConfig(ChainConfig):
 
 @dataclasses.dataclass(frozen=True)
 class InputConfig(SourceConfig):
-    """Which images are adapted: those of a data set, corrupted as in evaluation (further keys: see SourceConfig), or a folder.
+    """Which images are adapted: those of a data set, corrupted as in evaluation (further keys: see
+    SourceConfig), or a folder.
 
     Attributes:
         split: train | validation | test.
-        folder: adapt the images below this folder instead (any depth, as they are), or the published arrays of CIFAR-10-C in it
-            (`<corruption>.npy` beside `labels.npy`).
+        folder: adapt the images below this folder instead (any depth, as they are), or the
+            published arrays of CIFAR-10-C in it (`<corruption>.npy` beside `labels.npy`).
         layout: how `folder` is organised: see `LAYOUTS`.
-        corruptions: names, degradations (their level drawn for each image) and sequences; `clean` for the images as they are.
+        corruptions: names, degradations (their level drawn for each image) and sequences; `clean`
+            for the images as they are.
         severities: of the corruptions, 1..5, or `random`: one drawn for each image.
         seed: of the corruption.
         train: the training part of a `folder` in the layouts that have one.
-        list_file: text file; adapt these images of each cell only: a key or relative path a line, `#` for remarks.
-        enlarge: take images whose shorter side is less than half of the model's, too (default: refuse them by name).
+        list_file: text file; adapt these images of each cell only: a key or relative path a line,
+            `#` for remarks.
+        enlarge: take images whose shorter side is less than half of the model's, too (default:
+            refuse them by name).
     """
 
     split: Literal["train", "validation", "test"] = "test"
@@ -116,7 +128,8 @@ class InputConfig(SourceConfig):
         return list(dict.fromkeys(Cell(cell.corruption) if drawn and cell.is_corruption else cell for cell in cells))
 
 
-# layout -> folder of a cell, below the input root and below the output root alike; {part} for its training and test part
+# layout -> folder of a cell, below the input root and below the output root alike; {part} for its
+# training and test part
 LAYOUTS: dict[str, tuple[str, dict[bool, str]]] = {
     "plain": ("", {}),
     "imagenetc": ("{cell.folder}", {}),
@@ -127,7 +140,8 @@ LAYOUTS: dict[str, tuple[str, dict[bool, str]]] = {
 }
 
 ONE_CELL = {"plain": Cell("", 0), "imagenetw": Cell(WATERMARK, 0)}  # layouts without corruptions, and what their images are
-# SDA's word for what is adapted -> layout of the input, and folder of the output below the one that is named
+# SDA's word for what is adapted -> layout of the input, and folder of the output below the one that
+# is named
 DATATYPES = {"D": ("plain", "DiT-Syn"), "C": ("imagenetc", "ImageNet-C-Syn"), "W": ("imagenetw", "ImageNet-W-Syn")}
 
 
@@ -136,21 +150,27 @@ class AdaptConfig:
     """An adaptation YAML.
 
     Attributes:
-        model: checkpoint file, run folder or run name of the diffusion model; `{dataset}` is replaced.
-        save_dir: adapted images go to `<save_dir>/<corruption>/<severity>/<class>/<name>.png`; `{dataset}`, `{split}` and
-            `{adapter}` are replaced.
+        model: checkpoint file, run folder or run name of the diffusion model; `{dataset}` is
+            replaced.
+        save_dir: adapted images go to `<save_dir>/<corruption>/<severity>/<class>/<name>.png`;
+            `{dataset}`, `{split}` and `{adapter}` are replaced.
         adapter: dda | ilvr; its options are those of the section of that name.
         runs: root of the runs, for `model` by name.
-        batch_size: images adapted together on a rank; the last batch is filled up, so that every batch has this shape.
+        batch_size: images adapted together on a rank; the last batch is filled up, so that every
+            batch has this shape.
         num_samples: adapt at most so many images of each cell, the same in each (null: all).
-        output: png | jpeg (lossy: Pillow's default of quality 75 and 4:2:0, as the paper's code wrote ImageNet) | npy (png, and at
-            the end arrays in the layout of CIFAR-10-C) | tar (png in tar files that WebDataset reads: utils/data/shards.py).
+        output: png | jpeg (lossy: Pillow's default of quality 75 and 4:2:0, as the paper's code
+            wrote ImageNet) | npy (png, and at the end arrays in the layout of CIFAR-10-C) | tar
+            (png in tar files that WebDataset reads: utils/data/sources/shards.py).
         shard_size: images of a tar file; ranks share out whole tar files.
-        rounding: of grey levels: round | truncate (as the paper's code, which darkens by half a level).
+        rounding: of grey levels: round | truncate (as the paper's code, which darkens by half a
+            level).
         seed: of the diffusion noise; with an image's key it fixes the result.
         use_fp16: bfloat16 autocast of the network.
-        skip_broken: files that cannot be decoded do not make the command fail (they are always listed, counted and passed over).
-        overwrite: delete what the output folders hold if it was made with other settings (default: refuse).
+        skip_broken: files that cannot be decoded do not make the command fail (they are always
+            listed, counted and passed over).
+        overwrite: delete what the output folders hold if it was made with other settings (default:
+            refuse).
         input, dda, ilvr: see there.
     """
 

@@ -1,4 +1,6 @@
-"""Diffusion-driven adaptation (Gao et al. 2023, "Back to the Source"): noise an image, denoise it under guidance."""
+"""Diffusion-driven adaptation (Gao et al. 2023, "Back to the Source"): noise an image, denoise it
+under guidance.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from image_adapt.reverse import ReverseChain
-from models.diffusion import Denoiser
-from models.sampling import ReverseStep, ddim_step, draw_noise
-from utils.choices import check_choice
+from undegrade.image_adapt.reverse import ReverseChain
+from undegrade.models.diffusion.denoiser import Denoiser
+from undegrade.models.diffusion.sampling import ReverseStep, ddim_step, draw_noise
+from undegrade.utils.choices import check_choice
 
 GUIDANCE_NORMS = ("per_image", "batch")
 GUIDANCES = ("full", "jacobian_free")
@@ -22,19 +24,24 @@ SAMPLERS = ("ddpm", "ddim")
 class DDA(ReverseChain):
     """Keeps an image's low frequencies by guidance.
 
-    Each step is pulled by the gradient of ||phi_D(reference) - phi_D(predicted clean image)|| with respect to its noisy input,
-    through the network or past it.
+    Each step is pulled by the gradient of ||phi_D(reference) - phi_D(predicted clean image)|| with
+    respect to its noisy input, through the network or past it.
 
     Args:
         denoiser, chain: see `ReverseChain`.
-        guidance_weight: factor of the gradient, >= 0; 0 skips it and its cost (about half of the time). The published strength is
-            w = 6 with the norm over batches of 4 images, which weakens it by about 1 / sqrt(4): 3 an image.
-        guidance_norm: "per_image": the sum of each image's own norm, so that an image does not depend on its batch.
-            "batch": the published code's one norm over the batch, which weakens the guidance by about 1 / sqrt(B).
-        guidance: "full": the gradient through the network, as published. "jacobian_free": that with respect to the predicted clean
-            image x0, times 1 / sqrt(alpha_bar): dx0/dx of Ho et al. 2020, equation 15, with the network's prediction held fixed (He
-            et al. 2024, "Manifold preserving guided diffusion", guide x0 in the same way). No pass backward through the network.
-        sampler: "ddpm": ancestral steps, as published. "ddim": without new noise (`models.sampling.ddim_step`), for short chains.
+        guidance_weight: factor of the gradient, >= 0; 0 skips it and its cost (about half of the
+            time). The published strength is w = 6 with the norm over batches of 4 images, which
+            weakens it by about 1 / sqrt(4): 3 an image.
+        guidance_norm: "per_image": the sum of each image's own norm, so that an image does not
+            depend on its batch. "batch": the published code's one norm over the batch, which
+            weakens the guidance by about 1 / sqrt(B).
+        guidance: "full": the gradient through the network, as published. "jacobian_free": that with
+            respect to the predicted clean image x0, times 1 / sqrt(alpha_bar): dx0/dx of Ho et al.
+            2020, equation 15, with the network's prediction held fixed (He et al. 2024, "Manifold
+            preserving guided diffusion", guide x0 in the same way). No pass backward through the
+            network.
+        sampler: "ddpm": ancestral steps, as published. "ddim": without new noise
+            (`models.diffusion.sampling.ddim_step`), for short chains.
 
     Raises:
         ValueError: any option outside its range; names the value and the range.

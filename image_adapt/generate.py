@@ -1,7 +1,8 @@
 """New images of given classes: which, from which noise, and into which files.
 
-Image j of class c among the K classes of the generator has the number g = j K + c. Its class and its noise follow from (seed, g),
-so that more images a class, other classes and other numbers of ranks give the same files.
+Image j of class c among the K classes of the generator has the number g = j K + c. Its class and
+its noise follow from (seed, g), so that more images a class, other classes and other numbers of
+ranks give the same files.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_adapt.generator import GenerateConfig, ImageGenerator, Opened
-from image_adapt.job import Job
-from image_adapt.mpi import World
-from image_adapt.output import check_settings, outputs, prepare, write_manifest
-from image_adapt.plan import BYTES
-from image_adapt.work import Made, Outcome, cut_pieces, share_out
-from utils.data.cells import Cell
-from utils.data.folders import CLASS_MAP
-from utils.data.image_source import ImageSource
-from utils.data.pixels import from_signed
-from utils.files import write_atomic
-from utils.seeding import torch_generator
+from undegrade.image_adapt.generator import GenerateConfig, ImageGenerator, Opened
+from undegrade.image_adapt.job import Job
+from undegrade.image_adapt.mpi import World
+from undegrade.image_adapt.output import check_settings, outputs, prepare, write_manifest
+from undegrade.image_adapt.plan import BYTES
+from undegrade.image_adapt.work import Made, Outcome, cut_pieces, share_out
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.pixels import from_signed
+from undegrade.utils.data.sources.folders import CLASS_MAP
+from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.files import write_atomic
+from undegrade.utils.seeding import torch_generator
 
 
 def parse_classes(text: str | int, num_classes: int) -> list[int]:
@@ -93,10 +94,12 @@ def settings_of(opened: Opened, config: GenerateConfig) -> dict[str, Any]:
 
 
 def generate(opened: Opened, config: GenerateConfig, world: World) -> Outcome:
-    """Make every image that has no file yet. The same call again goes on where the last one was stopped.
+    """Make every image that has no file yet. The same call again goes on where the last one was
+    stopped.
 
     Raises:
-        ValueError: images of other settings in the folder; a class that the generator does not have.
+        ValueError: images of other settings in the folder; a class that the generator does not
+            have.
     """
     generator, folder = opened.generator, Path(config.fill(config.save_dir))
     numbers = _asked(config, generator)

@@ -11,18 +11,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from models.diffusion import Denoiser
-from models.dit import dit_digest, dit_folder, open_dit
-from models.folders import network_folder
-from models.guidance import guided
-from models.loading import denoiser_digest, diffusers_folder, open_denoiser
-from models.sampling import check_variance, sample
-from models.vae import LatentDecoder, open_decoder
-from utils.checkpoint import read_description
-from utils.choices import check_choice
-from utils.data.imagenet import read_classes
-from utils.making import making_command
-from utils.runs import resolve_checkpoint
+from undegrade.models.diffusion.denoiser import Denoiser
+from undegrade.models.diffusion.diffusers_folder import network_folder
+from undegrade.models.diffusion.dit import dit_digest, dit_folder, open_dit
+from undegrade.models.diffusion.guidance import guided
+from undegrade.models.diffusion.loading import denoiser_digest, diffusers_folder, open_denoiser
+from undegrade.models.diffusion.sampling import check_variance, sample
+from undegrade.models.diffusion.vae import LatentDecoder, open_decoder
+from undegrade.utils.checkpoint import read_description
+from undegrade.utils.choices import check_choice
+from undegrade.utils.data.sources.imagenet import read_classes
+from undegrade.utils.runs import resolve_checkpoint
+from undegrade.utils.training_commands import training_command
 
 _LATENT_STEPS = "250"  # of the published DiT
 _SIZES = {"XL": (28, 1152), "L": (24, 1024), "B": (12, 768), "S": (12, 384)}
@@ -36,30 +36,39 @@ class GenerateConfig:
     """A generation YAML.
 
     Attributes:
-        model: checkpoint file, run folder or run name of a class-conditional diffusion model, DiT's published state dict, or a
-            folder of diffusers; `{dataset}` is replaced.
-        save_dir: images go to `<save_dir>/<class number>/<image number>.png`; `{dataset}` is replaced.
+        model: checkpoint file, run folder or run name of a class-conditional diffusion model, DiT's
+            published state dict, or a folder of diffusers; `{dataset}` is replaced.
+        save_dir: images go to `<save_dir>/<class number>/<image number>.png`; `{dataset}` is
+            replaced.
         dataset: data set or folder whose name `{dataset}` stands for.
-        vae: folder of the `AutoencoderKL` that a DiT's latents are decoded with (null: that of the pipeline that `model` names); on
-            the command line and in its YAML ema and mse stand for sd-vae-ft-ema and sd-vae-ft-mse beside the model.
+        vae: folder of the `AutoencoderKL` that a DiT's latents are decoded with (null: that of the
+            pipeline that `model` names); on the command line and in its YAML ema and mse stand for
+            sd-vae-ft-ema and sd-vae-ft-mse beside the model.
         num_per_class: images of each class.
         classes: all, or numbers and ranges such as 0-9,17.
-        class_names: list of class names, in the order of their numbers, for `classes.txt`: a file with one a line, or imagenet-1k
-            (null: those that the model was trained on, where it says them).
+        class_names: list of class names, in the order of their numbers, for `classes.txt`: a file
+            with one a line, or imagenet-1k (null: those that the model was trained on, where it
+            says them).
         guidance_scale: of classifier-free guidance; 1 is none.
         guided_channels: guide so many of the first channels: DiT as published 3 of its 4.
-        respacing: chain, "100": 100 evenly spaced steps of the full one (null: 250 for a DiT, else the full chain).
-        variance: of a reverse step: learned | fixed_large | fixed_small (null: learned if the model has it, else fixed_large).
-        clip_denoised: clamp the predicted clean image to [-1, 1] (null: yes for pixels, no for latents).
-        embedding: how a DiT is computed: original | diffusers (null: see `models.dit.open_dit`).
+        respacing: chain, "100": 100 evenly spaced steps of the full one (null: 250 for a DiT, else
+            the full chain).
+        variance: of a reverse step: learned | fixed_large | fixed_small (null: learned if the model
+            has it, else fixed_large).
+        clip_denoised: clamp the predicted clean image to [-1, 1] (null: yes for pixels, no for
+            latents).
+        embedding: how a DiT is computed: original | diffusers (null: see
+            `models.diffusion.dit.open_dit`).
         num_heads: attention heads of a DiT's state dict of no published size.
-        network: name of the published DiT that the model is expected to be, such as DiT-XL/2 (null: any).
+        network: name of the published DiT that the model is expected to be, such as DiT-XL/2 (null:
+            any).
         image_size: pixels; what the generator makes is compared with it (null: not).
         num_classes: those of the generator are compared with it (null: not).
         batch_size: images made together on a rank; the last batch is filled up.
         seed: of the noise.
         use_fp16: bfloat16 autocast of the diffusion model.
-        overwrite: delete the images in `save_dir` if they were made with other settings (default: refuse).
+        overwrite: delete the images in `save_dir` if they were made with other settings (default:
+            refuse).
         runs: root of the runs, for `model` by name.
     """
 
@@ -112,17 +121,18 @@ class ImageGenerator:
         steps, passes: of the chain, and of the network for an image.
 
     Raises:
-        ValueError: an unconditional model; a guidance, chain or variance that it cannot have; another image size than asked for.
+        ValueError: an unconditional model; a guidance, chain or variance that it cannot have;
+            another image size than asked for.
     """
 
     def __init__(self, denoiser: Denoiser, decoder: LatentDecoder | None, config: GenerateConfig) -> None:
         if denoiser.num_classes is None:
-            command = making_command(config.fill("diffusion/{dataset}/conditional"), config.runs, config.dataset)
+            command = training_command(config.fill("diffusion/{dataset}/conditional"), config.runs, config.dataset)
             command = command or "python train.py -c configs/diffusion/<DATASET>/conditional.yaml"
             raise ValueError(
                 f"an unconditional diffusion model knows no classes: give a class-conditional one ({command} makes one)"
             )
-        from models.lean import frozen  # noqa: PLC0415  it imports diffusers, which takes seconds
+        from undegrade.models.diffusion.inference_blocks import frozen  # noqa: PLC0415  it imports diffusers, which takes seconds
 
         self.denoiser = frozen(denoiser)
         self.decoder = decoder if decoder is None else decoder.to(memory_format=torch.channels_last)
@@ -159,7 +169,9 @@ class ImageGenerator:
 
     @torch.no_grad()
     def generate(self, labels: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-        """Images [B, 3, S, S], about [-1, 1], of the classes `labels`; image b depends on (label b, generator b) only."""
+        """Images [B, 3, S, S], about [-1, 1], of the classes `labels`; image b depends on (label b,
+        generator b) only.
+        """
         device = next(self.denoiser.parameters()).device
         size = self.denoiser.image_size
         with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
@@ -182,7 +194,8 @@ class Opened:
     Attributes:
         path: of the diffusion model.
         vae: folder of the decoder, None if there is none.
-        digest: 16 hexadecimal digits that name both; computed when asked for, since it reads the files.
+        digest: 16 hexadecimal digits that name both; computed when asked for, since it reads the
+            files.
         class_names: in the order of the class numbers; empty where nothing says them.
     """
 
@@ -205,14 +218,15 @@ def open_generator(config: GenerateConfig, device: torch.device) -> Opened:
     """The generator that a configuration names, on `device`.
 
     Raises:
-        FileNotFoundError, ValueError: missing, foreign, damaged, or of no use for generation; names the path.
+        FileNotFoundError, ValueError: missing, foreign, damaged, or of no use for generation; names
+            the path.
     """
     reference = config.fill(config.model)
 
     def made_by() -> str:
         name = Path(reference).name
         published = f"wget {_DIT_FILES}/{name}" if name.startswith("DiT-") else ""
-        return published or making_command(reference, config.runs, config.dataset)
+        return published or training_command(reference, config.runs, config.dataset)
 
     folder = dit_folder(reference)
     path = folder or diffusers_folder(reference) or resolve_checkpoint(reference, config.runs, made_by)

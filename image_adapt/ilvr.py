@@ -1,4 +1,6 @@
-"""Iterative latent variable refinement (Choi et al. 2021): low frequencies are replaced, not pulled; no gradient."""
+"""Iterative latent variable refinement (Choi et al. 2021): low frequencies are replaced, not
+pulled; no gradient.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from image_adapt.reverse import ReverseChain
-from models.diffusion import Denoiser
-from models.sampling import draw_noise
+from undegrade.image_adapt.reverse import ReverseChain
+from undegrade.models.diffusion.denoiser import Denoiser
+from undegrade.models.diffusion.sampling import draw_noise
 
 
 class ILVR(ReverseChain):
-    """Keeps an image's low frequencies by replacing those of each step (Choi et al. 2021, algorithm 1).
+    """Keeps an image's low frequencies by replacing those of each step (Choi et al. 2021, algorithm
+    1).
 
-    After the step from level i to i - 1 the low frequencies phi_D of x are those of the image noised afresh to that level:
-    x + phi_D(noised - x). A step costs one pass forward through the network, half or less of what `DDA` takes.
+    After the step from level i to i - 1 the low frequencies phi_D of x are those of the image
+    noised afresh to that level: x + phi_D(noised - x). A step costs one pass forward through the
+    network, half or less of what `DDA` takes.
 
     Args:
         denoiser, downscale_factor, chain: see `ReverseChain`.
-        range_t: steps from levels i <= range_t are left free (as many as `range_t` + 1). DDA's first version (2022) had 20, with
-            N = 50 on a chain of 100 and D = 8.
-        reference_mismatch: noise the image, like the published code, to level i although x is at level i - 1 by then.
+        range_t: steps from levels i <= range_t are left free (as many as `range_t` + 1). DDA's
+            first version (2022) had 20, with N = 50 on a chain of 100 and D = 8.
+        reference_mismatch: noise the image, like the published code, to level i although x is at
+            level i - 1 by then.
 
     Raises:
         ValueError: any option outside its range; names the value and the range.

@@ -1,4 +1,6 @@
-"""Which images a configuration asks for: one source a cell, from a data set, a folder tree or the arrays of CIFAR-10-C."""
+"""Which images a configuration asks for: one source a cell, from a data set, a folder tree or the
+arrays of CIFAR-10-C.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +15,32 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from image_adapt.config import LAYOUTS, ONE_CELL, AdaptConfig
-from image_adapt.job import Job
-from utils.data.cells import CLEAN, Cell, OnTheFly, ReleasedArrays
-from utils.data.degradations import CORRECT
-from utils.data.folders import first_size, plain_source, read_files
-from utils.data.image_source import ImageSource
-from utils.data.images import center_crop, list_images
-from utils.data.released import LABELS, dataset_of_arrays
-from utils.data.sources import open_source
+from undegrade.image_adapt.config import LAYOUTS, ONE_CELL, AdaptConfig
+from undegrade.image_adapt.job import Job
+from undegrade.utils.data.cells import CLEAN, Cell
+from undegrade.utils.data.perturbations.degradations import CORRECT
+from undegrade.utils.data.sources.folders import first_size, plain_source, read_files
+from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.data.sources.images import center_crop, list_images
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.data.sources.released import LABELS, dataset_of_arrays
+from undegrade.utils.data.views import OnTheFly, ReleasedArrays
 
 log = logging.getLogger(__name__)
 
 
 def open_inputs(config: AdaptConfig, image_size: int) -> list[Job]:
-    """One job a cell, its folder relative to `save_dir`; a subset (`list_file`, `limit`, `num_samples`) has the same keys in each.
+    """One job a cell, its folder relative to `save_dir`; a subset (`list_file`, `limit`,
+    `num_samples`) has the same keys in each.
 
     Args:
         config: what is adapted.
         image_size: side that the diffusion model was trained on, pixels.
 
     Raises:
-        ValueError, FileNotFoundError: data set, folder, array or listed image missing, nothing there, cells that lack images of the
-            subset, image side of the data set other than the model's, options that have no meaning for the kind of input.
+        ValueError, FileNotFoundError: data set, folder, array or listed image missing, nothing
+            there, cells that lack images of the subset, image side of the data set other than the
+            model's, options that have no meaning for the kind of input.
     """
     given = config.input
     if given.folder is None:
@@ -85,7 +90,9 @@ def _with_images(source: ImageSource) -> ImageSource:
 
 
 def _resized(source: ImageSource, size: int) -> ImageSource:
-    """The images as they are corrupted, then brought to the size of the diffusion model as files of that size are."""
+    """The images as they are corrupted, then brought to the size of the diffusion model as files of
+    that size are.
+    """
     if source.image_size == size:
         return source
     return dataclasses.replace(source, image_size=size, read=functools.partial(_read_resized, source, size))

@@ -7,9 +7,9 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from utils.data.cells import Cell
-from utils.data.image_source import ImageSource
-from utils.data.shards import shard_name
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.data.sources.shards import shard_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Job:
         folder: of the adapted images.
         levels: degradation level of each image, None where it has none.
         suffix: of the adapted images.
-        input_side: side of the input files where they are squares (by the first), pixels; evaluation reads the adapted images by it
-            (`utils.data.cells.FolderTree`).
+        input_side: side of the input files where they are squares (by the first), pixels;
+            evaluation reads the adapted images by it (`utils.data.cells.FolderTree`).
         shard_size: images of a tar file, None for a file an image.
     """
 
@@ -45,7 +45,9 @@ class Job:
         return {i: place for place, i in enumerate(self.by_key)}
 
     def shard(self, i: int) -> int | None:
-        """Number of the shard that holds image i: they are cut in the order of the keys; None where it has a file of its own."""
+        """Number of the shard that holds image i: they are cut in the order of the keys; None where
+        it has a file of its own.
+        """
         return None if self.shard_size is None else self._place[i] // self.shard_size
 
     def shard_rows(self, number: int) -> list[int]:

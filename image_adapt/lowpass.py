@@ -1,4 +1,6 @@
-"""The low-pass operator by which an adapted image is held to its reference: shrink by a factor, enlarge again."""
+"""The low-pass operator by which an adapted image is held to its reference: shrink by a factor,
+enlarge again.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +8,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.choices import check_choice
+from undegrade.utils.choices import check_choice
 
 BORDERS = ("reflect", "zero")
 
 
 class LowPass:
-    """phi_D(X) = M X M^T: cubic (a = -0.5) antialiased shrinking by D, then cubic enlarging; M is [size, size].
+    """phi_D(X) = M X M^T: cubic (a = -0.5) antialiased shrinking by D, then cubic enlarging; M is
+    [size, size].
 
-    The operator is linear and separable, so two small matrix products replace both resizes. It is symmetric (M = M^T)
-    with spectral norm <= 1 and agrees with ResizeRight's filter away from the borders.
+    The operator is linear and separable, so two small matrix products replace both resizes. It is
+    symmetric (M = M^T) with spectral norm <= 1 and agrees with ResizeRight's filter away from the
+    borders.
 
     Args:
         size: height and width H of the images in pixels.
         downscale_factor: D, a divisor of `size`; 1 gives the identity.
-        border: what lies outside the image. "reflect": its mirror image, edge pixel repeated. A constant image is then
-            kept everywhere, and M stays symmetric, so that the gradient of ||phi(r)|| is phi applied once more, free of
-            border artefacts (weights renormalised at the border would keep constants too, but lose the symmetry).
-            "zero": the published operator, which pads with zeros after normalising its weights: it changes the mean in
-            a frame of 3.5 D pixels (phi(1) is 0.36 in the corners for D = 4), and guides weakly there.
+        border: what lies outside the image. "reflect": its mirror image, edge pixel repeated. A
+            constant image is then kept everywhere, and M stays symmetric, so that the gradient of
+            ||phi(r)|| is phi applied once more, free of border artefacts (weights renormalised at
+            the border would keep constants too, but lose the symmetry). "zero": the published
+            operator, which pads with zeros after normalising its weights: it changes the mean in a
+            frame of 3.5 D pixels (phi(1) is 0.36 in the corners for D = 4), and guides weakly
+            there.
 
     Raises:
         ValueError: unknown border; a factor that does not divide the size.

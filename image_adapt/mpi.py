@@ -1,6 +1,8 @@
-"""Ranks of an `mpiexec` or `srun` launch. They share the file system, one list of work and a progress counter, nothing else.
+"""Ranks of an `mpiexec` or `srun` launch. They share the file system, one list of work and a
+progress counter, nothing else.
 
-Ranks may lie on several machines, with GPUs or without. Without mpi4py, or without a launcher, a single process does the same work.
+Ranks may lie on several machines, with GPUs or without. Without mpi4py, or without a launcher, a
+single process does the same work.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 _PROGRESS_TAG = 7
-# environment variable of a launcher with the number of processes that it started; the last is torchrun's
+# environment variable of a launcher with the number of processes that it started; the last is
+# torchrun's
 _LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS", "WORLD_SIZE")
 
 
@@ -25,7 +28,8 @@ class World:
 
     Attributes:
         rank, size: of this process among all.
-        local_rank: of this process among those on its machine (that share memory with it): selects its GPU.
+        local_rank: of this process among those on its machine (that share memory with it): selects
+            its GPU.
     """
 
     def __init__(self, communicator: Any = None) -> None:
@@ -71,8 +75,8 @@ def connect() -> World:
     """The world that this process was launched in.
 
     Raises:
-        ValueError: launched as several ranks, but mpi4py or its MPI library cannot be loaded, or does not see the others: each
-            process would do all the work.
+        ValueError: launched as several ranks, but mpi4py or its MPI library cannot be loaded, or
+            does not see the others: each process would do all the work.
     """
     launched = max((int(os.environ[v]) for v in _LAUNCHED if os.environ.get(v, "").isdigit()), default=1)
     try:
@@ -95,8 +99,8 @@ def connect() -> World:
 class Progress:
     """One bar over the images of all ranks, drawn by rank 0.
 
-    The other ranks send how many images they finished; rank 0 takes these in whenever it finishes some itself, and at the end
-    waits for the rest.
+    The other ranks send how many images they finished; rank 0 takes these in whenever it finishes
+    some itself, and at the end waits for the rest.
     """
 
     def __init__(self, world: World, total: int, done: int, description: str) -> None:

@@ -1,4 +1,6 @@
-"""What lies in an output folder: images, the settings they were made with, a manifest; and arrays made of them."""
+"""What lies in an output folder: images, the settings they were made with, a manifest; and arrays
+made of them.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from image_adapt.config import AdaptConfig
-from image_adapt.inputs import LABELS
-from image_adapt.job import Job
-from utils.data.cells import MANIFEST, Cell
-from utils.data.corruptions import SEVERITIES
-from utils.data.degradations import CORRECT
-from utils.data.folders import CLASS_MAP, class_map_file
-from utils.data.images import FileSlice
-from utils.data.shards import SHARDS, sample_name, shard_places, write_shard
-from utils.data.watermark import WATERMARK, font_file
-from utils.files import write_atomic
+from undegrade.image_adapt.config import AdaptConfig
+from undegrade.image_adapt.inputs import LABELS
+from undegrade.image_adapt.job import Job
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.perturbations.corruptions import SEVERITIES
+from undegrade.utils.data.perturbations.degradations import CORRECT
+from undegrade.utils.data.perturbations.watermark import WATERMARK, font_file
+from undegrade.utils.data.sources.folders import CLASS_MAP, class_map_file
+from undegrade.utils.data.sources.images import FileSlice
+from undegrade.utils.data.sources.shards import SHARDS, sample_name, shard_places, write_shard
+from undegrade.utils.data.views import MANIFEST
+from undegrade.utils.files import write_atomic
 
 SETTINGS = "settings.json"
 
-# output -> suffix of the files and how Pillow writes them. jpeg: Pillow's own quality (75) and subsampling (4:2:0)
+# output -> suffix of the files and how Pillow writes them. jpeg: Pillow's own quality (75) and
+# subsampling (4:2:0)
 _PNG: dict[str, Any] = {"format": "png", "compress_level": 1}
 ENCODINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": (".png", _PNG),
@@ -36,7 +40,8 @@ ENCODINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "tar": (".png", _PNG),
 }
 Place = tuple[int, int]  # offset and size of an image in its shard
-# options that came after the first adapted folders: not part of their settings where they change nothing
+# options that came after the first adapted folders: not part of their settings where they change
+# nothing
 _LATER = {"noise_level": None, "variance": None, "clip_denoised": True, "guidance": "full", "sampler": "ddpm"}
 
 
@@ -72,7 +77,9 @@ def settings_of(config: AdaptConfig, model: str, job: Job) -> dict[str, Any]:
 
 
 def other_settings(job: Job, settings: dict[str, Any]) -> list[str]:
-    """What differs between the settings and those of the images in the folder (nothing if there are none)."""
+    """What differs between the settings and those of the images in the folder (nothing if there are
+    none).
+    """
     path = job.folder / SETTINGS
     if not path.is_file():
         return []
@@ -82,7 +89,9 @@ def other_settings(job: Job, settings: dict[str, Any]) -> list[str]:
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without sections: those of `parameters` by their own names, others as `input.folder`."""
+    """Settings without sections: those of `parameters` by their own names, others as
+    `input.folder`.
+    """
     out: dict[str, Any] = {}
     for key, value in settings.items():
         prefix = "" if key == "parameters" else f"{key}."
@@ -91,7 +100,8 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_settings(job: Job, settings: dict[str, Any], overwrite: bool = False) -> list[str]:
-    """Never mix images of two settings in one folder; returns what differs if that may be overwritten.
+    """Never mix images of two settings in one folder; returns what differs if that may be
+    overwritten.
 
     Raises:
         ValueError: the folder holds images made with other settings; names what differs.
@@ -106,7 +116,9 @@ def check_settings(job: Job, settings: dict[str, Any], overwrite: bool = False) 
 
 
 def prepare(job: Job, settings: dict[str, Any], overwrite: bool = False) -> None:
-    """Store the settings beside the images, after removing those of other settings if that is allowed (see `check_settings`)."""
+    """Store the settings beside the images, after removing those of other settings if that is
+    allowed (see `check_settings`).
+    """
     if check_settings(job, settings, overwrite):
         _clear(job)
     elif (job.folder / SETTINGS).is_file():
@@ -116,7 +128,9 @@ def prepare(job: Job, settings: dict[str, Any], overwrite: bool = False) -> None
 
 
 def copy_class_map(config: AdaptConfig) -> None:
-    """What names the classes of numbered input folders (`utils.data.folders`) names those of the output folders, too."""
+    """What names the classes of numbered input folders (`utils.data.sources.folders`) names those
+    of the output folders, too.
+    """
     folder = None if config.input.folder is None else Path(config.input.folder)
     found = None if folder is None else class_map_file(folder)
     if folder is not None and found is not None:
@@ -125,7 +139,9 @@ def copy_class_map(config: AdaptConfig) -> None:
 
 
 def _clear(job: Job) -> None:
-    """Remove shards, images of the manifest and those about to be written, and nothing else that lies in the folder."""
+    """Remove shards, images of the manifest and those about to be written, and nothing else that
+    lies in the folder.
+    """
     manifest = job.folder / MANIFEST
     lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
     listed = [job.folder / json.loads(line)["file"] for line in lines]
@@ -137,9 +153,11 @@ def _clear(job: Job) -> None:
 def write_manifest(
     job: Job, settings: dict[str, Any], broken: Collection[str], places: Mapping[int, Place | None] | None = None
 ) -> None:
-    """`manifest.jsonl`: a line an image, sorted by key: file, class index, level, seed, settings (digest), `Job.input_side`.
+    """`manifest.jsonl`: a line an image, sorted by key: file, class index, level, seed, settings
+    (digest), `Job.input_side`.
 
-    Images with a place in `places` lie in a shard, the file of the line: then also their offset and size in it.
+    Images with a place in `places` lie in a shard, the file of the line: then also their offset and
+    size in it.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     side = {"input_side": job.input_side} if job.input_side is not None else {}
@@ -179,7 +197,9 @@ def _in_shard(job: Job, number: int) -> dict[int, Place]:
 
 
 def store(job: Job, images: Mapping[int, bytes]) -> dict[int, Place]:
-    """Write encoded images, each in one step; or their shard, with what it holds already. Returns all places in the shard."""
+    """Write encoded images, each in one step; or their shard, with what it holds already. Returns
+    all places in the shard.
+    """
     if job.shard_size is None or not images:
         for i, data in images.items():
             write_atomic(job.path(i), data)
@@ -200,7 +220,8 @@ def store(job: Job, images: Mapping[int, bytes]) -> dict[int, Place]:
 
 
 def check_arrays(jobs: Sequence[Job]) -> None:
-    """Whether arrays can be made of the jobs: whole test sets in their published order, all severities of each corruption.
+    """Whether arrays can be made of the jobs: whole test sets in their published order, all
+    severities of each corruption.
 
     Raises:
         ValueError: otherwise; says what is needed.
@@ -222,7 +243,9 @@ def check_arrays(jobs: Sequence[Job]) -> None:
 
 
 def write_arrays(jobs: Sequence[Job], save_dir: Path) -> None:
-    """`<save_dir>/<corruption>.npy` uint8 [5 N, H, W, 3], severity s at rows (s-1) N, and `labels.npy`, from the written images."""
+    """`<save_dir>/<corruption>.npy` uint8 [5 N, H, W, 3], severity s at rows (s-1) N, and
+    `labels.npy`, from the written images.
+    """
     for corruption in dict.fromkeys(job.cell.corruption for job in jobs):
         rows = sorted((job for job in jobs if job.cell.corruption == corruption), key=lambda job: job.cell.severity or 0)
         images = [np.asarray(Image.open(job.path(i))) for job in rows for i in range(len(job.source))]

@@ -1,4 +1,6 @@
-"""What a launch would do, as a table: cells, images, batches, passes of the network, disk, and time if a batch was timed."""
+"""What a launch would do, as a table: cells, images, batches, passes of the network, disk, and time
+if a batch was timed.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,14 @@ from collections.abc import Sequence
 
 import torch
 
-from image_adapt.config import AdaptConfig
-from image_adapt.job import Job
-from image_adapt.output import check_settings, outputs, settings_of
-from image_adapt.reverse import ReverseChain
-from image_adapt.work import Piece, adapt_batch, cut_pieces
+from undegrade.image_adapt.config import AdaptConfig
+from undegrade.image_adapt.job import Job
+from undegrade.image_adapt.output import check_settings, outputs, settings_of
+from undegrade.image_adapt.reverse import ReverseChain
+from undegrade.image_adapt.work import Piece, adapt_batch, cut_pieces
 
-# bytes a pixel, on the generous side: png of noisy photographs, jpeg of quality 75, arrays beside png
+# bytes a pixel, on the generous side: png of noisy photographs, jpeg of quality 75, arrays beside
+# png
 BYTES = {"png": 3.0, "jpeg": 0.5, "npy": 6.0, "tar": 3.0}
 
 
@@ -77,7 +80,8 @@ def _duration(seconds: float) -> str:
 
 
 def time_batch(jobs: Sequence[Job], adapter: ReverseChain, config: AdaptConfig, device: torch.device) -> float:
-    """Seconds for the first batch of the first cell, reading and the network's first call included; nothing is written.
+    """Seconds for the first batch of the first cell, reading and the network's first call included;
+    nothing is written.
 
     Raises:
         ValueError: none of its images can be read.

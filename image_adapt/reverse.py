@@ -1,4 +1,6 @@
-"""What every adapter here does: noise an image to a level of the chain, denoise it step by step (Ho et al. 2020)."""
+"""What every adapter here does: noise an image to a level of the chain, denoise it step by step (Ho
+et al. 2020).
+"""
 
 from __future__ import annotations
 
@@ -7,32 +9,35 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from image_adapt.lowpass import LowPass
-from models.diffusion import Denoiser
-from models.sampling import ReverseStep, check_variance, draw_noise, p_mean_variance
+from undegrade.image_adapt.lowpass import LowPass
+from undegrade.models.diffusion.denoiser import Denoiser
+from undegrade.models.diffusion.sampling import ReverseStep, check_variance, draw_noise, p_mean_variance
 
 START_STEP = 50
 
 
 class ReverseChain:
-    """Moves images towards the domain of a diffusion model's training images; a subclass says how a step holds on to the image.
+    """Moves images towards the domain of a diffusion model's training images; a subclass says how a
+    step holds on to the image.
 
     Args:
-        denoiser: is frozen (no weight gets a gradient), put in eval mode and channels_last layout, and its blocks are made lean
-            (`models.lean`), in place.
-        respacing: see `models.schedule.respaced_timesteps`; its length S is the length of the chain.
-        start_step: N, number of denoising steps (None: 50, unless `noise_level` is given). The same N means other noise in
-            another schedule or respacing.
-        noise_level: in place of `start_step`: alpha_bar in (0, 1), the share of the signal in the variance of the noised image
-            (near 1 = clean); the nearest level of the chain is the first that is denoised.
+        denoiser: is frozen (no weight gets a gradient), put in eval mode and channels_last layout,
+            and its blocks are made lean (`models.diffusion.inference_blocks`), in place.
+        respacing: see `models.diffusion.schedule.respaced_timesteps`; its length S is the length of
+            the chain.
+        start_step: N, number of denoising steps (None: 50, unless `noise_level` is given). The same
+            N means other noise in another schedule or respacing.
+        noise_level: in place of `start_step`: alpha_bar in (0, 1), the share of the signal in the
+            variance of the noised image (near 1 = clean); the nearest level of the chain is the
+            first that is denoised.
         downscale_factor: D of the low-pass operator, a divisor of the image size.
         border: see `LowPass`.
-        variance: of a reverse step, see `models.sampling.p_mean_variance`; the default is what was published. In short chains
-            fixed_large leaves grain.
+        variance: of a reverse step, see `models.diffusion.sampling.p_mean_variance`; the default is
+            what was published. In short chains fixed_large leaves grain.
         clip_denoised: clamp the predicted clean image to [-1, 1].
         autocast: run the network in bfloat16; the arithmetic around it stays float32.
-        start_mismatch: start, like the published code, with the noise of level N although the first step takes it for
-            level N - 1. By default both are level N - 1.
+        start_mismatch: start, like the published code, with the noise of level N although the first
+            step takes it for level N - 1. By default both are level N - 1.
 
     Attributes:
         start_step: N.
@@ -58,7 +63,7 @@ class ReverseChain:
         start_mismatch: bool = False,
         autocast: bool = False,
     ) -> None:
-        from models.lean import frozen  # noqa: PLC0415  it imports diffusers, which takes seconds
+        from undegrade.models.diffusion.inference_blocks import frozen  # noqa: PLC0415  it imports diffusers, which takes seconds
 
         self.schedule = denoiser.schedule(respacing)
         self.start_step = self._steps(start_step, noise_level)
@@ -88,9 +93,11 @@ class ReverseChain:
         """Adapted images, same shape, about [-1, 1] (not clamped).
 
         Args:
-            x: [B,3,H,W] float32 in [-1, 1] on the denoiser's device, H = W = the denoiser's image size.
-            generators: B CPU generators. Image b draws all its noise from generator b, so that its result depends on (image,
-                generator, options) only, unless an option says otherwise (`guidance_norm` of `DDA`).
+            x: [B,3,H,W] float32 in [-1, 1] on the denoiser's device, H = W = the denoiser's image
+                size.
+            generators: B CPU generators. Image b draws all its noise from generator b, so that its
+                result depends on (image, generator, options) only, unless an option says otherwise
+                (`guidance_norm` of `DDA`).
 
         Raises:
             ValueError: another shape; not one generator per image.

@@ -1,4 +1,6 @@
-"""Adaptation as a list of images to be done: what is missing is shared out over ranks, written, and listed in a manifest."""
+"""Adaptation as a list of images to be done: what is missing is shared out over ranks, written, and
+listed in a manifest.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from image_adapt.claims import claim
-from image_adapt.config import DATATYPES, AdaptConfig
-from image_adapt.inputs import open_inputs
-from image_adapt.job import Job
-from image_adapt.mpi import Progress, World
-from image_adapt.output import (
+from undegrade.image_adapt.config import DATATYPES, AdaptConfig
+from undegrade.image_adapt.inputs import open_inputs
+from undegrade.image_adapt.job import Job
+from undegrade.image_adapt.mpi import Progress, World
+from undegrade.image_adapt.output import (
     ENCODINGS,
     Place,
     check_arrays,
@@ -30,15 +31,18 @@ from image_adapt.output import (
     write_arrays,
     write_manifest,
 )
-from utils.data.pixels import from_signed, to_signed
-from utils.seeding import torch_generator
+from undegrade.image_adapt.work_queue import claim
+from undegrade.utils.data.pixels import from_signed, to_signed
+from undegrade.utils.seeding import torch_generator
 
 
 class Adapter(Protocol):
     """Pure function of images and their random streams."""
 
     def adapt(self, x: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """x [B, 3, H, W] in [-1, 1] -> same shape; an image's result depends on it and its generator only."""
+        """x [B, 3, H, W] in [-1, 1] -> same shape; an image's result depends on it and its
+        generator only.
+        """
 
 
 def plan_jobs(config: AdaptConfig, image_size: int) -> list[Job]:
@@ -49,7 +53,8 @@ def plan_jobs(config: AdaptConfig, image_size: int) -> list[Job]:
         image_size: side that the diffusion model was trained on, pixels.
 
     Raises:
-        ValueError, FileNotFoundError: see `image_adapt.inputs.open_inputs`; outputs among the inputs; an output that does not fit.
+        ValueError, FileNotFoundError: see `image_adapt.inputs.open_inputs`; outputs among the
+            inputs; an output that does not fit.
     """
     save_dir = Path(config.fill(config.save_dir))
     for name in ("num_samples", "batch_size", "shard_size"):
@@ -87,7 +92,8 @@ def adapt_batch(
     device: torch.device,
     rounding: str = "round",
 ) -> Tensor:
-    """uint8 [n, 3, H, W] -> uint8 [n, 3, H, W], n <= batch_size, run at the shape of a full batch (kernels differ by shape).
+    """uint8 [n, 3, H, W] -> uint8 [n, 3, H, W], n <= batch_size, run at the shape of a full batch
+    (kernels differ by shape).
 
     The stream of an image is named by (seed, key) alone.
     """
@@ -99,7 +105,8 @@ def adapt_batch(
 
 @dataclasses.dataclass
 class Outcome:
-    """What a launch did: images found finished, made now, broken (job, then key, tab, reason), and seconds.
+    """What a launch did: images found finished, made now, broken (job, then key, tab, reason), and
+    seconds.
 
     On the first rank also `places`, those of the images of each job in its shards.
     """
@@ -117,7 +124,9 @@ class Outcome:
 
 
 def run_jobs(jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, model: str, world: World, device: torch.device) -> Outcome:
-    """Adapt every image that has no output yet. The same call again goes on where the last one was stopped."""
+    """Adapt every image that has no output yet. The same call again goes on where the last one was
+    stopped.
+    """
 
     def adapt(job: Job, rows: list[int]) -> Made:
         readable, images, bad = job.source.readable(rows)
@@ -149,7 +158,8 @@ Made = tuple[
 def share_out(
     jobs: Sequence[Job], make: Callable[[Job, list[int]], Made], world: World, batch_size: int, output: str, doing: str
 ) -> Outcome:
-    """Make and save every image that is not there yet, shared out over the ranks in batches or shards, under one progress bar.
+    """Make and save every image that is not there yet, shared out over the ranks in batches or
+    shards, under one progress bar.
 
     Args:
         jobs: images and their files.
@@ -188,7 +198,9 @@ Piece = tuple[int, list[int]]  # a job, and images of it that one rank makes and
 
 
 def cut_pieces(jobs: Sequence[Job], there: Sequence[Collection[int]], batch_size: int) -> list[Piece]:
-    """What is not there yet of each job: batches of at most `batch_size`, or all that a shard lacks."""
+    """What is not there yet of each job: batches of at most `batch_size`, or all that a shard
+    lacks.
+    """
     pieces: list[Piece] = []
     for j, job in enumerate(jobs):
         rows = [i for i in (range(len(job.source)) if job.shard_size is None else job.by_key) if i not in there[j]]

@@ -1,4 +1,6 @@
-"""Short adaptations of digits and of folders, and what they left; a tiny network and its inputs for one chain."""
+"""Short adaptations of digits and of folders, and what they left; a tiny network and its inputs for
+one chain.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.diffusion import Denoiser, build_denoiser
 from tests.photo_like import photo_like, save_all
 from tests.scripts import Done, run_script
+from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser
 
 SCRIPT = "image_adapt/scripts/image_sample.py"
 SIZE = 16  # of what `tiny_denoiser` takes

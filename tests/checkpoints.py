@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from models.classifiers import build_classifier, describe
-from utils.checkpoint import save_checkpoint
-from utils.config import Tree, dump_yaml
-from utils.runs import BEST, create_run, mark_done
-from utils.seeding import seed_everything
+from undegrade.models.classification.classifier import build_classifier, describe
+from undegrade.utils.checkpoint import save_checkpoint
+from undegrade.utils.config import Tree, dump_yaml
+from undegrade.utils.runs import BEST, create_run, mark_done
+from undegrade.utils.seeding import seed_everything
 
 DIGITS = tuple(str(digit) for digit in range(10))
 
@@ -32,7 +32,9 @@ def finished_run(root: Path, name: str, run_id: str = "one", config: Tree | None
 
 
 def specialists(root: Path, *degradations: str, **options: Any) -> dict[str, Path]:
-    """A run for each degradation, `sl/Digits/ResNet20-ResNet20/<degradation>`, each with its own weights."""
+    """A run for each degradation, `sl/Digits/ResNet20-ResNet20/<degradation>`, each with its own
+    weights.
+    """
     name = "sl/Digits/ResNet20-ResNet20"
     return {
         deg: finished_run(root, f"{name}/{deg}", seed=seed, degradations=[deg], **{"parent": "the clean one", **options})

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
-from image_adapt.generate import parse_classes
-from models.diffusion import Denoiser, build_denoiser
 from tests.scripts import ROOT, run_script
-from trainers.config import TrainConfig
-from trainers.evaluation_config import EvaluationConfig, expand
-from trainers.methods import METHODS
-from utils.config import build
+from undegrade.evaluation.config import EvaluationConfig, expand
+from undegrade.image_adapt.generate import parse_classes
+from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser
+from undegrade.trainers.config import TrainConfig
+from undegrade.trainers.methods import METHODS
+from undegrade.utils.config import build
 
 PROGRAMS = ("python", "mpiexec", "torchrun", "make", "pip")
 
@@ -34,13 +34,17 @@ def of_markdown(text: str) -> list[str]:
 
 
 def of_comments(text: str) -> list[str]:
-    """Command lines in comments or docstrings: lines that begin with a program; remarks in parentheses are left out."""
+    """Command lines in comments or docstrings: lines that begin with a program; remarks in
+    parentheses are left out.
+    """
     lines = (line.strip().lstrip("#").strip() for line in text.replace("\\\n", " ").splitlines())
     return [re.sub(r"\([^)]*\)", "", line) for line in lines if line.split(" ")[0] in PROGRAMS]
 
 
 def words_of(line: str) -> list[str]:
-    """The words of a command line without variables before it; none where it has placeholders (`<name>`, `...`)."""
+    """The words of a command line without variables before it; none where it has placeholders
+    (`<name>`, `...`).
+    """
     if re.search(r"<\w[^>]*>|\.\.\.", re.sub(r"\s#.*", "", line)):
         return []
     words = shlex.split(line, comments=True)
@@ -78,32 +82,37 @@ def _checkpoint(*_: object) -> Path:
     return Path("runs/name/id/best.safetensors")
 
 
-# script -> what is put in the place of which function, so that it stops once its configuration is complete
-_TRAINING = {"trainers.entry.run": _stop(_check_training)}
+# script -> what is put in the place of which function, so that it stops once its configuration is
+# complete
+_TRAINING = {"undegrade.trainers.entry.run": _stop(_check_training)}
 _EVALUATION = {
-    "trainers.evaluation.evaluate": _stop(_check_evaluation),
-    "trainers.prediction.print_predictions": _stop(expand),
-    "trainers.parents.find_parent": _checkpoint,
+    f"undegrade.evaluation.{command}.{name}": function
+    for command in ("checkpoint_command", "ensemble_command")
+    for name, function in {
+        "evaluate": _stop(_check_evaluation),
+        "print_predictions": _stop(expand),
+        **({"find_checkpoint": _checkpoint} if command == "checkpoint_command" else {}),
+    }.items()
 }
 STOPS: dict[str, dict[str, Callable]] = {
     "train.py": _TRAINING,
     "train_all_deg.py": _TRAINING,
     "test.py": _EVALUATION,
     "test_ensemble.py": _EVALUATION,
-    "utils/model_soups.py": {"trainers.parents.find_parent": _stop()},
-    "utils/approach_table.py": {"utils.seed_statistics.read_seeds": _stop()},
-    "utils/pipeline.py": {"subprocess.run": _stop(), "utils.files.write_atomic": _stop()},
+    "utils/model_soups.py": {"undegrade.trainers.soups.find_checkpoint": _stop()},
+    "evaluation/approach_table.py": {"undegrade.evaluation.seeds.read_seeds": _stop()},
+    "utils/pipeline.py": {"subprocess.run": _stop(), "undegrade.utils.files.write_atomic": _stop()},
     "image_adapt/scripts/image_sample.py": {
-        "utils.runs.resolve_checkpoint": _checkpoint,
-        "models.loading.load_denoiser": lambda path: _denoiser(),
-        "image_adapt.work.plan_jobs": _stop(lambda config: config.input.cells()),
+        "undegrade.utils.runs.resolve_checkpoint": _checkpoint,
+        "undegrade.models.diffusion.loading.load_denoiser": lambda path: _denoiser(),
+        "undegrade.image_adapt.work.plan_jobs": _stop(lambda config: config.input.cells()),
     },
     "image_adapt/scripts/generate.py": {
-        "image_adapt.generator.open_generator": _stop(lambda config: parse_classes(config.classes, 1000)),
+        "undegrade.image_adapt.generator.open_generator": _stop(lambda config: parse_classes(config.classes, 1000)),
     },
     "image_adapt/scripts/convert_checkpoint.py": {
-        "utils.runs.resolve_checkpoint": _checkpoint,
-        "models.loading.open_denoiser": _stop(),
+        "undegrade.utils.runs.resolve_checkpoint": _checkpoint,
+        "undegrade.models.diffusion.loading.open_denoiser": _stop(),
     },
 }
 

@@ -1,4 +1,6 @@
-"""Shared by all tests: one thread, the repository's root as working folder, and two tiny trained networks."""
+"""Shared by all tests: one thread, the repository's root as working folder, and two tiny trained
+networks.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.diffusion import build_denoiser, describe
 from tests.photo_like import save_all
 from tests.scripts import ROOT, forget_accelerator, run_script
-from utils.checkpoint import save_checkpoint
-from utils.data.sources import open_source
-from utils.runs import mark_done
-from utils.seeding import seed_everything
+from undegrade.models.diffusion.denoiser import build_denoiser, describe
+from undegrade.utils.checkpoint import save_checkpoint
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.runs import mark_done
+from undegrade.utils.seeding import seed_everything
 
 torch.set_num_threads(1)  # xdist starts a process a core
 
@@ -30,7 +32,9 @@ def _in_the_repository() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Root of runs with a trained classifier, `ind/Digits/ResNet20_clean/one`, and a fresh DDPM, `diffusion/Digits/ddpm/one`."""
+    """Root of runs with a trained classifier, `ind/Digits/ResNet20_clean/one`, and a fresh DDPM,
+    `diffusion/Digits/ddpm/one`.
+    """
     folder = tmp_path_factory.mktemp("runs")
     common = ("--save_dir", folder, "--run_id", "one", "--data.batch_size", 20)
     few = ("--data.limit", 160, "--loop.epochs", 3, "--data.augment.crop_padding", 0)
@@ -57,7 +61,9 @@ def ddpm(runs: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def save_adapted() -> Callable[[Path, str], None]:
-    """Write the digits of a split, mirrored, as if they were adapted from jpeg: `save_adapted(folder, split)`."""
+    """Write the digits of a split, mirrored, as if they were adapted from jpeg:
+    `save_adapted(folder, split)`.
+    """
 
     def save(folder: Path, split: str) -> None:
         source = open_source("Digits", split)

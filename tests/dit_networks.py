@@ -1,4 +1,6 @@
-"""DiT written down from its formulas, under the names of the published state dicts, for comparison and for tiny checkpoints."""
+"""DiT written down from its formulas, under the names of the published state dicts, for comparison
+and for tiny checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def frequencies(t: Tensor, width: int = 256) -> Tensor:
 
 
 def positions(side: int, width: int) -> Tensor:
-    """[1, side * side, width]: a quarter each for sine and cosine of the column, sine and cosine of the row."""
+    """[1, side * side, width]: a quarter each for sine and cosine of the column, sine and cosine of
+    the row.
+    """
     rates = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     parts = [f(place.reshape(-1, 1) * rates) for place in (columns, rows) for f in (torch.sin, torch.cos)]
@@ -45,7 +49,9 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + gate * f(modulated norm of x), for attention and then for the two-layer network (adaLN-Zero)."""
+    """x + gate * f(modulated norm of x), for attention and then for the two-layer network
+    (adaLN-Zero).
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -61,7 +67,9 @@ class Block(nn.Module):
 
 
 class OriginalDiT(nn.Module):
-    """DiT with random weights of which none is zero; `rows` of the label table, the null label included."""
+    """DiT with random weights of which none is zero; `rows` of the label table, the null label
+    included.
+    """
 
     def __init__(self, side: int = 4, patch: int = 2, width: int = 24, depth: int = 2, heads: int = 3, rows: int = 6) -> None:
         super().__init__()

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tests.tiny import supervised, tiny_source
-from trainers.config import LoopConfig, OptimizerConfig
-from trainers.methods import Supervised
-from trainers.trainer import Trainer
-from utils.data.batches import AugmentConfig, Batch, BatchLoader, BatchSet
+from undegrade.trainers.config import LoopConfig, OptimizerConfig
+from undegrade.trainers.methods import Supervised
+from undegrade.trainers.trainer import Trainer
+from undegrade.utils.data.batches import AugmentConfig, Batch, BatchLoader, BatchSet
 
 AUGMENT = AugmentConfig(flip=True, crop_padding=1, cutout=2)
 SGD = OptimizerConfig("SGD", lr=0.1, weight_decay=0.0, momentum=0.0, schedule="constant")

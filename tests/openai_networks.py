@@ -12,10 +12,11 @@ from guided_diffusion.unet import UNetModel
 from torch import Tensor
 
 from benchmarks.networks import randomised
-from models.diffusion import Denoiser
-from models.model_flags import ModelFlags
+from undegrade.models.diffusion.denoiser import Denoiser
+from undegrade.models.diffusion.openai_flags import ModelFlags
 
-# as the published 256 px network, but 16 px and narrow: two levels of 32 and 64 channels, attention at 8 px
+# as the published 256 px network, but 16 px and narrow: two levels of 32 and 64 channels, attention
+# at 8 px
 TINY: dict[str, Any] = {
     "image_size": 16, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2", "attention_resolutions": "8",
     "num_head_channels": 16, "resblock_updown": True, "learn_sigma": True,
@@ -40,7 +41,9 @@ def words(values: dict[str, Any]) -> list[str]:
 
 
 def reference(flags: ModelFlags, seed: int = 0) -> UNetModel:
-    """A network whose every block matters: none of its weights is 0 (new ones end in zeros). Multipliers may be fractions."""
+    """A network whose every block matters: none of its weights is 0 (new ones end in zeros).
+    Multipliers may be fractions.
+    """
     torch.manual_seed(seed)
     network = UNetModel(
         image_size=flags.image_size,
@@ -73,7 +76,9 @@ def joined(denoiser: Denoiser) -> Callable[..., Tensor]:
 
 
 def all_double(monkeypatch: pytest.MonkeyPatch, theirs: UNetModel, ours: Denoiser) -> None:
-    """Both networks in float64, also where they (and the published sampler) go to float32 whatever they are given."""
+    """Both networks in float64, also where they (and the published sampler) go to float32 whatever
+    they are given.
+    """
     theirs.double().dtype = torch.float64
     ours.double()
     monkeypatch.setattr(Tensor, "float", Tensor.double)

@@ -11,7 +11,9 @@ from PIL import Image
 
 
 def photo_like(count: int, side: int) -> torch.Tensor:
-    """uint8 [count, 3, side, side]: colour gradients and texture, patches of grey, black and white in a corner."""
+    """uint8 [count, 3, side, side]: colour gradients and texture, patches of grey, black and white
+    in a corner.
+    """
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:side, :side] / side
     waves = [128 + 90 * np.sin(6 * rows * a + 5 * columns * b) for a, b in rng.uniform(0.3, 2, (3 * count, 2))]

@@ -1,7 +1,8 @@
 """The published corruption algorithms, with the constants of all three sets.
 
-imagecorruptions has the ImageNet constants only: its functions are compiled again with those of the other sets. Frost and elastic
-are other algorithms there (photographs of another size, no affine), so these two are written out as published.
+imagecorruptions has the ImageNet constants only: its functions are compiled again with those of the
+other sets. Frost and elastic are other algorithms there (photographs of another size, no affine),
+so these two are written out as published.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from PIL import Image
 from scipy import ndimage
 from skimage.filters import gaussian
 
-from utils.data.corruption_constants import CONSTANTS
+from undegrade.utils.data.perturbations.corruption_constants import CONSTANTS
 
 Reference = Callable[[np.ndarray, int], np.ndarray]  # image [H, W, 3] and the number of the draw
 
 
 def published(name: str, constants: str, severity: int) -> Reference:
-    """The algorithm behind the data set of `constants`; its numbers come from numpy's global generator."""
+    """The algorithm behind the data set of `constants`; its numbers come from numpy's global
+    generator.
+    """
     row = CONSTANTS[name][constants][severity - 1]
     written = {"frost": frost, "elastic_transform": elastic}
     return written[name](*row) if name in written else _with_constants(name, row)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.loading import load_classifier
+from undegrade.models.classification.loading import load_classifier
 
 LIMIT = 10  # images of a cell
 

@@ -59,7 +59,9 @@ def run_script(script: str, *arguments: object) -> Done:
 
 
 def launch(*words: object, timeout: float = 240, **variables: str) -> Done:
-    """A command in processes of its own, from the repository's root, one thread each; `variables` of the environment."""
+    """A command in processes of its own, from the repository's root, one thread each; `variables`
+    of the environment.
+    """
     done = subprocess.run(
         [str(w) for w in words],
         cwd=ROOT,

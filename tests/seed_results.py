@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.scripts import Done, run_script
-from utils.config import dump_yaml
-from utils.results import MEAN, Result, write_json
+from undegrade.evaluation.results import MEAN, Result, write_json
+from undegrade.utils.config import dump_yaml
 
 HEADINGS = {"jpeg": "JPEG", "noise": "AWGN"}
 SMALL = {
@@ -44,4 +44,4 @@ def write_runs(folder: Path, runs: Iterable[list[Result]], **meta: object) -> li
 def make(folder: Path, runs: Iterable[list[Result]], *arguments: object, published: dict | None = None) -> Done:
     (folder / "published.yaml").write_text(dump_yaml(published or SMALL))
     given = ["--dataset", "Digits", "--arch", "Net", "--results", *write_runs(folder, runs), "--out", folder / "out"]
-    return run_script("utils/approach_table.py", "-c", folder / "published.yaml", *given, *arguments)
+    return run_script("evaluation/approach_table.py", "-c", folder / "published.yaml", *given, *arguments)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.scripts import ROOT
-from utils.config import Tree, read_yaml
+from undegrade.utils.config import Tree, read_yaml
 
 CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml"))
 PIPELINES = [p for p in CONFIGS if p.parts[1] == "pipelines"]
@@ -21,7 +21,9 @@ def arch_of(tree: Tree) -> str:
 
 
 def names_in(tree: Tree, dataset: str, deg: str) -> tuple[str, list[str]]:
-    """(name of the run that a configuration makes, names of the runs that it starts from), placeholders replaced."""
+    """(name of the run that a configuration makes, names of the runs that it starts from),
+    placeholders replaced.
+    """
     model, members = tree.get("model", {}), tree.get("members", [])
     parents = [model] if isinstance(model, str) else [model.get("init_from"), tree.get("method", {}).get("teachers")]
     parents += members if isinstance(members, list) else [member["checkpoint"] for member in members.values()]
@@ -36,7 +38,9 @@ def names_in(tree: Tree, dataset: str, deg: str) -> tuple[str, list[str]]:
 
 
 def runs_made_by(command: Sequence[str], dataset: str) -> list[str]:
-    """Names of the run that a command makes, with and without its id; none if it makes none, or of a configuration not shipped."""
+    """Names of the run that a command makes, with and without its id; none if it makes none, or of
+    a configuration not shipped.
+    """
     words = list(command)
     options = {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("-")}
     config = Path(options.get("-c", ""))

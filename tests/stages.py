@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.config import build
-from utils.pipeline import PipelineConfig, commands, main
+from undegrade.utils.config import build
+from undegrade.utils.pipeline import PipelineConfig, commands, main
 
 STAGE = """
 import pathlib, sys

@@ -1,4 +1,6 @@
-"""image_sample.py: what it writes, resuming, layouts of folders, broken files. Ranks: test_adaptation_mpi.py."""
+"""image_sample.py: what it writes, resuming, layouts of folders, broken files. Ranks:
+test_adaptation_mpi.py.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,19 @@ import pytest
 import torch
 from PIL import Image
 
-from image_adapt.config import AdaptConfig, InputConfig
-from image_adapt.dda import DDA
-from image_adapt.mpi import World
-from image_adapt.work import adapt_batch, cut_pieces, plan_jobs, run_jobs
-from models.loading import load_denoiser
 from tests.adapting import adapt, digits, manifest_of, pixels, pngs, save_images
 from tests.photo_like import photo_like
-from utils.checkpoint import file_digest
-from utils.data.cells import Cell, OnTheFly
-from utils.data.pixels import from_signed, to_signed
-from utils.data.sources import open_source
-from utils.seeding import torch_generator
+from undegrade.image_adapt.config import AdaptConfig, InputConfig
+from undegrade.image_adapt.dda import DDA
+from undegrade.image_adapt.mpi import World
+from undegrade.image_adapt.work import adapt_batch, cut_pieces, plan_jobs, run_jobs
+from undegrade.models.diffusion.loading import load_denoiser
+from undegrade.utils.checkpoint import file_digest
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.pixels import from_signed, to_signed
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.data.views import OnTheFly
+from undegrade.utils.seeding import torch_generator
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +106,9 @@ def test_every_batch_has_the_full_shape_and_each_image_its_own_stream() -> None:
 
 
 class LoneRank(World):
-    """The second of three ranks, to which the others do not listen; `told` is what the first one broadcasts, in order."""
+    """The second of three ranks, to which the others do not listen; `told` is what the first one
+    broadcasts, in order.
+    """
 
     def __init__(self, told: list[object]) -> None:
         super().__init__()

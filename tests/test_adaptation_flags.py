@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from image_adapt.work import Job
 from tests.adapting import SCRIPT, SHORT, adapt, digits, manifest_of, pngs, save_images
 from tests.scripts import run_script
-from utils.data.cells import Cell
-from utils.data.image_source import array_source
+from undegrade.image_adapt.work import Job
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.sources.image_source import array_source
 
 
 def test_flags_of_the_published_command_line_mean_what_they_meant(ddpm: Path, tmp_path: Path) -> None:

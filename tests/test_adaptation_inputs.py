@@ -1,4 +1,6 @@
-"""image_sample.py: published arrays, severities drawn by image, subsets, trees that differ, pictures that do not fit."""
+"""image_sample.py: published arrays, severities drawn by image, subsets, trees that differ,
+pictures that do not fit.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +12,25 @@ import numpy as np
 import pytest
 import torch
 
-from image_adapt.config import AdaptConfig, InputConfig
-from image_adapt.work import plan_jobs
 from tests.adapting import adapt, digits, manifest_of, pixels, pngs, save_images
 from tests.photo_like import photo_like, save_all
-from utils.data.cells import Cell, FolderTree, OnTheFly, ReleasedArrays
-from utils.data.degradations import REFERENCE
-from utils.data.image_source import ImageSource, array_source
-from utils.data.released import CIFAR
-from utils.data.sources import open_source
+from undegrade.image_adapt.config import AdaptConfig, InputConfig
+from undegrade.image_adapt.work import plan_jobs
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.perturbations.degradations import REFERENCE
+from undegrade.utils.data.sources.image_source import ImageSource, array_source
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.data.sources.released import CIFAR
+from undegrade.utils.data.views import FolderTree, OnTheFly, ReleasedArrays
 
 LABELS = [3, 0, 9]
 CIFAR10_CLASSES = CIFAR["CIFAR10"].classes
 
 
 def save_arrays(folder: Path, *corruptions: str, labels: list[int] = LABELS) -> np.ndarray:
-    """The published layout with three images; returns the pixels of the first corruption, [15, 32, 32, 3]."""
+    """The published layout with three images; returns the pixels of the first corruption, [15, 32,
+    32, 3].
+    """
     folder.mkdir()
     images = photo_like(5 * len(labels), 32).numpy().transpose(0, 2, 3, 1)
     for shift, name in enumerate(corruptions):

@@ -1,4 +1,6 @@
-"""image_sample.py on two real MPI ranks: the same bytes as one process, and no rank that waits for ever."""
+"""image_sample.py on two real MPI ranks: the same bytes as one process, and no rank that waits for
+ever.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import pytest
 
 from tests.photo_like import photo_like
 from tests.scripts import Done, launch, program, run_script
-from utils.data.sources import open_source
+from undegrade.utils.data.sources.registry import open_source
 
 MPIEXEC = program("mpiexec")
 SCRIPT = "image_adapt/scripts/image_sample.py"
@@ -56,7 +58,9 @@ def test_mistake_in_the_command_is_said_once(ddpm: Path, tmp_path: Path) -> None
 
 
 def test_failure_of_one_rank_ends_them_all(ddpm: Path, tmp_path: Path) -> None:
-    """A file lies where the second rank must make a folder; the first rank alone would wait for its progress for ever."""
+    """A file lies where the second rank must make a folder; the first rank alone would wait for its
+    progress for ever.
+    """
     out = tmp_path / "out"
     run_script(SCRIPT, *words(ddpm, out)).check()
     for path in (out / "gaussian_noise/5").rglob("*.png"):

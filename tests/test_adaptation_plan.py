@@ -1,4 +1,6 @@
-"""image_sample.py --dry_run, the published commands as they are printed, and what imitates the published program."""
+"""image_sample.py --dry_run, the published commands as they are printed, and what imitates the
+published program.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,17 @@ import pytest
 import torch
 from PIL import Image
 
-from image_adapt.config import AdaptConfig, DDAConfig, InputConfig
-from image_adapt.mpi import World
-from image_adapt.work import plan_jobs, run_jobs
-from models.diffusion import Denoiser, build_denoiser, describe
-from models.model_flags import ModelFlags, parse_flags
 from tests.adapting import SCRIPT, adapt, digits, pngs, save_images
 from tests.commands import check_command
 from tests.openai_networks import ADM_256
 from tests.scripts import ROOT, run_script
-from utils.checkpoint import save_checkpoint
-from utils.data.pixels import from_signed
+from undegrade.image_adapt.config import AdaptConfig, DDAConfig, InputConfig
+from undegrade.image_adapt.mpi import World
+from undegrade.image_adapt.work import plan_jobs, run_jobs
+from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser, describe
+from undegrade.models.diffusion.openai_flags import ModelFlags, parse_flags
+from undegrade.utils.checkpoint import save_checkpoint
+from undegrade.utils.data.pixels import from_signed
 
 # --- dry run
 
@@ -154,7 +156,9 @@ COMMAND = "$MODEL_FLAGS $DIFFUSION_FLAGS $SAMPLE_FLAGS $DATA_FLAGS $MODEL_PATHS 
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[ModelFlags]:
-    """A folder with the files that the published commands name; the flags that the network was opened with."""
+    """A folder with the files that the published commands name; the flags that the network was
+    opened with.
+    """
     opened: list[ModelFlags] = []
 
     def open_denoiser(path: Path, flags: dict[str, str]) -> Denoiser:
@@ -167,7 +171,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[ModelFlag
     (tmp_path / "ckpt").mkdir()
     (tmp_path / "ckpt/256x256_diffusion_uncond.pt").write_bytes(b"weights")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("models.loading.open_denoiser", open_denoiser)
+    monkeypatch.setattr("undegrade.models.diffusion.loading.open_denoiser", open_denoiser)
     return opened
 
 

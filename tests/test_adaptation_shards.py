@@ -1,4 +1,6 @@
-"""image_sample.py --output tar: the images of --output png, in tar files that WebDataset reads and evaluation, too."""
+"""image_sample.py --output tar: the images of --output png, in tar files that WebDataset reads and
+evaluation, too.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-import utils.data.shards
+import undegrade.utils.data.sources.shards
 from tests.adapting import SCRIPT, adapt, digits, manifest_of, pngs, save_images
 from tests.photo_like import photo_like
 from tests.scripts import launch, program, run_script
-from utils.data.cells import Cell, FolderTree
-from utils.data.image_source import ImageSource
-from utils.data.shards import shard_places, write_shard
-from utils.data.sources import open_source
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.data.sources.shards import shard_places, write_shard
+from undegrade.utils.data.views import FolderTree
 
 MPIEXEC = program("mpiexec")
 CELLS = ("gaussian_noise/5", "jpeg/random")
@@ -155,7 +158,7 @@ def test_deleted_shard_comes_back_to_the_byte_and_the_others_are_left_alone(shar
 def test_killed_launch_goes_on_with_the_missing_shards(
     sharded: Path, ddpm: Path, clean: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, written = utils.data.shards.tarfile.TarFile.addfile, []
+    whole, written = undegrade.utils.data.sources.shards.tarfile.TarFile.addfile, []
 
     def stop(self: tarfile.TarFile, *args: object) -> None:
         written.append(args)
@@ -164,7 +167,7 @@ def test_killed_launch_goes_on_with_the_missing_shards(
         whole(self, *args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(utils.data.shards.tarfile.TarFile, "addfile", stop)
+        patch.setattr(undegrade.utils.data.sources.shards.tarfile.TarFile, "addfile", stop)
         assert digits(ddpm, tmp_path, *TAR).status == 9
     assert list(shards(tmp_path)) == [f"{CELLS[0]}/shard-000000.tar"]
     with pytest.raises(ValueError, match=r"gaussian_noise/5 holds shards but no manifest\.jsonl: .* start it again"):
@@ -257,7 +260,7 @@ def test_images_of_a_view_are_those_of_the_png_files(
     single: Path, sharded: Path, clean: ImageSource, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     if not at_once:
-        monkeypatch.setattr(utils.data.shards, "PRELOAD_BYTES", 0)
+        monkeypatch.setattr(undegrade.utils.data.sources.shards, "PRELOAD_BYTES", 0)
     for cell in (Cell("gaussian_noise", 5), Cell("jpeg")):
         few = clean.subset([4, 0, 3])
         one, other = FolderTree(single, few).source(cell), FolderTree(sharded, few).source(cell)
@@ -280,7 +283,9 @@ def test_view_of_shards_names_what_is_missing_and_changes_with_its_files(ddpm: P
 
 
 def test_photographs_from_shards_are_cut_as_those_from_files(tmp_path: Path) -> None:
-    """Files of the diffusion model's 40 px, of which evaluation shows 28 of 32: resized, then cut, unless the input had 28."""
+    """Files of the diffusion model's 40 px, of which evaluation shows 28 of 32: resized, then cut,
+    unless the input had 28.
+    """
     images = photo_like(3, 40)
     keys = [f"cat/{i}" for i in range(3)]
     save_images(tmp_path / "files/fog/1", [f"{key}.png" for key in keys], 40)

@@ -1,4 +1,6 @@
-"""The table of approaches: hand-computed means and deviations, published rows, what is written, and every refusal."""
+"""The table of approaches: hand-computed means and deviations, published rows, what is written, and
+every refusal.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,12 @@ from scipy.stats import spearmanr
 
 from tests.scripts import run_script
 from tests.seed_results import HEADINGS, SMALL, cell, make, rows_of, write_runs
-from utils.approach_table import rank_correlation, result_paths
-from utils.config import build, read_yaml
-from utils.plots_approaches import dot_plot
-from utils.published import PublishedConfig, check_published, published_rows
-from utils.results import MEAN
-from utils.seed_statistics import Statistic, layout, read_seeds, statistics
+from undegrade.evaluation.approach_table import rank_correlation, result_paths
+from undegrade.evaluation.published import PublishedConfig, check_published, published_rows
+from undegrade.evaluation.report.plots_approaches import dot_plot
+from undegrade.evaluation.results import MEAN
+from undegrade.evaluation.seeds import Statistic, layout, read_seeds, statistics
+from undegrade.utils.config import build, read_yaml
 
 FUSIONDISTILL = Path("configs/published/fusiondistill.yaml")
 
@@ -35,7 +37,8 @@ def test_columns_are_means_over_levels_and_their_average_does_not_weigh_by_the_n
     done = make(tmp_path, [rows_of()]).check()
     lines = lines_of(done.out)
     assert lines["approach"] == ["JPEG", "AWGN", "Avg", "Clean", "Unseen"]
-    # jpeg (40+60+80)/3, noise (70+20)/2, average of these two 52.5 (of all five levels 54), unseen (50+30+10)/3 (not (40+10)/2)
+    # jpeg (40+60+80)/3, noise (70+20)/2, average of these two 52.5 (of all five levels 54); the
+    # unseen corruptions have the mean of their three rows, 30, and not that of two means, 25
     assert lines["soup"] == ["60.0", "45.0", "52.5", "90.0", "30.0"]
     assert lines["oracle"] == ["52.0", "-", "-", "-", "-"]
     assert lines["published"] == ["50.0", "61.0", "55.5", "-", "-"]
@@ -192,7 +195,7 @@ def test_published_rows_and_their_averages_are_those_of_the_paper(tmp_path: Path
     rows += [cell(name, MEAN, 0, 50) for name in names]
     paths = write_runs(tmp_path, [[dataclasses.replace(row, dataset=dataset) for row in rows]])
     words = ("-c", FUSIONDISTILL, "--dataset", dataset, "--arch", "ResNet56", "--out", tmp_path / "out", "--results", *paths)
-    out = run_script("utils/approach_table.py", *words).check().out
+    out = run_script("evaluation/approach_table.py", *words).check().out
     table = [[t.strip() for t in line.strip("| ").split("|")] for line in out.splitlines() if line.startswith("| ")]
     assert table[0][1:] == ["JPEG", "Blur", "AWGN", "SAPN", "Avg"]
     shown = {above[0]: tuple(map(float, line[1:])) for above, line in zip(table, table[1:], strict=False) if line[0] == "published"}
@@ -205,8 +208,8 @@ def test_order_is_compared_with_the_published_one_of_the_same_data_set_else_with
     rows += [cell(name, MEAN, 0, 50) for name in names]
     published = read_yaml(FUSIONDISTILL)
     out = make(tmp_path, [rows], published=published).check().out
-    # JPEG alone was evaluated: ours Fusing, FusionDistill, Scratch; published FusionDistill, Fusing, Scratch
-    # differences of ranks 1, 1, 0: 1 - 6 * 2 / (3 * 8) = 0.5
+    # JPEG alone was evaluated: ours Fusing, FusionDistill, Scratch; published FusionDistill,
+    # Fusing, Scratch differences of ranks 1, 1, 0: 1 - 6 * 2 / (3 * 8) = 0.5
     for dataset, order in (
         ("CIFAR100 ResNet56", "FusionDistill 64.5, Fusing 62.3, Scratch 59.1"),
         ("TinyImagenet ResNet56", "FusionDistill 56.7, Fusing 54.2, Scratch 54.0"),

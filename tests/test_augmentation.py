@@ -1,4 +1,6 @@
-"""RandAugment, random erasing and interpolation of training images: timm's, drawn by image and epoch."""
+"""RandAugment, random erasing and interpolation of training images: timm's, drawn by image and
+epoch.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ import torch
 from PIL import Image
 
 from tests.test_batches import COUNT, SIDE, SOURCE, assert_equal, assert_same_images
-from utils.data.augmentation import Augmentation, AugmentConfig, crop, erased, fill_holes, resized_crop
-from utils.data.batches import BatchLoader, BatchSet
-from utils.seeding import global_streams
+from undegrade.utils.data.augmentation import Augmentation, AugmentConfig, crop, erased, fill_holes, resized_crop
+from undegrade.utils.data.batches import BatchLoader, BatchSet
+from undegrade.utils.seeding import global_streams
 
 RECIPE = AugmentConfig(
     flip=True, resized_crop=0.08, interpolation="bicubic", randaugment="rand-m9-mstd0.5-inc1", erasing=0.5
@@ -91,7 +93,9 @@ def test_randaugment_is_that_of_timm_after_the_crop() -> None:
 
 
 def test_versions_of_an_image_are_changed_alike() -> None:
-    """As "adapted" images of themselves, all versions stay equal through crop, RandAugment and erasing."""
+    """As "adapted" images of themselves, all versions stay equal through crop, RandAugment and
+    erasing.
+    """
     augment = AugmentConfig(flip=True, resized_crop=0.3, randaugment="rand-m9-n3-inc1", erasing=1.0, cutout_clean=True)
     batch = everything(augment, "jpeg", "noise", adapted={"jpeg": SOURCE, "noise": SOURCE})[0]
     assert torch.equal(batch["clean"], batch["degraded"])

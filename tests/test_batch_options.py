@@ -1,4 +1,6 @@
-"""Options of training batches: pairing, shared levels, corruptions, compatibility; and that the defaults stay what they were."""
+"""Options of training batches: pairing, shared levels, corruptions, compatibility; and that the
+defaults stay what they were.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,13 @@ import pytest
 import torch
 
 from tests.test_batches import COUNT, SIDE, SOURCE, TRAINING, assert_equal, assert_same_images, by_key, holes
-from utils.data.batches import AugmentConfig, Batch, BatchLoader, BatchSet
-from utils.data.corruptions import CORRUPTIONS, corrupt
-from utils.data.degradations import DEGRADATIONS, REFERENCE, degrade, sample_levels
-from utils.data.image_source import array_source
-from utils.data.perturbations import draw_levels, perturb
-from utils.random_fields import RandomFields
-from utils.seeding import numpy_generator
+from undegrade.utils.data.batches import AugmentConfig, Batch, BatchLoader, BatchSet
+from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS, corrupt
+from undegrade.utils.data.perturbations.degradations import DEGRADATIONS, REFERENCE, degrade, sample_levels
+from undegrade.utils.data.perturbations.registry import draw_levels, perturb
+from undegrade.utils.data.sources.image_source import array_source
+from undegrade.utils.random_fields import RandomFields
+from undegrade.utils.seeding import numpy_generator
 
 FOUR = list(DEGRADATIONS)
 APART: dict[str, Any] = {"pairing": "independent", "levels": "shared"}

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from tests.photo_like import photo_like
-from utils.data.batches import AugmentConfig, Batch, BatchLoader, BatchSet
-from utils.data.degradations import degrade, sample_levels, unit_level
-from utils.data.image_source import ImageSource, array_source
+from undegrade.utils.data.batches import AugmentConfig, Batch, BatchLoader, BatchSet
+from undegrade.utils.data.perturbations.degradations import degrade, sample_levels, unit_level
+from undegrade.utils.data.sources.image_source import ImageSource, array_source
 
 COUNT, SIDE = 23, 16
 NAMES = ["jpeg", "noise", "blur+noise"]

@@ -13,7 +13,7 @@ import torch
 from benchmarks import __main__ as program
 from benchmarks import memory, report, rules, scaling
 from benchmarks.measure import Apart, Peaks, Row, Step, in_turn, peaks, timed_row
-from utils.plots import png_bytes
+from undegrade.utils.figures import png_bytes
 
 MET = Row("fast", "core s", 2.0, 0.5, 4.0, required=3.0, floor=0.1, share=0.2, note="as it is", repeats={"ours": [0.5]})
 MISSED = Row("slow", "MiB", 1234.5, 1300.0, 0.95, required=1.0)

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from tests.photo_like import photo_like, save_all
-from utils.data.cells import Cell, FolderTree, OnTheFly, ReleasedArrays, open_view, parse_cells, parse_severities, sweep_cells
-from utils.data.corruptions import CORRUPTIONS, corrupt
-from utils.data.degradations import degrade, sample_levels
-from utils.data.image_source import ImageSource, array_source
+from undegrade.utils.data.cells import Cell, parse_cells, parse_severities, sweep_cells
+from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS, corrupt
+from undegrade.utils.data.perturbations.degradations import degrade, sample_levels
+from undegrade.utils.data.sources.image_source import ImageSource, array_source
+from undegrade.utils.data.views import FolderTree, OnTheFly, ReleasedArrays, open_view
 
 
 def make_source(count: int = 6, side: int = 32) -> ImageSource:
@@ -151,7 +152,9 @@ def test_the_identity_of_images_made_on_the_fly_covers_all_that_they_depend_on()
 
 
 def write_released(root: Path, count: int = 6) -> np.ndarray:
-    """fog.npy of 5 severities whose red channel is 10 * severity + number, and labels.npy; returns the array."""
+    """fog.npy of 5 severities whose red channel is 10 * severity + number, and labels.npy; returns
+    the array.
+    """
     images = np.zeros((5 * count, 32, 32, 3), np.uint8)
     images[..., 0] = (10 * (1 + np.arange(5))[:, None] + np.arange(count)).reshape(-1, 1, 1)
     images[:, 0, 31, 2] = 255  # the upper right corner is blue

@@ -1,4 +1,6 @@
-"""Cells whose level is drawn image by image, for every family; and the options under which degraded images are made."""
+"""Cells whose level is drawn image by image, for every family; and the options under which degraded
+images are made.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,11 @@ import pytest
 import torch
 
 from tests.test_cells import CLEAN, write_tree
-from utils.data.cells import MANIFEST, Cell, FolderTree, OnTheFly, open_view
-from utils.data.corruptions import corrupt
-from utils.data.degradations import CORRECT, REFERENCE, degrade, sample_levels
-from utils.data.perturbations import draw_levels, unit_level
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.perturbations.corruptions import corrupt
+from undegrade.utils.data.perturbations.degradations import CORRECT, REFERENCE, degrade, sample_levels
+from undegrade.utils.data.perturbations.registry import draw_levels, unit_level
+from undegrade.utils.data.views import MANIFEST, FolderTree, OnTheFly, open_view
 
 
 @pytest.mark.parametrize("name", ["fog", "speckle_noise"])

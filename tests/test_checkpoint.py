@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from utils.checkpoint import file_digest, load_checkpoint, read_description, save_checkpoint
+from undegrade.utils.checkpoint import file_digest, load_checkpoint, read_description, save_checkpoint
 
 STATE = {"layer.weight": torch.arange(6.0).view(2, 3), "steps": torch.tensor(7), "half": torch.ones(2, dtype=torch.bfloat16)}
 
@@ -58,7 +58,9 @@ def test_saving_again_replaces_the_file(tmp_path: Path) -> None:
 
 
 def test_the_file_is_as_readable_as_other_new_files(tmp_path: Path) -> None:
-    """safetensors makes files that only their owner can read; colleagues on a cluster start from each other's runs."""
+    """safetensors makes files that only their owner can read; colleagues on a cluster start from
+    each other's runs.
+    """
     umask = os.umask(0o027)
     try:
         save_checkpoint(tmp_path / "a.safetensors", STATE, {})

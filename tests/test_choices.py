@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.choices import check_choice
-from utils.seeding import derive_seed, numpy_generator, seed_everything, torch_generator
+from undegrade.utils.choices import check_choice
+from undegrade.utils.seeding import derive_seed, numpy_generator, seed_everything, torch_generator
 
 
 def test_a_known_name_is_returned() -> None:
@@ -34,7 +34,9 @@ def test_a_value_that_is_no_text_is_never_a_name() -> None:
 
 
 def test_seeds_are_the_blake2b_digest_of_the_joined_parts() -> None:
-    """From `printf '0\\x1fnoise\\x1f0.5\\x1f3/0003' | b2sum -l 64`: its bytes as a little-endian number, halved."""
+    """From `printf '0\\x1fnoise\\x1f0.5\\x1f3/0003' | b2sum -l 64`: its bytes as a little-endian
+    number, halved.
+    """
     assert derive_seed(0, "noise", 0.5, "3/0003") == 3695178109805759801
     assert derive_seed("") == 6510301506637419378
 

@@ -8,16 +8,16 @@ import time
 
 import pytest
 
-from image_adapt.claims import _hand_out, claim
-from image_adapt.mpi import World
 from tests.scripts import launch, program
+from undegrade.image_adapt.mpi import World
+from undegrade.image_adapt.work_queue import _hand_out, claim
 
 MPIEXEC = program("mpiexec")
 # rank 1 works for as long as is said, the others for 10 ms
 WORK = """
 import json, sys, time
-from image_adapt.claims import claim
-from image_adapt.mpi import connect
+from undegrade.image_adapt.work_queue import claim
+from undegrade.image_adapt.mpi import connect
 world, taken = connect(), []
 for number in claim(world, int(sys.argv[1])):
     taken.append(number)

@@ -1,4 +1,6 @@
-"""Generated images in numbered folders: their class names, from the folder through adaptation to the fine-tuned classifier."""
+"""Generated images in numbered folders: their class names, from the folder through adaptation to
+the fine-tuned classifier.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-from image_adapt.config import AdaptConfig, InputConfig
-from image_adapt.mpi import World
-from image_adapt.work import plan_jobs, run_jobs
 from tests.adapting import save_images
 from tests.checkpoints import DIGITS, finished_run
 from tests.scripts import run_script
 from tests.test_folders import assert_reads_its_own_images, write_images
-from utils.checkpoint import file_digest, read_description
-from utils.data import folders
-from utils.data.folders import class_map_file, folder_source, read_class_map
-from utils.data.sources import open_source
-from utils.runs import BEST
+from undegrade.image_adapt.config import AdaptConfig, InputConfig
+from undegrade.image_adapt.mpi import World
+from undegrade.image_adapt.work import plan_jobs, run_jobs
+from undegrade.utils.checkpoint import file_digest, read_description
+from undegrade.utils.data.sources import folders
+from undegrade.utils.data.sources.folders import class_map_file, folder_source, read_class_map
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.runs import BEST
 
 NAMES = {"0000": "zebra", "0001": "red fox", "0003": "ant"}
 LINES = "0001 red fox\n\n0000   zebra\n0003\tant\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from utils.command_line import ScriptParser
+from undegrade.utils.command_line import ScriptParser
 
 
 @pytest.fixture

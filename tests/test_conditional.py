@@ -1,4 +1,6 @@
-"""Class-conditional denoisers: the null label, guidance, label dropout, and the description that keeps them."""
+"""Class-conditional denoisers: the null label, guidance, label dropout, and the description that
+keeps them.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.diffusion import Denoiser, build_denoiser, describe, from_description
-from models.guidance import Guided, guided
-from models.loading import initialise_denoiser, open_denoiser, save_folder
-from models.sampling import check_variance, draw_noise, p_mean_variance, sample
 from tests.dit_networks import OriginalDiT
-from trainers.denoising import DenoiserConfig, Denoising, DenoisingConfig, build_denoising
-from utils.checkpoint import save_checkpoint
-from utils.data.sources import open_source
+from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser, describe, from_description
+from undegrade.models.diffusion.guidance import Guided, guided
+from undegrade.models.diffusion.loading import initialise_denoiser, open_denoiser, save_folder
+from undegrade.models.diffusion.sampling import check_variance, draw_noise, p_mean_variance, sample
+from undegrade.trainers.denoising import DenoiserConfig, Denoising, DenoisingConfig, build_denoising
+from undegrade.utils.checkpoint import save_checkpoint
+from undegrade.utils.data.sources.registry import open_source
 
 
 def conditional(null_label: bool = True, learn_sigma: bool = False) -> Denoiser:
@@ -157,7 +159,9 @@ def test_classes_are_those_of_the_data_and_a_run_without_dropout_has_no_null_lab
 
 
 def test_restated_dit_sees_class_time_and_place() -> None:
-    """The reference of tests/test_dit.py reacts to all its inputs, so that agreement with it says something."""
+    """The reference of tests/test_dit.py reacts to all its inputs, so that agreement with it says
+    something.
+    """
     net, x = OriginalDiT(), draw_noise((4, 4, 4), [torch.Generator()], torch.empty(0))
     base = net(x, torch.tensor([5]), torch.tensor([1]))
     assert not torch.allclose(base, net(x, torch.tensor([6]), torch.tensor([1])), atol=1e-3)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
-from utils.config import build, dump_yaml, merge, nested, parse_value, read_overrides, read_yaml, to_tree
+from undegrade.utils.config import build, dump_yaml, merge, nested, parse_value, read_overrides, read_yaml, to_tree
 
 
 @dataclasses.dataclass(frozen=True)

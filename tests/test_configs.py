@@ -1,4 +1,6 @@
-"""Every YAML builds what it describes; every command of the documents and the pipelines is one that its script takes."""
+"""Every YAML builds what it describes; every command of the documents and the pipelines is one that
+its script takes.
+"""
 
 from __future__ import annotations
 
@@ -13,32 +15,32 @@ import timm
 import torch
 from torch import nn
 
-from image_adapt.adapters import build_adapter
-from image_adapt.config import AdaptConfig
-from image_adapt.generator import GenerateConfig, ImageGenerator
-from models.classifiers import build_classifier, describe
-from models.diffusion import build_denoiser
-from models.diffusion import describe as describe_denoiser
 from tests.commands import check_command, of_comments, of_markdown, words_of
 from tests.scripts import ROOT, launch, run_script
 from tests.shipped import CONFIGS, PIPELINES, SHIPPED, names_in, runs_made_by
-from trainers.config import TrainConfig, fill
-from trainers.evaluation_config import EvaluationConfig, expand
-from trainers.methods import METHODS, Context
-from trainers.trainer import build_optimizer
-from utils.checkpoint import save_checkpoint
-from utils.config import Tree, build, merge, read_yaml, to_tree
-from utils.data.batches import BatchLoader, BatchSet
-from utils.data.image_source import ImageSource
-from utils.data.sources import open_source
-from utils.model_soups import SoupConfig
-from utils.pipeline import PipelineConfig, commands
-from utils.published import PublishedConfig, check_published
-from utils.seeding import seed_everything
+from undegrade.evaluation.config import EvaluationConfig, expand
+from undegrade.evaluation.published import PublishedConfig, check_published
+from undegrade.image_adapt.adapters import build_adapter
+from undegrade.image_adapt.config import AdaptConfig
+from undegrade.image_adapt.generator import GenerateConfig, ImageGenerator
+from undegrade.models.classification.classifier import build_classifier, describe
+from undegrade.models.diffusion.denoiser import build_denoiser
+from undegrade.models.diffusion.denoiser import describe as describe_denoiser
+from undegrade.trainers.config import TrainConfig, fill
+from undegrade.trainers.methods import METHODS, Context
+from undegrade.trainers.soups import SoupConfig
+from undegrade.trainers.trainer import build_optimizer
+from undegrade.utils.checkpoint import save_checkpoint
+from undegrade.utils.config import Tree, build, merge, read_yaml, to_tree
+from undegrade.utils.data.batches import BatchLoader, BatchSet
+from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.pipeline import PipelineConfig, commands
+from undegrade.utils.seeding import seed_everything
 
 SCRIPTS = [
     "train.py", "train_all_deg.py", "test.py", "test_ensemble.py", "utils/model_soups.py", "utils/pipeline.py",
-    "utils/approach_table.py", "image_adapt/scripts/image_sample.py", "image_adapt/scripts/generate.py",
+    "evaluation/approach_table.py", "image_adapt/scripts/image_sample.py", "image_adapt/scripts/generate.py",
 ]  # fmt: skip
 
 
@@ -130,7 +132,9 @@ def leaves(tree: Tree, where: str = "") -> dict[str, object]:
 
 
 def _builds_compat(tree: Tree, parents: Parents, source: ImageSource) -> None:
-    """It changes every option that it names, of training or of adaptation, and may follow every configuration of that kind."""
+    """It changes every option that it names, of training or of adaptation, and may follow every
+    configuration of that kind.
+    """
     schema, given = (TrainConfig, {"name": "x"}) if set(tree) == {"data"} else (AdaptConfig, {"model": "", "save_dir": ""})
     plain, changed = (leaves(to_tree(build(schema, merge(given, more)))) for more in ({}, tree))  # type: ignore[type-var]
     assert {key for key in leaves(tree) if plain[key] == changed[key]} <= {"data.pairing"}

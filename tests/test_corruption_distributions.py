@@ -1,4 +1,6 @@
-"""Every stochastic corruption against the published algorithm, by distribution, with the constants of all three sets."""
+"""Every stochastic corruption against the published algorithm, by distribution, with the constants
+of all three sets.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from scipy import stats
 
 from tests.photo_like import photo_like, to_array
 from tests.published_corruptions import elastic, published
-from utils.data import corruption_noise
-from utils.data.corruption_constants import CONSTANTS
-from utils.data.corruptions import FUNCTIONS, corrupt
+from undegrade.utils.data.perturbations import corruption_noise
+from undegrade.utils.data.perturbations.corruption_constants import CONSTANTS
+from undegrade.utils.data.perturbations.corruptions import FUNCTIONS, corrupt
 
 STOCHASTIC = ("gaussian_noise", "shot_noise", "impulse_noise", "glass_blur", "motion_blur", "snow", "frost", "fog")
 STOCHASTIC += ("elastic_transform", "speckle_noise", "spatter")
@@ -20,7 +22,9 @@ NOISES = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
 
 
 def _draws(name: str, constants: str, severity: int, size: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image [H, W, 3], and `count` corrupted versions of it by ours and by the published algorithm, float [count, H, W, 3]."""
+    """Image [H, W, 3], and `count` corrupted versions of it by ours and by the published algorithm,
+    float [count, H, W, 3].
+    """
     image = photo_like(1, size)
     ours = corrupt(
         image.expand(count, -1, -1, -1), name, severity, keys=[str(i) for i in range(count)], seed=0, constants=constants
@@ -54,7 +58,8 @@ def _compare(name: str, constants: str, severity: int, size: int) -> None:
     means, variances = [draws.mean(axis=0) for draws in (ours, theirs)], [draws.var(axis=0) for draws in (ours, theirs)]
     z = (means[0] - means[1]) / np.sqrt((variances[0] + variances[1]) / count + 0.01)  # of each pixel, in standard errors
     powers = [_spectrum(draws - mean) for draws, mean in zip((ours, theirs), means, strict=True)]
-    # Where one number changes the whole image (an angle, a crop, a landscape), pixels are no independent draws.
+    # Where one number changes the whole image (an angle, a crop, a landscape), pixels are no
+    # independent draws.
     of_mean, of_variance, of_spectrum = (3, 0.2, 0.25) if name in SHARED_DRAWS else (1.25, 0.05, 0.08)
     assert np.sqrt((z**2).mean()) < of_mean
     assert abs(variances[0].mean() / variances[1].mean() - 1) < of_variance

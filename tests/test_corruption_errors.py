@@ -1,7 +1,9 @@
-"""The errors that corruptions and degradations cause a classifier: ours against those of the published packages.
+"""The errors that corruptions and degradations cause a classifier: ours against those of the
+published packages.
 
-Both are drawn anew from the same images, so in each cell (perturbation x strength) an image may be right under one and wrong under
-the other; the difference of the two errors has to be within its own interval.
+Both are drawn anew from the same images, so in each cell (perturbation x strength) an image may be
+right under one and wrong under the other; the difference of the two errors has to be within its own
+interval.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor, nn
 
-from models.resnet import build_resnet
 from tests.photo_like import to_array
 from tests.published_corruptions import published
-from utils.data.corruptions import ALL_CORRUPTIONS, corrupt
-from utils.data.degradations import REFERENCE, degrade
-from utils.data.sources import open_source
-from utils.results import paired_difference
+from undegrade.evaluation.results import paired_difference
+from undegrade.models.classification.resnet import build_resnet
+from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS, corrupt
+from undegrade.utils.data.perturbations.degradations import REFERENCE, degrade
+from undegrade.utils.data.sources.registry import open_source
 
 Hits = dict[tuple[str, float], np.ndarray]
 
@@ -69,14 +71,18 @@ def stacked(images: list[np.ndarray]) -> Tensor:
 
 
 def as_trained_on(image: np.ndarray, name: str, level: float) -> np.ndarray:
-    """Clipped, then truncated, as published: imagedegrade's own noise of PIL images wraps round below 0 and above 255."""
+    """Clipped, then truncated, as published: imagedegrade's own noise of PIL images wraps round
+    below 0 and above 255.
+    """
     if name == "jpeg":
         return np.asarray(imagedegrade.im.jpeg(Image.fromarray(image), level))
     return np.clip(getattr(imagedegrade.np, name)(image, level), 0, 255).astype(np.uint8)
 
 
 def assert_same_errors(hits: Hits, others: Hits) -> None:
-    """Over all cells within 1.96 standard errors of the difference, in each of n cells within those of the n-fold question."""
+    """Over all cells within 1.96 standard errors of the difference, in each of n cells within those
+    of the n-fold question.
+    """
     wide = float(stats.norm.isf(0.025 / len(hits)) / 1.96)
     for cell in hits:
         difference, low, high = paired_difference({cell: hits[cell]}, {cell: others[cell]})

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.photo_like import photo_like
-from utils.data import corruption_weather
-from utils.data.corruption_constants import CONSTANT_SETS, CONSTANTS
-from utils.data.corruptions import (
+from undegrade.utils.data.perturbations import corruption_weather
+from undegrade.utils.data.perturbations.corruption_constants import CONSTANT_SETS, CONSTANTS
+from undegrade.utils.data.perturbations.corruptions import (
     ALL_CORRUPTIONS,
     CORRUPTIONS,
     EXTRA_CORRUPTIONS,
@@ -82,7 +82,8 @@ def test_another_key_or_seed_gives_another_draw(name: str) -> None:
 @pytest.mark.parametrize(("constants", "height", "width"), [("imagenet", 224, 224), ("tiny", 45, 67)])
 @pytest.mark.parametrize("name", ALL_CORRUPTIONS)
 def test_bytes_of_an_image_are_the_same_in_every_batch(name: str, constants: str, height: int, width: int) -> None:
-    # Odd sizes, flat areas and batches that are cut into parts: no rounding may depend on a neighbour.
+    # Odd sizes, flat areas and batches that are cut into parts: no rounding may depend on a
+    # neighbour.
     images, keys = photo_like(7, 224)[:, :, :height, :width].contiguous(), list("abcdefg")
     images[:, :, height // 2 : height // 2 + 20] = 77
     for severity in (1, 3, 5):

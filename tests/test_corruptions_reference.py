@@ -9,9 +9,9 @@ import torch
 from scipy import ndimage
 
 from tests.photo_like import photo_like, to_array
-from utils.data import corruption_functions, corruption_weather
-from utils.data.corruption_constants import CONSTANTS
-from utils.data.corruptions import FUNCTIONS, corrupt
+from undegrade.utils.data.perturbations import corruption_functions, corruption_weather
+from undegrade.utils.data.perturbations.corruption_constants import CONSTANTS
+from undegrade.utils.data.perturbations.corruptions import FUNCTIONS, corrupt
 
 DETERMINISTIC = (
     "defocus_blur",
@@ -26,7 +26,9 @@ DETERMINISTIC = (
 
 
 class _GlobalStream:
-    """The global generator that imagecorruptions draws from, behind the methods that ours are drawn with."""
+    """The global generator that imagecorruptions draws from, behind the methods that ours are drawn
+    with.
+    """
 
     def __init__(self, seed: int) -> None:
         self.stream = np.random.RandomState(seed)  # noqa: NPY002
@@ -69,7 +71,8 @@ def test_stochastic_corruptions_equal_imagecorruptions_given_the_same_stream(nam
         expected = imagecorruptions.corrupt(to_array(image), severity, name)
         difference = np.abs(_mine(name, image, severity, _GlobalStream(severity), "imagenet").astype(int) - expected)
         assert difference.max() <= 1
-        # ImageMagick's motion blur is rounded, imagecorruptions truncates: half of the values are one level apart.
+        # ImageMagick's motion blur is rounded, imagecorruptions truncates: half of the values are
+        # one level apart.
         assert (difference > 0).mean() < (0.6 if name == "motion_blur" else 0.005), severity
 
 
@@ -140,7 +143,8 @@ def test_glass_copies_neighbours_one_after_the_other(margin: int) -> None:
 
 
 def test_glass_loses_pixels_as_the_published_code_does() -> None:
-    # One iteration of the published loop at offset 1 leaves 1,114 of 1,600 distinct pixels; a swap would keep all.
+    # One iteration of the published loop at offset 1 leaves 1,114 of 1,600 distinct pixels; a swap
+    # would keep all.
     image = torch.arange(1600).view(1, 1, 40, 40)
     offsets = torch.from_numpy(np.random.default_rng(0).integers(-1, 1, (2, 1, 38, 38)))
     assert len(corruption_functions.copy_neighbours(image, *offsets, 1).unique()) == pytest.approx(1114, abs=40)
@@ -190,7 +194,9 @@ def test_defocus_below_radius_one_is_a_3x3_gaussian() -> None:
 
 
 def _ramp_residual(severity: int) -> float:
-    """Standard deviation, in pixels, of the horizontal displacement that is left after an affine fit."""
+    """Standard deviation, in pixels, of the horizontal displacement that is left after an affine
+    fit.
+    """
     slope = 6
     ramp = torch.arange(32, dtype=torch.uint8).mul(slope).expand(200, 3, 32, 32).contiguous()
     out = corrupt(ramp, "elastic_transform", severity, keys=[str(i) for i in range(200)], seed=0)
@@ -209,7 +215,8 @@ def test_elastic_displacement_has_its_computed_size() -> None:
     displacement, sigma, _ = CONSTANTS["elastic_transform"]["cifar"][4]
     kernel = np.exp(-(np.arange(-3, 4) ** 2) / (2 * sigma**2))
     kernel /= kernel.sum()
-    # A uniform variable in -1..1 has variance 1/3; smoothing in 2-D multiplies its deviation by the sum of squares.
+    # A uniform variable in -1..1 has variance 1/3; smoothing in 2-D multiplies its deviation by the
+    # sum of squares.
     expected = displacement * (1 / 3) ** 0.5 * (kernel**2).sum()
     assert _ramp_residual(5) == pytest.approx(expected, rel=0.08)  # the affine fit takes up a few per cent
 

@@ -8,16 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from image_adapt.dda import DDA
-from image_adapt.lowpass import LowPass
-from models.diffusion import Denoiser
-from models.schedule import make_schedule
 from tests.adapting import SIZE, generators, random_images, tiny_denoiser
-from utils.data.pixels import from_signed, to_signed, to_unit, unit_to_signed
+from undegrade.image_adapt.dda import DDA
+from undegrade.image_adapt.lowpass import LowPass
+from undegrade.models.diffusion.denoiser import Denoiser
+from undegrade.models.diffusion.schedule import make_schedule
+from undegrade.utils.data.pixels import from_signed, to_signed, to_unit, unit_to_signed
 
 
 def published_loop(denoiser: Denoiser, ref: Tensor, noise: list[Tensor], steps: int, factor: int, scale: float) -> Tensor:
-    """DDA as published, written from its formulas: joint norm, zero border, start one level above the first step."""
+    """DDA as published, written from its formulas: joint norm, zero border, start one level above
+    the first step.
+    """
     chain = make_schedule(denoiser.noise_schedule, 1000, "100")
     tau, a = chain.timesteps.tolist(), chain.alpha_bar.tolist()
     matrix = LowPass(SIZE, factor, "zero").matrix.to(ref.dtype)
@@ -44,8 +46,8 @@ def published_loop(denoiser: Denoiser, ref: Tensor, noise: list[Tensor], steps: 
 @pytest.mark.parametrize("noise_schedule", ["linear", "cosine"])
 @pytest.mark.parametrize(("dtype", "steps", "tolerance"), [(torch.float32, 20, 1e-4), (torch.float64, 50, 1e-9)])
 def test_published_options_give_the_published_loop(dtype, steps, tolerance, noise_schedule, learn_sigma):
-    # float32 over 50 steps of an untrained network can drift by 0.1: where a pixel of x0 crosses the clip limit, its
-    # gradient jumps. float64 shows that the formulas agree.
+    # float32 over 50 steps of an untrained network can drift by 0.1: where a pixel of x0 crosses
+    # the clip limit, its gradient jumps. float64 shows that the formulas agree.
     denoiser, ref = tiny_denoiser(noise_schedule, learn_sigma).to(dtype), random_images(2).to(dtype)
     streams = generators(0, 1)
     noise = [torch.stack([torch.randn(3, SIZE, SIZE, generator=g) for g in streams]) for _ in range(steps + 1)]
@@ -208,7 +210,8 @@ def test_start_by_noise_level_carries_over_to_another_schedule():
 
 def test_autocast_stays_near_the_full_precision_result():
     ref = random_images(2)
-    # unclipped: where a pixel of x0 crosses the clip limit its gradient jumps, by up to 0.3 for some images in any precision
+    # unclipped: where a pixel of x0 crosses the clip limit its gradient jumps, by up to 0.3 for
+    # some images in any precision
     options = {"start_step": 5, "clip_denoised": False}
     full, half = (DDA(tiny_denoiser(), autocast=on, **options).adapt(ref, generators(0, 1)) for on in (False, True))
     assert half.dtype == torch.float32

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.photo_like import photo_like
-from utils.data import degradations
-from utils.data.degradations import (
+from undegrade.utils.data.perturbations import degradations
+from undegrade.utils.data.perturbations.degradations import (
     DEGRADATIONS,
     NAMED_SEQUENCES,
     REFERENCE,

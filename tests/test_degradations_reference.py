@@ -12,14 +12,23 @@ from PIL import Image
 from scipy import ndimage
 
 from tests.photo_like import photo_like, to_array
-from utils.data.degradations import CORRECT, DEGRADATIONS, REFERENCE, DegradationCompat, degrade, sweep_levels
+from undegrade.utils.data.perturbations.degradations import (
+    CORRECT,
+    DEGRADATIONS,
+    REFERENCE,
+    DegradationCompat,
+    degrade,
+    sweep_levels,
+)
 
 IMAGES = photo_like(1, 32)
 ARRAY = to_array(IMAGES[0])
 
 
 class Stream:
-    """One of numpy's streams, read in imagedegrade's order: pixel by pixel, the channels of each together."""
+    """One of numpy's streams, read in imagedegrade's order: pixel by pixel, the channels of each
+    together.
+    """
 
     def __init__(self) -> None:
         self.state = np.random.RandomState(7)  # noqa: NPY002

@@ -9,20 +9,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("utils", "models", "trainers", "image_adapt", "benchmarks")
 ENTRIES = ("train", "train_all_deg", "test", "test_ensemble")
-SOURCES = sorted(p.relative_to(ROOT) for p in [*ROOT.glob("*.py"), *(f for name in PACKAGES for f in (ROOT / name).rglob("*.py"))])
 ALLOWED = {
     "utils": {"utils"},
     "models": {"utils", "models"},
     "trainers": {"utils", "models", "trainers"},
     "image_adapt": {"utils", "models", "image_adapt"},
-    "benchmarks": {"utils", "models", "trainers", "image_adapt", "benchmarks"},
+    "evaluation": {"utils", "models", "evaluation"},
+    "undegrade": {"utils", "models", "trainers", "image_adapt", "evaluation", "undegrade"},
+    "benchmarks": {"utils", "models", "trainers", "image_adapt", "evaluation", "benchmarks"},
 }
+PACKAGES = tuple(ALLOWED)
+SOURCES = sorted(p.relative_to(ROOT) for p in [*ROOT.glob("*.py"), *(f for name in PACKAGES for f in (ROOT / name).rglob("*.py"))])
 EXEMPT = {Path("utils/model_soups.py")}  # an entry that lies in utils, since its command names it there
 READ_COMMAND_LINES = {
-    *(Path(f"{entry}.py") for entry in ENTRIES), Path("trainers/entry.py"), Path("trainers/evaluation_entry.py"),
-    Path("utils/pipeline.py"), Path("utils/model_soups.py"), Path("utils/command_line.py"),
+    Path("trainers/entry.py"), Path("evaluation/command_line.py"), Path("evaluation/checkpoint_command.py"),
+    Path("evaluation/ensemble_command.py"), Path("utils/pipeline.py"), Path("utils/command_line.py"),
     Path("benchmarks/__main__.py"), Path("benchmarks/scaling.py"),
 }  # fmt: skip
 MAX_LINES = 320
@@ -38,15 +40,21 @@ def imported(path: Path) -> Iterator[str]:
             yield node.module or ""
 
 
-def test_every_package_is_looked_at() -> None:
-    assert {path.parts[0] for path in SOURCES} >= set(PACKAGES)
-    assert "utils.config" in set(imported(Path("utils/pipeline.py")))
+def test_every_folder_of_the_project_with_code_is_looked_at() -> None:
+    folders = {p.relative_to(ROOT).parts[0] for p in ROOT.glob("*/**/*.py") if not p.relative_to(ROOT).parts[0].startswith(".")}
+    assert folders - {"tests", "runs", "data", "build"} == set(PACKAGES)
+    assert "undegrade.utils.config" in set(imported(Path("utils/pipeline.py")))
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.parts[0] in ALLOWED and p not in EXEMPT], ids=str)
-def test_packages_import_only_those_below_them(path: Path) -> None:
-    project = {name.split(".")[0] for name in imported(path)} & {*PACKAGES, *ENTRIES, "tests"}
-    assert project <= ALLOWED[path.parts[0]], f"{path} may import {sorted(ALLOWED[path.parts[0]])} of the project's packages"
+@pytest.mark.parametrize("path", [p for p in SOURCES if p not in EXEMPT], ids=str)
+def test_packages_import_only_those_below_them_and_by_their_full_name(path: Path) -> None:
+    names = set(imported(path))
+    bare = {name for name in names if name.split(".")[0] in {*ALLOWED, "tests"} - {"undegrade", "benchmarks"}}
+    assert not bare, f"{path} imports {sorted(bare)}: write undegrade.<package>"
+    rooms = {name.split(".")[1] if "." in name else "undegrade" for name in names if name.split(".")[0] == "undegrade"}
+    project = rooms | {name for name in names if name.split(".")[0] == "benchmarks"} & {"benchmarks"}
+    allowed = ALLOWED.get(path.parts[0], ALLOWED["undegrade"])
+    assert project <= allowed, f"{path} may import {sorted(allowed)} of the project's packages"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)

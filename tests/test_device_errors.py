@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from tests.scripts import ROOT
-from trainers import entry
-from trainers.config import TrainConfig
-from utils.config import build, read_yaml
-from utils.device import choose_device, keep_freed_memory, move_batch
-from utils.errors import Stopped, user_errors
+from undegrade.trainers import entry
+from undegrade.trainers.config import TrainConfig
+from undegrade.utils.config import build, read_yaml
+from undegrade.utils.device import choose_device, keep_freed_memory, move_batch
+from undegrade.utils.errors import Stopped, run_main
 
 
 @pytest.fixture
@@ -31,6 +32,15 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def _raises(error: BaseException) -> Callable[[], object]:
+    """The `main` of a script that ends with `error`."""
+
+    def main() -> object:
+        raise error
+
+    return main
 
 
 @pytest.mark.usefixtures("no_gpus")
@@ -105,23 +115,23 @@ def test_a_mistake_of_the_user_ends_with_one_line_and_status_2(
     error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("UNDEGRADE_TRACEBACK", raising=False)
-    with pytest.raises(SystemExit, match="2"), user_errors():
-        raise error
+    with pytest.raises(SystemExit, match="2"):
+        run_main(_raises(error))
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
 def test_the_traceback_is_shown_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNDEGRADE_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="as it is"), user_errors():
-        raise ValueError("as it is")
+    with pytest.raises(ValueError, match="as it is"):
+        run_main(_raises(ValueError("as it is")))
 
 
 def test_our_own_faults_keep_their_traceback() -> None:
-    with pytest.raises(KeyError), user_errors():
-        raise KeyError("bug")
+    with pytest.raises(KeyError):
+        run_main(_raises(KeyError("bug")))
 
 
 def test_an_interrupt_ends_with_status_130_and_says_that_nothing_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="130"), user_errors():
-        raise KeyboardInterrupt
+    with pytest.raises(SystemExit, match="130"):
+        run_main(_raises(KeyboardInterrupt))
     assert "nothing that was finished is lost" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""DiffAUD's configurations have the published recipe, and a student starts as its `model:` section says."""
+"""DiffAUD's configurations have the published recipe, and a student starts as its `model:` section
+says.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,12 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
-from models.classifiers import build_classifier, describe
 from tests.scripts import ROOT
 from tests.tiny import CLASSES, tiny_context
-from trainers.config import TrainConfig
-from trainers.methods import METHODS, ClassifierConfig, SupervisedConfig
-from utils.config import build, read_yaml
+from undegrade.models.classification.classifier import build_classifier, describe
+from undegrade.trainers.config import TrainConfig
+from undegrade.trainers.methods import METHODS, ClassifierConfig, SupervisedConfig
+from undegrade.utils.config import build, read_yaml
 
 SGD = ("SGD", 1e-3, 0.0, [15, 30, 45], 0.1, 50)
 RADAM = ("RAdam", 1e-3, None, [30, 70, 90], 0.2, 100)

@@ -9,14 +9,14 @@ import torch
 from guided_diffusion import gaussian_diffusion as gd
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
 
-from models.diffusion import (
+from undegrade.models.diffusion.denoiser import (
     Denoiser,
     build_denoiser,
     denoising_loss,
     describe,
     from_description,
 )
-from models.sampling import draw_noise, p_mean_variance, sample
+from undegrade.models.diffusion.sampling import draw_noise, p_mean_variance, sample
 
 
 def tiny(noise_schedule: str = "linear", learn_sigma: bool = False, **options) -> Denoiser:

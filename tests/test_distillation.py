@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.classifiers import build_classifier
 from tests.tiny import negative_log_likelihood, tiny_batch, tiny_classifier, tiny_context
-from trainers.methods import Distillation, DistillationConfig, cosine_distance, softened_divergence
-from utils.seeding import seed_everything
+from undegrade.models.classification.classifier import build_classifier
+from undegrade.trainers.methods import Distillation, DistillationConfig, cosine_distance, kd_loss
+from undegrade.utils.seeding import seed_everything
 
 
 def distillation(student: object, teachers: list, **options: object) -> Distillation:
@@ -152,7 +152,9 @@ def test_features_of_teacher_and_student_that_do_not_fit_are_refused_with_the_me
 
 
 def divergence_by_hand(student: Tensor, teacher: Tensor, temperature: float) -> float:
-    """T^2 mean_i sum_k p_ik log(p_ik / q_ik), p of the teacher and q of the student, in plain Python."""
+    """T^2 mean_i sum_k p_ik log(p_ik / q_ik), p of the teacher and q of the student, in plain
+    Python.
+    """
     rows = []
     for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
         q, p = ([math.exp(v / temperature) for v in values] for values in (s, t))
@@ -163,15 +165,15 @@ def divergence_by_hand(student: Tensor, teacher: Tensor, temperature: float) -> 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_softened_divergence_is_the_teachers_kl_from_the_student_times_the_squared_temperature(temperature: float) -> None:
     student, teacher = torch.randn(5, 3), 3 * torch.randn(5, 3)
-    found = softened_divergence(student, teacher, temperature).item()
+    found = kd_loss(student, teacher, temperature).item()
     assert found == pytest.approx(divergence_by_hand(student, teacher, temperature), rel=1e-4)
     assert found != pytest.approx(divergence_by_hand(teacher, student, temperature), rel=1e-2)  # it has a direction
 
 
 def test_softened_divergence_is_zero_for_logits_that_differ_by_a_constant() -> None:
     logits = torch.randn(4, 3)
-    assert softened_divergence(logits, logits, 4.0).item() == pytest.approx(0, abs=1e-6)
-    assert softened_divergence(logits, logits + 7, 4.0).item() == pytest.approx(0, abs=1e-6)
+    assert kd_loss(logits, logits, 4.0).item() == pytest.approx(0, abs=1e-6)
+    assert kd_loss(logits, logits + 7, 4.0).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_logits_alone_are_distilled_between_networks_whose_features_do_not_fit() -> None:

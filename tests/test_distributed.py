@@ -1,8 +1,9 @@
-"""`torchrun --nproc_per_node 2 train.py` against one process with the doubled batch: the same training, to rounding.
+"""`torchrun --nproc_per_node 2 train.py` against one process with the doubled batch: the same
+training, to rounding.
 
-The network is one with smooth activations. A ReLU whose input is zero to rounding makes the gradient jump: after 9 steps two
-trainings of a ResNet20 in one process that differ only in the memory layout of the convolutions are several per cent of their way
-apart.
+The network is one with smooth activations. A ReLU whose input is zero to rounding makes the
+gradient jump: after 9 steps two trainings of a ResNet20 in one process that differ only in the
+memory layout of the convolutions are several per cent of their way apart.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.loading import load_classifier
 from tests.loops import last_of, metrics_of
 from tests.photo_like import save_all
 from tests.scripts import launch, program, run_script
-from utils.data.sources import open_source
+from undegrade.models.classification.loading import load_classifier
+from undegrade.utils.data.sources.registry import open_source
 
 CLEAN = "configs/ind/Digits/ResNet20_clean.yaml"
 STUDENT = "configs/deg_all/Digits/ResNet20-20_fusiondistill.yaml"
-# in steps of 2 x 12 images: in the last one of an epoch the first process has 6 training images and the second 5, and the second
-# has none for validation
+# in steps of 2 x 12 images: in the last one of an epoch the first process has 6 training images and
+# the second 5, and the second has none for validation
 IMAGES = {"train": 59, "validation": 25, "test": 10}
 COMMON = ("-d", "cpu", "--model.arch", "test_efficientnet")
 SGD = ("--optimizer.name", "SGD", "--optimizer.schedule", "constant", "--optimizer.warmup_epochs", 0, "--lr", 0.003)
@@ -52,12 +53,14 @@ def torchrun(*words: object) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed as Linux does")
 def test_no_thread_of_the_process_group_is_left_when_training_has_ended(data: tuple[object, ...], tmp_path: Path) -> None:
-    """One that lets go of a tensor while its process ends makes it abort, once in some hundred runs."""
+    """One that lets go of a tensor while its process ends makes it abort, once in some hundred
+    runs.
+    """
     words = ("-c", CLEAN, "--save_dir", tmp_path, "--run_id", "two", "--bs", 12, *COMMON, *data, "--loop.epochs", 1)
     script = tmp_path / "train_and_list_threads.py"
     script.write_text(
-        "import pathlib, torch.distributed, trainers.entry\n"
-        "trainers.entry.main(None, None)\n"
+        "import pathlib, torch.distributed, undegrade.trainers.entry\n"
+        "undegrade.trainers.entry.main()\n"
         "assert not torch.distributed.is_initialized()\n"
         "for task in pathlib.Path('/proc/self/task').iterdir(): print('thread', (task / 'comm').read_text(), flush=True)\n",
         encoding="utf-8",

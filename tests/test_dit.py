@@ -1,4 +1,6 @@
-"""DiT: the converted network is the published formulas; its checkpoints, its decoder, and images made with them."""
+"""DiT: the converted network is the published formulas; its checkpoints, its decoder, and images
+made with them.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
 from torch import Tensor
 
-from models.diffusion import Denoiser
-from models.dit import build_dit, convert_state_dict, dit_config, dit_digest, dit_folder, open_dit
-from models.guidance import guided
-from models.sampling import draw_noise, p_mean_variance
-from models.vae import open_decoder
 from tests.adapting import pngs
 from tests.dit_networks import OriginalDiT
 from tests.scripts import Done, run_script
+from undegrade.models.diffusion.denoiser import Denoiser
+from undegrade.models.diffusion.dit import build_dit, convert_state_dict, dit_config, dit_digest, dit_folder, open_dit
+from undegrade.models.diffusion.guidance import guided
+from undegrade.models.diffusion.sampling import draw_noise, p_mean_variance
+from undegrade.models.diffusion.vae import open_decoder
 
 SCRIPT = "image_adapt/scripts/generate.py"
 HEADS = 3

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.classifiers import Classifier
-from models.ensemble import Member, Scorer
-from models.rules import INPUT_RULES, RULES, combine, mixing_weights
 from tests.photo_like import photo_like
-from utils.data.cells import Cell, OnTheFly
-from utils.data.image_source import ImageSource, array_source
-from utils.data.pixels import to_unit
+from undegrade.evaluation.ensemble import Member, Scorer
+from undegrade.evaluation.rules import INPUT_RULES, RULES, combine, mixing_weights
+from undegrade.models.classification.classifier import Classifier
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.pixels import to_unit
+from undegrade.utils.data.sources.image_source import ImageSource, array_source
+from undegrade.utils.data.views import OnTheFly
 
 COUNT, CLASSES = 7, 3
 SOURCE: ImageSource = array_source(
@@ -74,7 +75,7 @@ def test_progress_is_told_the_images_of_each_batch(first: Counted) -> None:
 
 
 def test_on_a_cpu_a_batch_of_large_images_is_smaller(first: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.ensemble._CPU_PIXELS", 2 * 16 * 16)
+    monkeypatch.setattr("undegrade.evaluation.ensemble._CPU_PIXELS", 2 * 16 * 16)
     told: list[int] = []
     logits = Scorer(None, 3, told.append).logits(first.member, CELL)
     assert told == [2, 2, 2, 1]
@@ -87,7 +88,7 @@ def test_a_rule_applied_to_some_images_at_a_time_gives_what_it_gives_for_all(
 ) -> None:
     scorer, members = Scorer(None), [first.member, second.member]
     whole = combine(rule, torch.stack([scorer.logits(member, CELL) for member in members]))
-    monkeypatch.setattr("models.ensemble._RULE_ROWS", 3)
+    monkeypatch.setattr("undegrade.evaluation.ensemble._RULE_ROWS", 3)
     assert torch.equal(scorer.scores(rule, members, CELL), whole)
 
 

@@ -14,16 +14,17 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from models.classifiers import Classifier
 from tests.checkpoints import finished_run, save_random
 from tests.scoring import LIMIT, logits_by_hand, rows_of
 from tests.scripts import run_script
 from tests.test_watermark import make_font
-from utils.data.cells import Cell, OnTheFly
-from utils.data.corruptions import CORRUPTIONS
-from utils.data.degradations import DegradationCompat
-from utils.data.sources import open_source
-from utils.data.watermark import TEXT
+from undegrade.models.classification.classifier import Classifier
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
+from undegrade.utils.data.perturbations.degradations import DegradationCompat
+from undegrade.utils.data.perturbations.watermark import TEXT
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.data.views import OnTheFly
 
 FIELDS = ["system", "dataset", "corruption", "severity", "rule", "n", "correct", "accuracy", "ci95_low", "ci95_high"]
 FIELDS += ["top5", "calibration_error"]
@@ -200,7 +201,9 @@ def test_checkpoint_of_other_classes_is_refused(classifier: Path, tmp_path: Path
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
-    """Root of a run that was trained on saltpepper, a sequence and a corruption, degraded as in the published code."""
+    """Root of a run that was trained on saltpepper, a sequence and a corruption, degraded as in the
+    published code.
+    """
     compat = {"rounding": "truncate", "salt_value": 1, "blur_intermediate": "uint8"}
     data = {"dataset": "Digits", "degradations": ["saltpepper", "blur+noise", "fog"], "compat": compat, "limit": 3, "seed": 7}
     config = {"data": {**data, "batch_size": 20, "augment": {"flip": True}, "validation": "test"}}

@@ -13,16 +13,17 @@ import torch
 import yaml
 from torch import Tensor
 
-from models.classifiers import describe
-from models.loading import load_classifier
-from models.rules import INPUT_RULES, RULES
 from tests.scoring import LIMIT, logits_by_hand, rows_of
 from tests.scripts import Done, run_script
-from trainers.evaluation_config import EvaluationConfig, expand
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.config import build
-from utils.data.cells import Cell, FolderTree, OnTheFly
-from utils.data.sources import open_source
+from undegrade.evaluation.config import EvaluationConfig, expand
+from undegrade.evaluation.rules import INPUT_RULES, RULES
+from undegrade.models.classification.classifier import describe
+from undegrade.models.classification.loading import load_classifier
+from undegrade.utils.checkpoint import load_checkpoint, save_checkpoint
+from undegrade.utils.config import build
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.data.views import FolderTree, OnTheFly
 
 
 @pytest.fixture(scope="module")

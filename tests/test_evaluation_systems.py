@@ -1,4 +1,6 @@
-"""Systems with a member for each degradation, the oracle among them; how often images are made; what a failure leaves."""
+"""Systems with a member for each degradation, the oracle among them; how often images are made;
+what a failure leaves.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,12 @@ from torch import Tensor
 
 from tests.checkpoints import specialists
 from tests.scoring import rows_of
-from trainers.evaluation import Evaluation, evaluate
-from trainers.evaluation_config import EvaluationConfig, expand
-from utils.config import Tree, build, merge
-from utils.data.cells import Cell, OnTheFly
-from utils.data.image_source import ImageSource
+from undegrade.evaluation.config import EvaluationConfig, expand
+from undegrade.evaluation.evaluate import Evaluation, evaluate
+from undegrade.utils.config import Tree, build, merge
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.data.views import OnTheFly
 
 IMAGES = 30
 DEGRADATIONS = ["saltpepper", "noise"]

@@ -1,4 +1,6 @@
-"""Fine-tuning options: schedules with a floor, groups of parameters, softened and mixed labels; and SDA's recipes."""
+"""Fine-tuning options: schedules with a floor, groups of parameters, softened and mixed labels; and
+SDA's recipes.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifiers import build_classifier
 from tests.loops import SGD, metrics_of, trainer
 from tests.scripts import ROOT, forget_accelerator
 from tests.tiny import negative_log_likelihood, supervised, tiny_batch, tiny_classifier, tiny_context
-from trainers.config import LoopConfig, OptimizerConfig, TrainConfig
-from trainers.methods import Supervised, SupervisedConfig
-from trainers.mixing import mixed
-from trainers.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
-from utils.config import build, read_yaml
-from utils.data.batches import Batch
+from undegrade.models.classification.classifier import build_classifier
+from undegrade.trainers.config import LoopConfig, OptimizerConfig, TrainConfig
+from undegrade.trainers.methods import Supervised, SupervisedConfig
+from undegrade.trainers.mixup import mixed
+from undegrade.trainers.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from undegrade.utils.config import build, read_yaml
+from undegrade.utils.data.batches import Batch
 
 RECIPES = ROOT / "configs/sda/Imagenet"
 EPOCHS, STEPS = 30, 49

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.data import folders
-from utils.data.folders import folder_source, plain_source
-from utils.data.image_source import ImageSource
-from utils.data.images import BrokenImageError, list_images
-from utils.data.sources import open_source
+from undegrade.utils.data.sources import folders
+from undegrade.utils.data.sources.folders import folder_source, plain_source
+from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.data.sources.images import BrokenImageError, list_images
+from undegrade.utils.data.sources.registry import open_source
 
 
 def write_images(folder: Path, classes: Sequence[str], count: int, size: tuple[int, int] = (8, 8), suffix: str = ".png") -> None:

@@ -1,4 +1,6 @@
-"""Which part of a photograph the views of an ensemble show: the same for all members, whatever was cut and enlarged before."""
+"""Which part of a photograph the views of an ensemble show: the same for all members, whatever was
+cut and enlarged before.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from image_adapt.config import AdaptConfig, InputConfig
-from image_adapt.mpi import World
-from image_adapt.work import plan_jobs, run_jobs
 from tests.adapting import manifest_of
 from tests.photo_like import photo_like, save_all
-from utils.data.cells import Cell, FolderTree, OnTheFly
-from utils.data.image_source import ImageSource
-from utils.data.sources import open_source
+from undegrade.image_adapt.config import AdaptConfig, InputConfig
+from undegrade.image_adapt.mpi import World
+from undegrade.image_adapt.work import plan_jobs, run_jobs
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.data.views import FolderTree, OnTheFly
 
 KEYS = ["n01/a", "n02/b"]
 FOG = Cell("fog", 5)

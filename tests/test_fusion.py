@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.classifiers import Classifier, build_classifier
-from models.fusion import average, greedy_soup, recalibrate
+from undegrade.models.classification.classifier import Classifier, build_classifier
+from undegrade.models.classification.fusion import average, greedy_soup, recalibrate
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
@@ -242,7 +242,9 @@ def test_carrier_of_another_architecture_is_refused() -> None:
 
 
 def greedy(accuracies: dict[tuple[int, ...], float], count: int) -> tuple[list[int], list[int], list[tuple[int, ...]]]:
-    """What the greedy soup keeps, what its average is made of, and which averages were asked for, by accuracies of averages."""
+    """What the greedy soup keeps, what its average is made of, and which averages were asked for,
+    by accuracies of averages.
+    """
     asked: list[tuple[int, ...]] = []
 
     def fuse(chosen: list[int]) -> dict[str, Tensor]:

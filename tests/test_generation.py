@@ -1,4 +1,6 @@
-"""generate.py on digits: which files, that they depend on seed and number alone, going on, settings, mistakes; with MPI."""
+"""generate.py on digits: which files, that they depend on seed and number alone, going on,
+settings, mistakes; with MPI.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from image_adapt.generate import job_of, parse_classes
-from image_adapt.generator import GenerateConfig, ImageGenerator
-from models.diffusion import build_denoiser, describe
-from models.loading import load_denoiser
-from models.sampling import sample
 from tests.adapting import SCRIPT as ADAPT
 from tests.adapting import manifest_of, pixels, pngs, save_images
 from tests.scripts import Done, launch, program, run_script
-from utils.checkpoint import save_checkpoint
-from utils.data.pixels import from_signed
-from utils.seeding import torch_generator
+from undegrade.image_adapt.generate import job_of, parse_classes
+from undegrade.image_adapt.generator import GenerateConfig, ImageGenerator
+from undegrade.models.diffusion.denoiser import build_denoiser, describe
+from undegrade.models.diffusion.loading import load_denoiser
+from undegrade.models.diffusion.sampling import sample
+from undegrade.utils.checkpoint import save_checkpoint
+from undegrade.utils.data.pixels import from_signed
+from undegrade.utils.seeding import torch_generator
 
 MPIEXEC = program("mpiexec")
 SCRIPT = "image_adapt/scripts/generate.py"

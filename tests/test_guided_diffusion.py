@@ -1,4 +1,6 @@
-"""Networks of guided-diffusion as diffusers networks: the same function, for every flag; and flags read off a file."""
+"""Networks of guided-diffusion as diffusers networks: the same function, for every flag; and flags
+read off a file.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,6 @@ from guided_diffusion.unet import UNetModel
 from torch import Tensor
 
 from benchmarks.networks import published_unet
-from models.diffusion import Denoiser
-from models.guided_diffusion import convert_state_dict, denoiser_from_openai, infer_flags, unet_config
-from models.model_flags import CHANNEL_MULT, ModelFlags
 from tests.openai_networks import (
     ADM_256,
     IMPROVED_CIFAR,
@@ -23,6 +22,9 @@ from tests.openai_networks import (
     reference,
     relative_error,
 )
+from undegrade.models.diffusion.denoiser import Denoiser
+from undegrade.models.diffusion.openai import convert_state_dict, denoiser_from_openai, infer_flags, unet_config
+from undegrade.models.diffusion.openai_flags import CHANNEL_MULT, ModelFlags
 
 CASES: dict[str, dict[str, Any]] = {
     "resblock_updown, scale-shift, head width": {},

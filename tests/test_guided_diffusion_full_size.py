@@ -1,4 +1,6 @@
-"""The 256 px network at its full size (553 million random parameters): answer, and memory and time of loading."""
+"""The 256 px network at its full size (553 million random parameters): answer, and memory and time
+of loading.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ _READ = """
 import json, resource, sys, time
 import torch
 from diffusers import UNet2DModel
-from models.loading import open_denoiser
+from undegrade.models.diffusion.loading import open_denoiser
 from tests.openai_networks import ADM_256, joined, relative_error, texts
 
 def peak():

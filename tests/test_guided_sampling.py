@@ -1,4 +1,6 @@
-"""Reverse steps and whole adaptations of a converted network against the published network and sampler."""
+"""Reverse steps and whole adaptations of a converted network against the published network and
+sampler.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,13 @@ import torch
 from guided_diffusion.script_util import create_gaussian_diffusion
 from torch import Tensor
 
-from image_adapt.dda import DDA
-from image_adapt.lowpass import LowPass
-from models.diffusion import denoising_loss
-from models.guided_diffusion import denoiser_from_openai
-from models.model_flags import ModelFlags
-from models.sampling import p_mean_variance, sample
 from tests.openai_networks import TINY, all_double, reference, relative_error
+from undegrade.image_adapt.dda import DDA
+from undegrade.image_adapt.lowpass import LowPass
+from undegrade.models.diffusion.denoiser import denoising_loss
+from undegrade.models.diffusion.openai import denoiser_from_openai
+from undegrade.models.diffusion.openai_flags import ModelFlags
+from undegrade.models.diffusion.sampling import p_mean_variance, sample
 
 SHAPE = (3, 16, 16)
 
@@ -82,7 +84,9 @@ def test_adaptation_equals_the_formulas_on_the_published_network(noise_schedule:
 
 
 def formulas(network: torch.nn.Module, images: Tensor, noise_schedule: str, steps: int, weight: float) -> Tensor:
-    """The published algorithm as it is written down, on levels of the 20-step chain; noise of image b from generator b."""
+    """The published algorithm as it is written down, on levels of the 20-step chain; noise of image
+    b from generator b.
+    """
     chain = create_gaussian_diffusion(learn_sigma=True, noise_schedule=noise_schedule, timestep_respacing="20")
     a = chain.alphas_cumprod
     tau = [round(i * 999 / 19) for i in range(20)]

@@ -1,4 +1,6 @@
-"""ILVR against its algorithm, and what all reverse chains have in common: variance and start by noise level."""
+"""ILVR against its algorithm, and what all reverse chains have in common: variance and start by
+noise level.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from image_adapt.dda import DDA
-from image_adapt.ilvr import ILVR
-from image_adapt.lowpass import LowPass
-from models.diffusion import Denoiser
-from models.schedule import make_schedule
 from tests.adapting import SIZE, generators, random_images, tiny_denoiser
+from undegrade.image_adapt.dda import DDA
+from undegrade.image_adapt.ilvr import ILVR
+from undegrade.image_adapt.lowpass import LowPass
+from undegrade.models.diffusion.denoiser import Denoiser
+from undegrade.models.diffusion.schedule import make_schedule
 
 
 @torch.no_grad()

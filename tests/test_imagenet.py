@@ -1,4 +1,6 @@
-"""ImageNet: layouts, labels by a complete class list, the centre crop, lazy decoding; class lists and subsets of any folder."""
+"""ImageNet: layouts, labels by a complete class list, the centre crop, lazy decoding; class lists
+and subsets of any folder.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,13 @@ import torch
 from PIL import Image
 
 from tests.photo_like import photo_like
-from utils.data import imagenet as module
-from utils.data.batches import AugmentConfig, BatchLoader, BatchSet
-from utils.data.cells import Cell, FolderTree, OnTheFly
-from utils.data.imagenet import read_classes
-from utils.data.images import BrokenImageError
-from utils.data.sources import open_source
+from undegrade.utils.data.batches import AugmentConfig, BatchLoader, BatchSet
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.sources import imagenet as module
+from undegrade.utils.data.sources.imagenet import read_classes
+from undegrade.utils.data.sources.images import BrokenImageError
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.data.views import FolderTree, OnTheFly
 
 FIRST, THIRD, LAST = "n01440764", "n01484850", "n15075141"  # of the sorted list: 0, 2 and 999
 TEN = [f"n0000000{i}" for i in range(10)]

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.test_folders import write_images
-from utils.data.folders import folder_source
-from utils.data.images import BrokenImageError, center_crop, read_image
+from undegrade.utils.data.sources.folders import folder_source
+from undegrade.utils.data.sources.images import BrokenImageError, center_crop, read_image
 
 
 def test_the_size_is_the_shorter_side_of_the_first_image_unless_given(tmp_path: Path) -> None:
@@ -98,7 +98,8 @@ def test_an_upright_image_is_cropped_in_the_middle() -> None:
 
 
 def test_an_image_twice_too_large_is_halved_by_block_means() -> None:
-    # each 2 x 2 block of 10 x + y: its corner plus (0 + 10 + 1 + 11) / 4 = 5.5, which Pillow rounds up to 6
+    # each 2 x 2 block of 10 x + y: its corner plus (0 + 10 + 1 + 11) / 4 = 5.5, which Pillow rounds
+    # up to 6
     expected = np.array([[20 * x + 2 * y + 6 for x in range(2)] for y in range(2)])
     assert np.array_equal(np.asarray(center_crop(grid(4, 4), 2)), expected)
 

@@ -8,10 +8,10 @@ from typing import Literal
 
 import pytest
 
-from image_adapt.scripts import generate, image_sample
-from utils.command_line import ScriptParser
-from utils.data.sources import DATASETS
-from utils.key_help import key_help, key_values
+from undegrade.image_adapt.scripts import generate, image_sample
+from undegrade.utils.command_line import ScriptParser
+from undegrade.utils.data.sources.registry import DATASETS
+from undegrade.utils.key_help import key_help, key_values
 
 
 @dataclasses.dataclass(frozen=True)

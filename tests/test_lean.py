@@ -1,4 +1,6 @@
-"""Lean blocks: the network's function and gradient stay, what is kept for the gradient shrinks, no convolution is done again."""
+"""Lean blocks: the network's function and gradient stay, what is kept for the gradient shrinks, no
+convolution is done again.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.diffusion import Denoiser, build_denoiser
-from models.guided_diffusion import denoiser_from_openai
-from models.lean import LeanResnetBlock, LeanUpsample, make_lean, upsampling_kernel
-from models.model_flags import ModelFlags
 from tests.openai_networks import TINY, answer_and_gradient, joined, reference, relative_error
+from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser
+from undegrade.models.diffusion.inference_blocks import LeanResnetBlock, LeanUpsample, make_lean, upsampling_kernel
+from undegrade.models.diffusion.openai import denoiser_from_openai
+from undegrade.models.diffusion.openai_flags import ModelFlags
 
 
 def converted(**more: object) -> Denoiser:

@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.classifiers import Classifier, build_classifier, describe
-from models.diffusion import Denoiser, build_denoiser
-from models.diffusion import describe as describe_denoiser
-from models.loading import initialise_classifier, load_classifier, load_denoiser
-from models.model_flags import MODEL_FLAGS, check_model_flags
-from utils.checkpoint import save_checkpoint
-from utils.runs import BEST, mark_done
+from undegrade.models.classification.classifier import Classifier, build_classifier, describe
+from undegrade.models.classification.loading import initialise_classifier, load_classifier
+from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser
+from undegrade.models.diffusion.denoiser import describe as describe_denoiser
+from undegrade.models.diffusion.loading import load_denoiser
+from undegrade.models.diffusion.openai_flags import MODEL_FLAGS, check_model_flags
+from undegrade.utils.checkpoint import save_checkpoint
+from undegrade.utils.runs import BEST, mark_done
 
 CLASSES = ["cat", "dog", "horse"]
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)

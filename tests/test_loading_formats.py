@@ -1,4 +1,6 @@
-"""Diffusion models in every format that --model_path takes, the conversion between them, and damaged ones."""
+"""Diffusion models in every format that --model_path takes, the conversion between them, and
+damaged ones.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from models.diffusion import build_denoiser
-from models.loading import denoiser_digest, diffusers_folder, open_denoiser
-from models.model_flags import ModelFlags
 from tests.adapting import adapt, pngs, save_images
 from tests.openai_networks import TINY, answer_and_gradient, joined, reference, relative_error, save, texts, words
 from tests.scripts import run_script
+from undegrade.models.diffusion.denoiser import build_denoiser
+from undegrade.models.diffusion.loading import denoiser_digest, diffusers_folder, open_denoiser
+from undegrade.models.diffusion.openai_flags import ModelFlags
 
 CONVERT = "image_adapt/scripts/convert_checkpoint.py"
 FLAGS = texts(TINY)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from image_adapt.lowpass import LowPass
+from undegrade.image_adapt.lowpass import LowPass
 
 SIZES = [(32, 1), (32, 2), (32, 4), (30, 3), (32, 16), (32, 32), (36, 6)]
 EDGE_SUMS = [0.597, 0.841, 0.975, 1.022, 1.023, 1.012, 1.016, 1.015, 1.008, 1.002, 0.9994, 0.9991, 0.9994, 0.9999]
@@ -22,7 +22,9 @@ def kernel(x: float) -> float:
 
 
 def resize_line(line: list[float], n_out: int) -> list[float]:
-    """ResizeRight's definition for one line of pixels: fixed field of view, normalised, then zero padding."""
+    """ResizeRight's definition for one line of pixels: fixed field of view, normalised, then zero
+    padding.
+    """
     scale = n_out / len(line)
     stretch = min(scale, 1.0)
     support = 4 / stretch

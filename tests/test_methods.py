@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from models.diffusion import build_denoiser
 from tests.checkpoints import save_random
 from tests.tiny import CLASSES, SIDE, negative_log_likelihood, supervised, tiny_batch, tiny_source
-from trainers.config import DataConfig, TrainConfig, fill
-from trainers.denoising import Denoising
-from trainers.methods import METHODS, Context
-from utils.checkpoint import file_digest
-from utils.config import build
-from utils.seeding import seed_everything
+from undegrade.models.diffusion.denoiser import build_denoiser
+from undegrade.trainers.config import TrainConfig, fill
+from undegrade.trainers.denoising import Denoising
+from undegrade.trainers.methods import METHODS, Context
+from undegrade.utils.checkpoint import file_digest
+from undegrade.utils.config import build
+from undegrade.utils.data.training import DataConfig
+from undegrade.utils.seeding import seed_everything
 
 # --- supervised
 

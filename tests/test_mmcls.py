@@ -1,4 +1,6 @@
-"""Checkpoints of mm-classification: names, order of channels, normalisation, and the way into a classifier."""
+"""Checkpoints of mm-classification: names, order of channels, normalisation, and the way into a
+classifier.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from models import mmcls
-from models.classifiers import Classifier, build_classifier, load_network_state
-from models.loading import initialise_classifier, load_classifier
+from undegrade.models.classification import mmcls
+from undegrade.models.classification.classifier import Classifier, build_classifier, load_network_state
+from undegrade.models.classification.loading import initialise_classifier, load_classifier
 
 CLASSES = 7
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -57,7 +59,9 @@ def mm_state(network: nn.Module, kind: str) -> dict[str, Tensor]:
 
 
 class UnfoldMerging(nn.Module):
-    """Patch merging as mm-classification computes it: torch's Unfold, LayerNorm, Linear; [B,H,W,C] -> [B,H/2,W/2,2C]."""
+    """Patch merging as mm-classification computes it: torch's Unfold, LayerNorm, Linear; [B,H,W,C]
+    -> [B,H/2,W/2,2C].
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -108,7 +112,9 @@ def test_a_swin_computes_what_it_computes_with_patches_merged_in_unfold_order() 
 
 
 def test_the_table_of_relative_positions_is_indexed_alike() -> None:
-    """mm-classification: a token's place on a grid of 2 Ww - 1 columns, added to the mirrored places of all tokens."""
+    """mm-classification: a token's place on a grid of 2 Ww - 1 columns, added to the mirrored
+    places of all tokens.
+    """
     side = 4
     places = torch.tensor([(2 * side - 1) * y + x for y in range(side) for x in range(side)])
     theirs = (places[:, None] + places[None, :]).flip(1)

@@ -11,10 +11,10 @@ import torch
 
 from tests.checkpoints import finished_run, save_random, specialists
 from tests.scripts import Done, run_script
-from utils.checkpoint import file_digest, load_checkpoint
-from utils.data.image_source import ImageSource
-from utils.data.sources import open_source
-from utils.runs import BEST
+from undegrade.utils.checkpoint import file_digest, load_checkpoint
+from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.runs import BEST
 
 CONFIG = "configs/deg_all/Digits/ResNet20_soups.yaml"
 SOUP = "deg_all/Digits/ResNet20_soups"
@@ -163,7 +163,7 @@ def test_published_program_has_no_validation_images(tmp_path: Path, monkeypatch:
         asked.append(split)
         return open_source(dataset, split, *more, **options)
 
-    monkeypatch.setattr("utils.data.sources.open_source", spied)
+    monkeypatch.setattr("undegrade.utils.data.sources.registry.open_source", spied)
     specialists(tmp_path, "jpeg", "noise")
     for compat, expected in (((), ["train", "validation"]), (("configs/_compat/fusiondistill.yaml",), ["trainval", "test"])):
         asked.clear()

@@ -8,11 +8,18 @@ import pytest
 import torch
 
 from tests.photo_like import photo_like
-from utils.data import degradations
-from utils.data.corruptions import ALL_CORRUPTIONS, corrupt
-from utils.data.degradations import DEGRADATIONS, NAMED_SEQUENCES, REFERENCE, degrade, sample_levels, sweep_levels
-from utils.data.perturbations import check_perturbation, draw_levels, perturb, unit_level
-from utils.random_fields import RandomFields
+from undegrade.utils.data.perturbations import degradations
+from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS, corrupt
+from undegrade.utils.data.perturbations.degradations import (
+    DEGRADATIONS,
+    NAMED_SEQUENCES,
+    REFERENCE,
+    degrade,
+    sample_levels,
+    sweep_levels,
+)
+from undegrade.utils.data.perturbations.registry import check_perturbation, draw_levels, perturb, unit_level
+from undegrade.utils.random_fields import RandomFields
 
 SEQUENCE = "blur+noise+jpeg"
 NAMES = [*DEGRADATIONS, *NAMED_SEQUENCES, SEQUENCE]

@@ -12,10 +12,10 @@ import pytest
 
 from tests.scripts import ROOT
 from tests.stages import STAGE, run, texts
-from utils import pipeline
-from utils.config import build, read_yaml
-from utils.errors import Stopped
-from utils.pipeline import PipelineConfig, commands, find_mpiexec, main
+from undegrade.utils import pipeline
+from undegrade.utils.config import build, read_yaml
+from undegrade.utils.errors import Stopped
+from undegrade.utils.pipeline import PipelineConfig, commands, find_mpiexec, main
 
 CONFIG = """
 variables:

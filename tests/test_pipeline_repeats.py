@@ -1,4 +1,6 @@
-"""Pipelines that repeat their stages for each value of a variable, and stages that run once after all of them."""
+"""Pipelines that repeat their stages for each value of a variable, and stages that run once after
+all of them.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ import pytest
 
 from tests.scripts import ROOT
 from tests.stages import STAGE, run, texts
-from utils import pipeline
-from utils.config import build
-from utils.pipeline import PipelineConfig, commands, main
+from undegrade.utils import pipeline
+from undegrade.utils.config import build
+from undegrade.utils.pipeline import PipelineConfig, commands, main
 
 CONFIG = """
 variables: {out: results, seeds: "1,2", seed: "1", degs: "jpeg,noise", word: ""}

@@ -11,20 +11,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils.plots import (
-    PALETTE,
-    RIGHT,
-    WRONG,
-    Picture,
-    heat_map,
-    image_grid,
-    png_bytes,
-    sample_grid,
-    save,
-    severity_plot,
-    system_colours,
-)
-from utils.results import Result
+from undegrade.evaluation.report.plots import RIGHT, WRONG, Picture, heat_map, image_grid, severity_plot, system_colours
+from undegrade.evaluation.results import Result
+from undegrade.utils.figures import PALETTE, png_bytes, sample_grid, save
 
 
 def row(system: str, corruption: str, severity: float, accuracy: float) -> Result:

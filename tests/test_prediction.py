@@ -1,4 +1,6 @@
-"""test.py and test_ensemble.py --predict: classes of images without labels, against the networks called by hand."""
+"""test.py and test_ensemble.py --predict: classes of images without labels, against the networks
+called by hand.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,12 @@ from tests.checkpoints import finished_run, save_random
 from tests.photo_like import photo_like, save_all
 from tests.scoring import logits_by_hand
 from tests.scripts import run_script
-from trainers import prediction
-from trainers.evaluation_config import EvaluationConfig
-from trainers.prediction import predict
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.config import build
-from utils.data.images import read_image
+from undegrade.evaluation import predict as module
+from undegrade.evaluation.config import EvaluationConfig
+from undegrade.evaluation.predict import predict
+from undegrade.utils.checkpoint import load_checkpoint, save_checkpoint
+from undegrade.utils.config import build
+from undegrade.utils.data.sources.images import read_image
 
 CLASSES = ("ant", "bee", "cat, or kitten", "dog")
 NAMES = ["a.png", "b/10.bmp", "b/9.PNG", "b/c/é.png", "d.png", "e.ppm"]  # sorted
@@ -29,7 +31,9 @@ SIZE, RESIZE = 16, 18
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Six images of 24 px in folders that are no classes, written in another order than their names'."""
+    """Six images of 24 px in folders that are no classes, written in another order than their
+    names'.
+    """
     save_all(tmp_path / "photos", NAMES[::-1], photo_like(6, 24))
     (tmp_path / "photos/notes.txt").write_text("no image")
     return tmp_path / "photos"
@@ -41,7 +45,9 @@ def network(photos: Path, tmp_path: Path) -> Path:
 
 
 def save_undecided(path: Path, photos: Path, seed: int) -> Path:
-    """A random network whose logits on the photos have mean 0 and deviation 1 for each class: they fall into several."""
+    """A random network whose logits on the photos have mean 0 and deviation 1 for each class: they
+    fall into several.
+    """
     save_random(path, seed, classes=CLASSES, image_size=SIZE, resize=RESIZE)
     state, description = load_checkpoint(path)
     images = np.stack([read_image(photos / name, SIZE, RESIZE) for name in NAMES])
@@ -129,7 +135,7 @@ def test_broken_images_are_named_and_left_out(network: Path, photos: Path, tmp_p
 def test_what_was_done_before_an_interruption_is_kept(
     network: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = prediction._best, []
+    real, calls = module._best, []
 
     def interrupted(*arguments: object) -> object:
         calls.append(1)
@@ -137,7 +143,7 @@ def test_what_was_done_before_an_interruption_is_kept(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(prediction, "_best", interrupted)
+    monkeypatch.setattr(module, "_best", interrupted)
     with pytest.raises(KeyboardInterrupt):
         rows_after(config_of(network, batch_size=2), photos, tmp_path)
     check(rows_of(tmp_path / "p.csv"), NAMES[:4], shares_of(network, photos, NAMES[:4]))

@@ -1,4 +1,5 @@
-"""Every command line that the published FusionDistill, DiffAUD and SDA instructions give is understood, placeholders replaced.
+"""Every command line that the published FusionDistill, DiffAUD and SDA instructions give is
+understood, placeholders replaced.
 
 Those of SDA's align.sh, which need the flags of the published network: test_sda_commands.py.
 """
@@ -11,8 +12,8 @@ import pytest
 
 from tests.commands import check_command
 from tests.shipped import names_in
-from utils.config import read_yaml
-from utils.runs import published_run
+from undegrade.utils.config import read_yaml
+from undegrade.utils.published_commands import published_run
 
 DATASETS = ("CIFAR10", "CIFAR100", "TinyImagenet")
 DEGRADATIONS = ("jpeg", "blur", "noise", "saltpepper")

@@ -1,4 +1,6 @@
-"""Random numbers by key: the published generator, independent of who else draws, and of the right distributions."""
+"""Random numbers by key: the published generator, independent of who else draws, and of the right
+distributions.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from utils import random_fields
-from utils.random_fields import RandomFields, scaled
+from undegrade.utils import random_fields
+from undegrade.utils.random_fields import RandomFields, scaled
 
 KEYS = [f"cat/{i:05d}@3" for i in range(400)]
 

@@ -1,4 +1,6 @@
-"""ImageNet-C and CIFAR-10-C without their clean images: what is known of them, and evaluation from end to end."""
+"""ImageNet-C and CIFAR-10-C without their clean images: what is known of them, and evaluation from
+end to end.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,11 @@ from tests.checkpoints import finished_run, save_random
 from tests.photo_like import photo_like, save_all, to_array
 from tests.scoring import logits_by_hand, rows_of
 from tests.scripts import run_script
-from utils.data.cells import Cell, FolderTree, OnTheFly, ReleasedArrays
-from utils.data.released import CIFAR, is_released
-from utils.data.sources import open_source
-from utils.plots import image_grid
+from undegrade.evaluation.report.plots import image_grid
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.data.sources.released import CIFAR, is_released
+from undegrade.utils.data.views import FolderTree, OnTheFly, ReleasedArrays
 
 WNIDS = ("n01440764", "n01484850", "n15075141")  # of the sorted thousand: 0, 2 and 999
 LABELS = [3, 0, 9, 3]
@@ -28,7 +31,9 @@ PUBLISHED = "configs/ensemble/Imagenet/ResNet50_diffaud.yaml"
 
 
 def write_tree(root: Path, *cells: str, per_class: int = 2, side: int = 224, suffix: str = ".JPEG") -> dict[str, Tensor]:
-    """`<root>/<cell>/<wnid>/*`, other pictures in every cell; of each cell the pixels that the files hold, in sorted order."""
+    """`<root>/<cell>/<wnid>/*`, other pictures in every cell; of each cell the pixels that the
+    files hold, in sorted order.
+    """
     names = [f"{wnid}/ILSVRC2012_val_{10 * k + i:08d}" for k, wnid in enumerate(WNIDS) for i in range(per_class)]
     pictures = photo_like(len(names) * len(cells), side).split(len(names))
     for cell, images in zip(cells, pictures, strict=True):
@@ -189,7 +194,7 @@ def test_a_root_that_is_given_stays(tmp_path: Path) -> None:
 def test_published_command_takes_keys_and_labels_from_the_first_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first tree is a subset; the second has more images, adapted at 256 pixels."""
     grid = mock.Mock(side_effect=image_grid)
-    monkeypatch.setattr("trainers.evaluation_report.image_grid", grid)
+    monkeypatch.setattr("undegrade.evaluation.write_report.image_grid", grid)
     raw = write_tree(tmp_path / "imagenetc_5k", "gaussian_noise/5", per_class=2)["gaussian_noise/5"]
     adapted = write_tree(tmp_path / "generated", "gaussian_noise/5", per_class=3, side=256, suffix=".png")["gaussian_noise/5"]
     known_classes(tmp_path / "imagenetc_5k")

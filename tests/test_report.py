@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from utils.plots import heat_map, png_bytes
-from utils.report import write_report
-from utils.results import Result
+from undegrade.evaluation.report.html import write_report
+from undegrade.evaluation.report.plots import heat_map
+from undegrade.evaluation.results import Result
+from undegrade.utils.figures import png_bytes
 
 VOID = {"meta", "img"}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.test_batches import COUNT, SIDE, SOURCE
-from utils.data.augmentation import AugmentConfig, random_window, resized_crop
-from utils.data.batches import BatchSet
+from undegrade.utils.data.augmentation import AugmentConfig, random_window, resized_crop
+from undegrade.utils.data.batches import BatchSet
 
 
 def test_a_window_is_enlarged_alike_in_the_clean_and_the_degraded_version() -> None:
@@ -24,7 +24,9 @@ def test_a_window_is_enlarged_alike_in_the_clean_and_the_degraded_version() -> N
 
 
 def test_the_degradation_of_a_window_is_that_of_the_whole_image() -> None:
-    """Degraded before it is enlarged: a constant degraded image stays constant, wherever the window lies."""
+    """Degraded before it is enlarged: a constant degraded image stays constant, wherever the window
+    lies.
+    """
     grey = torch.full((COUNT, 3, SIDE, SIDE), 100, dtype=torch.uint8)
     degraded = dataclasses.replace(SOURCE, read=lambda rows: grey[rows])
     augment = AugmentConfig(resized_crop=0.1)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.classifiers import build_classifier
-from models.resnet import build_resnet
+from undegrade.models.classification.classifier import build_classifier
+from undegrade.models.classification.resnet import build_resnet
 
 BN = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
 

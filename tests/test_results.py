@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from utils import provenance as provenance_module
-from utils.files import write_atomic
-from utils.results import (
+from undegrade.evaluation.results import (
     Z95,
     Result,
     average_rows,
@@ -27,7 +25,9 @@ from utils.results import (
     write_csv,
     write_json,
 )
-from utils.tables import caption, markdown_table, pivot, table
+from undegrade.evaluation.tables import caption, markdown_table, pivot, table
+from undegrade.utils import provenance as provenance_module
+from undegrade.utils.files import write_atomic
 
 
 def hits(text: str) -> np.ndarray:

@@ -7,9 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from utils.data.corruptions import CORRUPTIONS
-from utils.results import Result, cell_result
-from utils.robustness import (
+from undegrade.evaluation.results import Result, cell_result
+from undegrade.evaluation.robustness import (
     ALEXNET_ERRORS,
     calibration_error,
     carton_metrics,
@@ -20,6 +19,7 @@ from utils.robustness import (
     summary_table,
     watermark_gaps,
 )
+from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
 
 # torchvision's ResNet-50 v1 on 5,000 images of ImageNet-C, mean error over severities in %
 RESNET50 = (68.536, 70.904, 74.012, 61.096, 73.232, 61.868, 63.684, 67.848, 62.684, 54.500, 32.156, 60.896, 55.044, 55.140, 46.156)
@@ -101,7 +101,8 @@ def test_carton_metrics_by_hand() -> None:
 
 def test_gaps_are_watermarked_minus_clean_in_points() -> None:
     given = [scored("clean", CLEAN_SCORES), scored("watermark", MARKED_SCORES)]
-    # right of four: 3 both times (the first image is lost, the third won); of carton's two: 1, then both
+    # right of four: 3 both times (the first image is lost, the third won); of carton's two: 1, then
+    # both
     expected = {"IN-W gap": 0.0, "carton gap": 50.0, "delta P(carton)": 100 * (2.5 - 1.1) / 4, "delta P(carton|carton)": 25.0}
     assert watermark_gaps(given) == watermark_gaps(given[::-1]) == pytest.approx(expected)
     assert summary(given, imagenet=False) == pytest.approx({"clean error": 25.0, **expected})

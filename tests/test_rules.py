@@ -1,4 +1,6 @@
-"""Ensemble rules: hand-computed cases, the vote's truth table, the published bounds of the double softmax."""
+"""Ensemble rules: hand-computed cases, the vote's truth table, the published bounds of the double
+softmax.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.rules import INPUT_RULES, RULES, combine, mixing_weights
+from undegrade.evaluation.rules import INPUT_RULES, RULES, combine, mixing_weights
 
 # Two images, three classes. On image 0 member 1 is the surer by every measure, on image 1 member 2.
 P1 = [[0.7, 0.2, 0.1], [0.4, 0.35, 0.25]]
@@ -20,7 +22,9 @@ def probabilities(*members: list[list[float]]) -> Tensor:
 
 
 def logits_of(*members: list[list[float]]) -> Tensor:
-    """Logits whose softmax are these; the constant added must not matter to any rule of probabilities."""
+    """Logits whose softmax are these; the constant added must not matter to any rule of
+    probabilities.
+    """
     return probabilities(*members).log() + 3.0
 
 
@@ -76,7 +80,9 @@ def test_double_softmax_takes_the_weights_from_softmax_of_p(rule: str) -> None:
 
 
 def test_entropy_may_choose_another_member_under_double_softmax() -> None:
-    """H(p) and H(softmax(p)) order these two differently, so the option does reach the selecting rules."""
+    """H(p) and H(softmax(p)) order these two differently, so the option does reach the selecting
+    rules.
+    """
     sure_once, spread = [0.60, 0.399, 0.0005, 0.0005], [0.70, 0.10, 0.10, 0.10]
     assert entropy(sure_once) < entropy(spread) and entropy(softmax(sure_once)) > entropy(softmax(spread))
     logits = logits_of([sure_once], [spread])

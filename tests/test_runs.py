@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from utils.run_log import RunLog, setup_logging
-from utils.runs import BEST, create_run, finished_runs, mark_done, published_run, resolve_checkpoint
+from undegrade.utils.published_commands import published_run
+from undegrade.utils.run_log import RunLog, setup_logging
+from undegrade.utils.runs import BEST, create_run, finished_runs, mark_done, resolve_checkpoint
 
 
 def make_run(save_dir: Path, name: str, run_id: str, finished_at: int | None = None) -> Path:
-    """A run folder with a checkpoint; finished at a time (seconds), or unfinished without checkpoint."""
+    """A run folder with a checkpoint; finished at a time (seconds), or unfinished without
+    checkpoint.
+    """
     run = create_run(save_dir, name, run_id)
     (run / "config.yaml").write_text("")
     if finished_at is not None:

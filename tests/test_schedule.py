@@ -8,9 +8,10 @@ import torch
 from guided_diffusion import gaussian_diffusion as gd
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
 
-from models.schedule import make_schedule, respaced_timesteps
+from undegrade.models.diffusion.schedule import make_schedule, respaced_timesteps
 
-# i: (time step, alpha_bar linear, alpha_bar cosine, beta linear, beta cosine) of the 100-step chain over 1000
+# i: (time step, alpha_bar linear, alpha_bar cosine, beta linear, beta cosine) of the 100-step chain
+# over 1000
 PUBLISHED = {
     0: (0, 0.9999, 0.99995872, 1.0e-4, 4.12842e-5),
     1: (10, 0.99780657, 0.9992789, 2.09364e-3, 6.7984e-4),

@@ -1,4 +1,6 @@
-"""SDA's published commands of generation, alignment and vote, on tiny networks and trees; what is said of what does not fit."""
+"""SDA's published commands of generation, alignment and vote, on tiny networks and trees; what is
+said of what does not fit.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from image_adapt import generator
-from models.diffusion import Denoiser, build_denoiser, describe
-from models.model_flags import ModelFlags, parse_flags
 from tests.adapting import SCRIPT as ALIGN
 from tests.adapting import manifest_of, pngs, save_images
 from tests.checkpoints import save_random
@@ -24,8 +23,11 @@ from tests.scoring import logits_by_hand, rows_of
 from tests.scripts import Done, run_script
 from tests.test_dit import save_vae
 from tests.test_released import stored_logits
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.data.images import read_image
+from undegrade.image_adapt import generator
+from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser, describe
+from undegrade.models.diffusion.openai_flags import ModelFlags, parse_flags
+from undegrade.utils.checkpoint import load_checkpoint, save_checkpoint
+from undegrade.utils.data.sources.images import read_image
 
 GENERATE = "image_adapt/scripts/generate.py"
 CLASSES = ("n01", "n02", "n03", "n04", "n05")  # of the tiny DiT
@@ -36,7 +38,9 @@ SIDE, LARGE = 28, 32  # of the files of ImageNet-C and W, and of the diffusion m
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`pretrained_ckpt` as the published commands expect it, with tiny networks in it, and the list of classes."""
+    """`pretrained_ckpt` as the published commands expect it, with tiny networks in it, and the list
+    of classes.
+    """
     monkeypatch.setitem(generator.NETWORKS, "DiT-XL/2", (2, 24, 2))
     (tmp_path / "pretrained_ckpt").mkdir()
     torch.save(OriginalDiT().state_dict(), tmp_path / "pretrained_ckpt/DiT-XL-2-256x256.pt")
@@ -173,14 +177,16 @@ def test_align_is_understood_as_written(place: Path, monkeypatch: pytest.MonkeyP
     (place / "pretrained_ckpt/256x256_diffusion_uncond.pt").write_bytes(b"weights")
     save_images(place / words.split()[0], [file], 224)
     monkeypatch.chdir(place)
-    monkeypatch.setattr("models.loading.open_denoiser", open_denoiser)
+    monkeypatch.setattr("undegrade.models.diffusion.loading.open_denoiser", open_denoiser)
     out = run_script(ALIGN, *shlex.split(ALIGN_SH + words), "--dry_run").check().out
     assert re.search(r"total +1 +0 +1 +1\n", out) and "batches of 10 each" in out and "50 forward, 50 backward" in out
     assert re.search(rf" in data/{below}\n", out)
 
 
 def tree_of(place: Path, kind: str) -> str:
-    """A test set with two images of each of three classes, as it is released; the folder of its files."""
+    """A test set with two images of each of three classes, as it is released; the folder of its
+    files.
+    """
     below = {"ImageNet-C": "gaussian_noise/5", "ImageNet-W": "val"}[kind]
     names = [f"{wnid}/ILSVRC2012_val_{10 * k + i:08d}.JPEG" for k, wnid in enumerate(CLASSES[:3]) for i in range(2)]
     save_images(place / "data" / kind / below, names, SIDE)

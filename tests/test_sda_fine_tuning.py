@@ -1,4 +1,6 @@
-"""Fine-tuning on numbered folders as SDA's published program does, and what is said of folders that do not fit the classifier."""
+"""Fine-tuning on numbered folders as SDA's published program does, and what is said of folders that
+do not fit the classifier.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from tests.adapting import save_images
 from tests.checkpoints import save_random
 from tests.scripts import Done, run_script
 from tests.test_class_map import NUMBERED
-from utils.checkpoint import load_checkpoint
+from undegrade.utils.checkpoint import load_checkpoint
 
 CLASSES = ("n01", "n02", "n03", "n04", "n05")
 
@@ -43,7 +45,9 @@ MAP = "".join(f"{number:04d} {name}\n" for number, name in enumerate(CLASSES))
 
 @pytest.mark.parametrize("by", ["map", "list"])
 def test_finetune_takes_numbered_folders_by_class_map_or_by_the_order_of_a_list(root: Path, by: str) -> None:
-    """Without map as the published program, whose labels are places in the sorted list of ImageNet's classes."""
+    """Without map as the published program, whose labels are places in the sorted list of
+    ImageNet's classes.
+    """
     data = synthetic(root)
     if by == "map":
         (data / "classes.txt").write_text(MAP)

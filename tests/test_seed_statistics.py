@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.seed_results import HEADINGS, cell, make, rows_of, write_runs
-from utils.results import MEAN, Result, cell_result, write_json
-from utils.seed_statistics import layout, read_seeds, statistics
+from undegrade.evaluation.results import MEAN, Result, cell_result, write_json
+from undegrade.evaluation.seeds import layout, read_seeds, statistics
 
 
 def test_deviation_of_the_average_is_that_of_the_seeds_averages(tmp_path: Path) -> None:

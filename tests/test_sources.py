@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.test_folders import assert_reads_its_own_images, write_images
-from utils.data.image_source import ImageSource, array_source, concatenated, cut
-from utils.data.sources import open_source
+from undegrade.utils.data.sources.image_source import ImageSource, array_source, concatenated, cut
+from undegrade.utils.data.sources.registry import open_source
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,9 @@ FILES = {"CIFAR10": ([f"data_batch_{i}" for i in range(1, 6)], "test_batch"), "C
 
 
 def write_cifar(root: Path, name: str) -> None:
-    """Files of torchvision's layout: 10 training and 2 test images a class; red is the number in the file, green the label."""
+    """Files of torchvision's layout: 10 training and 2 test images a class; red is the number in
+    the file, green the label.
+    """
     folder, meta, names_key, labels_key = COARSE[name]
     classes = 10 if name == "CIFAR10" else 100
     (root / folder).mkdir(parents=True)
@@ -218,7 +220,9 @@ def test_damaged_cifar_files_are_not_read(tmp_path: Path) -> None:
 
 
 def assert_trainval(dataset: str, root: str | Path = "data") -> ImageSource:
-    """It holds the training and the validation images, and no image of the test part; all are normalised the same way."""
+    """It holds the training and the validation images, and no image of the test part; all are
+    normalised the same way.
+    """
     parts = {split: open_source(dataset, split, root) for split in ("train", "validation", "test", "trainval")}
     together = parts["trainval"]
     assert len(together) == len(parts["train"]) + len(parts["validation"])

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
 
-from models.sync_batchnorm import convert
+from undegrade.models.classification.sync_batchnorm import convert
 
 CHANNELS = 3
 STEPS = 2  # so that running statistics are averaged over time too

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from utils.data import tiny_imagenet
-from utils.data.image_source import ImageSource, MappedReader
-from utils.data.images import BrokenImageError
-from utils.data.sources import open_source
+from undegrade.utils.data.sources import tiny_imagenet
+from undegrade.utils.data.sources.image_source import ImageSource, MappedReader
+from undegrade.utils.data.sources.images import BrokenImageError
+from undegrade.utils.data.sources.registry import open_source
 
 WNIDS = ["n03", "n01", "n02"]  # not sorted: wnids.txt gives the numbers
 VAL = {"val_0": "n02", "val_1": "n03", "val_2": "n01", "val_10": "n03"}
@@ -37,7 +37,9 @@ def write_jpeg(path: Path, mode: str, value: int | tuple[int, ...]) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """3 classes of 4 training images, whose red is the class and whose green is the number, and 4 val images."""
+    """3 classes of 4 training images, whose red is the class and whose green is the number, and 4
+    val images.
+    """
     folder = tmp_path / "data" / "tiny-imagenet-200"
     for label, wnid in enumerate(WNIDS):
         for i in reversed(range(PER_CLASS)):  # the order of writing is not that of the names

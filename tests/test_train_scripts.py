@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from tests.scripts import Done, launch, run_script
-from utils.checkpoint import load_checkpoint
+from undegrade.utils.checkpoint import load_checkpoint
 
 CLEAN = "configs/ind/Digits/ResNet20_clean.yaml"
 SPECIALIST = "configs/sl/Digits/ResNet20-20.yaml"
@@ -41,7 +41,9 @@ def steps_of(run: Path) -> int:
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """FusionDistill from start to end: clean (in a process of its own), two specialists, their average, the student."""
+    """FusionDistill from start to end: clean (in a process of its own), two specialists, their
+    average, the student.
+    """
     root = tmp_path_factory.mktemp("family")
     where = ("--save_dir", root)
     launch(sys.executable, "train.py", "-c", CLEAN, *where, *SMALL).check()

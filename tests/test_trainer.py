@@ -12,10 +12,10 @@ from torch import nn
 from tests.loops import AUGMENT, SGD, last_of, metrics_of, scripted, spoiled, trainer
 from tests.scripts import forget_accelerator
 from tests.tiny import supervised, tiny_source
-from trainers.config import LoopConfig, OptimizerConfig
-from trainers.trainer import learning_rate_factor
-from utils.checkpoint import load_checkpoint
-from utils.data.batches import BatchLoader, BatchSet
+from undegrade.trainers.config import LoopConfig, OptimizerConfig
+from undegrade.trainers.trainer import learning_rate_factor
+from undegrade.utils.checkpoint import load_checkpoint
+from undegrade.utils.data.batches import BatchLoader, BatchSet
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from tests.loops import AUGMENT, Spoiled, last_of, metrics_of, spoiled, trainer
 from tests.scripts import forget_accelerator
 from tests.tiny import supervised
-from trainers.config import LoopConfig, OptimizerConfig
-from trainers.methods import Supervised
-from utils.checkpoint import load_checkpoint
-from utils.data.batches import Batch
-from utils.errors import Stopped
+from undegrade.trainers.config import LoopConfig, OptimizerConfig
+from undegrade.trainers.methods import Supervised
+from undegrade.utils.checkpoint import load_checkpoint
+from undegrade.utils.data.batches import Batch
+from undegrade.utils.errors import Stopped
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

@@ -1,4 +1,6 @@
-"""What a training run is made from: several YAML files, the published program's data, any list of degradations, parents by run."""
+"""What a training run is made from: several YAML files, the published program's data, any list of
+degradations, parents by run.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ import yaml
 
 from tests.checkpoints import finished_run
 from tests.scripts import Done, run_script
-from trainers.trainer import Trainer
-from utils.checkpoint import file_digest, read_description
-from utils.runs import BEST
+from undegrade.trainers.trainer import Trainer
+from undegrade.utils.checkpoint import file_digest, read_description
+from undegrade.utils.runs import BEST
 
 CLEAN = "configs/ind/Digits/ResNet20_clean.yaml"
 SPECIALIST = "configs/sl/Digits/ResNet20-20.yaml"

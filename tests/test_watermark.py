@@ -1,4 +1,6 @@
-"""The watermark of ImageNet-W: where it is drawn, with which font, and as a perturbation and a view like the others."""
+"""The watermark of ImageNet-W: where it is drawn, with which font, and as a perturbation and a view
+like the others.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +15,27 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
-from image_adapt.config import AdaptConfig, InputConfig
-from image_adapt.output import settings_of
-from image_adapt.work import plan_jobs
 from tests.photo_like import photo_like, save_all
-from utils.data import watermark as module
-from utils.data.batches import BatchSet
-from utils.data.cells import Cell, FolderTree, OnTheFly, parse_cells, sweep_cells
-from utils.data.corruptions import ALL_CORRUPTIONS
-from utils.data.degradations import DegradationCompat
-from utils.data.image_source import array_source
-from utils.data.perturbations import PERTURBATIONS, check_perturbation, draw_levels, perturb, unit_level
-from utils.data.watermark import TEXT, WATERMARK, font_file, watermark
+from undegrade.image_adapt.config import AdaptConfig, InputConfig
+from undegrade.image_adapt.output import settings_of
+from undegrade.image_adapt.work import plan_jobs
+from undegrade.utils.data.batches import BatchSet
+from undegrade.utils.data.cells import Cell, parse_cells, sweep_cells
+from undegrade.utils.data.perturbations import watermark as module
+from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS
+from undegrade.utils.data.perturbations.degradations import DegradationCompat
+from undegrade.utils.data.perturbations.registry import PERTURBATIONS, check_perturbation, draw_levels, perturb, unit_level
+from undegrade.utils.data.perturbations.watermark import TEXT, WATERMARK, font_file, watermark
+from undegrade.utils.data.sources.image_source import array_source
+from undegrade.utils.data.views import FolderTree, OnTheFly
 
 SIDE, SIZE = 700, 112  # of an image, and of its text: 700 / 6.22
 
 
 def make_font(path: Path, *characters: str) -> str:
-    """A font of 10 units a pixel at SIZE, ascent 90 px, whose characters are a large and a small rectangle, 112 px apart."""
+    """A font of 10 units a pixel at SIZE, ascent 90 px, whose characters are a large and a small
+    rectangle, 112 px apart.
+    """
 
     def rectangle(left: int, bottom: int, right: int, top: int) -> object:
         pen = TTGlyphPen(None)

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.classifiers import Classifier
-from trainers.config import DataConfig, TrainConfig
-from trainers.methods import Context, Supervised, SupervisedConfig
-from utils.data.batches import Batch
-from utils.data.image_source import ImageSource, array_source
-from utils.seeding import seed_everything
+from undegrade.models.classification.classifier import Classifier
+from undegrade.trainers.config import TrainConfig
+from undegrade.trainers.methods import Context, Supervised, SupervisedConfig
+from undegrade.utils.data.batches import Batch
+from undegrade.utils.data.sources.image_source import ImageSource, array_source
+from undegrade.utils.data.training import DataConfig
+from undegrade.utils.seeding import seed_everything
 
 CLASSES = ("circle", "line", "square")
 SIDE = 8

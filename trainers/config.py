@@ -8,61 +8,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-from utils.data.batches import AugmentConfig, BatchSet
-from utils.data.image_source import ImageSource
-from utils.data.sources import SourceConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig(SourceConfig):
-    """What is trained on; further keys: see SourceConfig.
-
-    Attributes:
-        degradations: any number of degradations, sequences such as `blur+noise` and ImageNet-C corruptions; each image of a step
-            appears once for every one. Empty: clean training.
-        pairing: paired (the same images, flips and crops for every degradation) | independent (each has its own).
-        levels: independent (a level for each image and degradation) | shared (one draw an image, as the reference program does by
-            accident: blur and noise then have the same number).
-        validation: held_out (a tenth of the training images) | test (train on all, choose the best epoch on the test images, as
-            the reference program does; its accuracy is then too high).
-        seed: of order, levels, degradation and augmentation (null: the run's seed).
-        adapted: folder of adapted images (`<adapted>/<degradation>/random/<class>/*`) to train on in place of degrading on the fly.
-        batch_size: images a step and process, before they are multiplied by the degradations.
-        workers: processes that make batches (0: the training process itself).
-        augment: see AugmentConfig.
-    """
-
-    degradations: list[str] = field(default_factory=list)
-    pairing: Literal["paired", "independent"] = "paired"
-    levels: Literal["independent", "shared"] = "independent"
-    validation: Literal["held_out", "test"] = "held_out"
-    seed: int | None = None
-    adapted: str | None = None
-    batch_size: int = 128
-    workers: int = 0
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-
-    def splits(self) -> dict[str, str]:
-        """Splits of the training and of the validation images, under `train` and `validation`."""
-        if self.validation == "test":
-            return {"train": "trainval", "validation": "test"}
-        return {"train": "train", "validation": "validation"}
-
-    def batches(
-        self,
-        source: ImageSource,
-        seed: int,
-        train: bool,
-        adapted: dict[str, ImageSource] | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> BatchSet:
-        """Batches of `source` as this section describes them; `seed` is the run's, `train` switches augmentation on."""
-        return BatchSet(
-            source, self.degradations, self.batch_size, seed if self.seed is None else self.seed, self.augment if train else None,
-            adapted, rank, world, pairing=self.pairing, levels=self.levels, compat=self.compat,
-            constants=self.constants,
-        )  # fmt: skip
+from undegrade.utils.data.training import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,16 +20,18 @@ class OptimizerConfig:
         lr: peak learning rate.
         weight_decay: as the optimiser defines it.
         momentum: SGD only.
-        schedule: constant | multistep (times gamma at each milestone) | cosine (from the first step to the end, step by step) |
-            epoch_cosine (from the end of the warm-up to the end, epoch by epoch, as mm-classification's recipes).
+        schedule: constant | multistep (times gamma at each milestone) | cosine (from the first step
+            to the end, step by step) | epoch_cosine (from the end of the warm-up to the end, epoch
+            by epoch, as mm-classification's recipes).
         milestones: epochs, for multistep.
         gamma: factor, for multistep.
         min_lr: where the cosine ends.
         warmup_epochs: linear rise over so many epochs (may be a fraction), step by step.
         warmup_start: factor on lr at the first step of the warm-up.
-        decay_norm_and_bias: whether weight decay is also for parameters of one dimension (norms, biases, scales) and those that
-            timm's network exempts (position embeddings).
-        layer_decay: factor on lr for each layer further from the head, by timm's layers of its networks (null: one lr for all).
+        decay_norm_and_bias: whether weight decay is also for parameters of one dimension (norms,
+            biases, scales) and those that timm's network exempts (position embeddings).
+        layer_decay: factor on lr for each layer further from the head, by timm's layers of its
+            networks (null: one lr for all).
     """
 
     name: Literal["SGD", "Adam", "AdamW", "RAdam"] = "SGD"
@@ -118,14 +66,16 @@ class LoopConfig:
     Attributes:
         epochs: passes over the training data; 0 validates and keeps the network as it starts.
         validate_every: epochs between validations (the last epoch is always validated).
-        monitor: validation metric that chooses the best checkpoint: accuracy (highest) | loss (lowest); ties go to the later epoch.
+        monitor: validation metric that chooses the best checkpoint: accuracy (highest) | loss
+            (lowest); ties go to the later epoch.
         patience: stop after so many validations without a better value (null: never).
         mixed_precision: no | bf16 | fp16 autocast.
         accumulate: steps over which gradients are added up before the optimiser steps.
         clip_norm: largest gradient norm (null: no clipping).
-        ema_decay: keep an exponential moving average of the weights, validate and save it (null: none).
-        sync_batchnorm: BatchNorm's training statistics are those of the images of all processes, so that n processes train as one
-            with the n-fold batch; without effect for one process.
+        ema_decay: keep an exponential moving average of the weights, validate and save it (null:
+            none).
+        sync_batchnorm: BatchNorm's training statistics are those of the images of all processes, so
+            that n processes train as one with the n-fold batch; without effect for one process.
         channels_last: memory layout of the convolutions (faster on CPU and on tensor cores).
         compile: torch.compile the loss; falls back with a message where it does not work.
     """
@@ -148,8 +98,8 @@ class TrainConfig:
     """A training YAML.
 
     Attributes:
-        name: the run goes to `<save_dir>/<name>/<run id>`; `{dataset}`, `{arch}` and `{deg}` (the degradations
-            joined by `+`) are replaced, here and in the names of parent runs.
+        name: the run goes to `<save_dir>/<name>/<run id>`; `{dataset}`, `{arch}` and `{deg}` (the
+            degradations joined by `+`) are replaced, here and in the names of parent runs.
         save_dir: root of all runs.
         seed: of weights and, unless data.seed is given, of order, degradation and augmentation.
         data, optimizer, loop: see there.
@@ -168,7 +118,9 @@ class TrainConfig:
 
 
 def fill(text: str, config: TrainConfig, **more: str) -> str:
-    """`{dataset}`, `{arch}`, `{deg}` and what `more` names, replaced in names and paths of a config."""
+    """`{dataset}`, `{arch}`, `{deg}` and what `more` names, replaced in names and paths of a
+    config.
+    """
     values = {
         "dataset": Path(config.data.dataset).name,
         "arch": str(config.model.get("arch", "")),

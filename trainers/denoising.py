@@ -1,4 +1,6 @@
-"""Diffusion models: noise prediction as in DDPM (Ho et al., NeurIPS 2020, eq. 14), with the classes of the images or without."""
+"""Diffusion models: noise prediction as in DDPM (Ho et al., NeurIPS 2020, eq. 14), with the classes
+of the images or without.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.diffusion import Denoiser, build_denoiser, denoising_loss, describe
-from models.loading import initialise_denoiser
-from models.sampling import sample
-from trainers.trainer import Method
-from utils.data.batches import Batch
-from utils.data.image_source import ImageSource
-from utils.data.pixels import from_signed, unit_to_signed
-from utils.plots import sample_grid
-from utils.seeding import torch_generator
+from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser, denoising_loss, describe
+from undegrade.models.diffusion.loading import initialise_denoiser
+from undegrade.models.diffusion.sampling import sample
+from undegrade.trainers.method import Method
+from undegrade.utils.data.batches import Batch
+from undegrade.utils.data.pixels import from_signed, unit_to_signed
+from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.figures import sample_grid
+from undegrade.utils.seeding import torch_generator
 
 _PICTURED = 10  # classes in samples.png
 
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserConfig:
-    """The U-Net that is trained to predict noise (`models.diffusion.build_denoiser`).
+    """The U-Net that is trained to predict noise (`models.diffusion.denoiser.build_denoiser`).
 
     Attributes:
         channels: width of each level, highest resolution first.
@@ -37,8 +39,9 @@ class DenoiserConfig:
         diffusion_steps: length T of the chain.
         dropout: within residual blocks.
         class_conditional: the network is told the class of each image.
-        init_from: checkpoint file, run folder or run name of a diffusion model to start from, of the same widths and schedule. A
-            class-conditional network may start from an unconditional one.
+        init_from: checkpoint file, run folder or run name of a diffusion model to start from, of
+            the same widths and schedule. A class-conditional network may start from an
+            unconditional one.
     """
 
     channels: list[int] = field(default_factory=lambda: [32, 64, 64])
@@ -57,8 +60,8 @@ class DenoisingConfig:
 
     Attributes:
         name: denoising.
-        label_dropout: of a class-conditional network: share of the training labels that the null label replaces, for guidance (Ho &
-            Salimans 2022). 0: the network has no null label.
+        label_dropout: of a class-conditional network: share of the training labels that the null
+            label replaces, for guidance (Ho & Salimans 2022). 0: the network has no null label.
     """
 
     name: str = "denoising"
@@ -66,10 +69,12 @@ class DenoisingConfig:
 
 
 class Denoising(Method):
-    """L = E ||eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t, y)||^2, t uniform (Ho et al. 2020, eq. 14).
+    """L = E ||eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t, y)||^2, t uniform (Ho et
+    al. 2020, eq. 14).
 
-    A network without classes is not told y; in training, y is the null label for a share `label_dropout` of the images. In eval
-    mode time and noise of an image come from its key and y is its label, so that validation losses of different epochs compare.
+    A network without classes is not told y; in training, y is the null label for a share
+    `label_dropout` of the images. In eval mode time and noise of an image come from its key and y
+    is its label, so that validation losses of different epochs compare.
 
     Args:
         student: what is trained.
@@ -99,7 +104,9 @@ class Denoising(Method):
         return {"loss": denoising_loss(self.student, x0, t, noise, y).mean()}
 
     def picture(self, student: nn.Module) -> np.ndarray:
-        """64 samples of a chain of 50 steps (all, if fewer) from fixed noise; of a conditional network, a class in each row."""
+        """64 samples of a chain of 50 steps (all, if fewer) from fixed noise; of a conditional
+        network, a class in each row.
+        """
         assert isinstance(student, Denoiser)
         y, count = None, 64
         if student.num_classes is not None:
@@ -116,7 +123,8 @@ class Denoising(Method):
 
 
 def build_denoising(model: DenoiserConfig, config: DenoisingConfig, source: ImageSource, parent: Path | None = None) -> Method:
-    """The method that trains a network of the size and the classes of `source`, from the weights of `parent` if there is one.
+    """The method that trains a network of the size and the classes of `source`, from the weights of
+    `parent` if there is one.
 
     Raises:
         ValueError: a share outside [0, 1); a parent that does not fit.

@@ -1,4 +1,9 @@
-"""What `train.py` and `train_all_deg.py` share: command line and YAML in, a finished run out."""
+"""Train one network from a YAML, on clean images, one degradation, or several at once.
+
+python train.py -c configs/ind/Digits/ResNet20_clean.yaml
+python train.py -c configs/sl/Digits/ResNet20-20.yaml --dt jpeg
+python train_all_deg.py -c configs/deg_all/Digits/ResNet20-20_fusiondistill.yaml --dt combined_deg
+"""
 
 from __future__ import annotations
 
@@ -13,27 +18,28 @@ import torch
 import torch.distributed.nn  # before there is a process group: its functions keep the one of their import as a default
 from accelerate import Accelerator
 
-from trainers.config import TrainConfig, fill
-from trainers.methods import METHODS, Context
-from trainers.trainer import Trainer
-from utils.choices import check_choice
-from utils.command_line import ScriptParser
-from utils.config import Tree, build, dotted_keys, dump_yaml, merge, read_yaml, to_tree
-from utils.data.batches import BatchLoader
-from utils.data.cells import Cell, FolderTree
-from utils.data.image_source import ImageSource
-from utils.data.perturbations import check_perturbation
-from utils.device import choose_device
-from utils.files import write_atomic
-from utils.runs import create_run
-from utils.seeding import seed_everything
+from undegrade.trainers.config import TrainConfig, fill
+from undegrade.trainers.methods import METHODS, Context
+from undegrade.trainers.trainer import Trainer
+from undegrade.utils.choices import check_choice
+from undegrade.utils.command_line import ScriptParser
+from undegrade.utils.config import Tree, build, dotted_keys, dump_yaml, merge, read_yaml, to_tree
+from undegrade.utils.data.batches import BatchLoader
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.perturbations.registry import check_perturbation
+from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.data.views import FolderTree
+from undegrade.utils.device import choose_device
+from undegrade.utils.files import write_atomic
+from undegrade.utils.runs import create_run
+from undegrade.utils.seeding import seed_everything
 
 log = logging.getLogger(__name__)
 
 COMBINED = "combined_deg"  # --dt of the all-degradation runs: keep the config's list
 
 
-def parser(description: str) -> ScriptParser:
+def parser(description: str | None) -> ScriptParser:
     """The command line of the training scripts."""
     p = ScriptParser(description, dotted_keys(TrainConfig))
     p.add_argument("-c", "--config", nargs="+", help="YAML file; of several the later ones win (configs/_compat/...)")
@@ -53,9 +59,9 @@ def parser(description: str) -> ScriptParser:
     return p
 
 
-def main(argv: Sequence[str] | None, description: str) -> Path:
+def main(argv: Sequence[str] | None = None) -> Path:
     """Train as the command line says; returns the run folder."""
-    p = parser(description)
+    p = parser(__doc__)
     args, overrides = p.parse(argv)
     resume = _resumed_run(args.resume) if args.resume else None
     if args.config is None and resume is None:

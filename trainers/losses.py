@@ -7,9 +7,11 @@ from torch import Tensor
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over images of 1 - cosine between flattened features [B, ...]; 0 when parallel, 1 when orthogonal or when one is zero.
+    """Mean over images of 1 - cosine between flattened features [B, ...]; 0 when parallel, 1 when
+    orthogonal or when one is zero.
 
-    The 1e-12 under the root is that of torch's cosine embedding loss (FusionDistill's COS with target +1).
+    The 1e-12 under the root is that of torch's cosine embedding loss (FusionDistill's COS with
+    target +1).
 
     Raises:
         ValueError: shapes differ (teacher and student of architectures that do not fit).
@@ -24,7 +26,9 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     return (1 - (a * b).sum(1) / norms).mean()
 
 
-def softened_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over images of logits [B,K] (Hinton et al. 2015)."""
+def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over images of logits [B,K]
+    (Hinton et al. 2015).
+    """
     log_student, log_teacher = (F.log_softmax(x.float() / temperature, 1) for x in (student, teacher))
     return temperature**2 * F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")

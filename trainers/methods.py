@@ -1,7 +1,8 @@
 """Methods: what is trained and by which loss. A row of `METHODS` is a new system's only entry here.
 
-Sources: knowledge distillation by feature cosine as in FusionDistill (Daultani & Larochelle, WACVW 2024) and DiffAUD (Daultani et
-al., CVPRW 2024); noise prediction as in DDPM (Ho et al., NeurIPS 2020, eq. 14).
+Sources: knowledge distillation by feature cosine as in FusionDistill (Daultani & Larochelle, WACVW
+2024) and DiffAUD (Daultani et al., CVPRW 2024); noise prediction as in DDPM (Ho et al., NeurIPS
+2020, eq. 14).
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifiers import Classifier, build_classifier, describe
-from models.loading import initialise_classifier, load_classifier
-from trainers.config import TrainConfig, fill
-from trainers.denoising import DenoiserConfig, DenoisingConfig, build_denoising
-from trainers.losses import cosine_distance, softened_divergence
-from trainers.mixing import mixed
-from trainers.parents import check_specialist, find_parent
-from trainers.trainer import Method
-from utils.checkpoint import file_digest
-from utils.data.batches import Batch
-from utils.data.image_source import ImageSource
+from undegrade.models.classification.classifier import Classifier, build_classifier, describe
+from undegrade.models.classification.loading import initialise_classifier, load_classifier
+from undegrade.trainers.config import TrainConfig, fill
+from undegrade.trainers.denoising import DenoiserConfig, DenoisingConfig, build_denoising
+from undegrade.trainers.losses import cosine_distance, kd_loss
+from undegrade.trainers.method import Method
+from undegrade.trainers.mixup import mixed
+from undegrade.utils.checkpoint import file_digest
+from undegrade.utils.data.batches import Batch
+from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.runs import check_specialist, find_checkpoint
 
 View = Literal["clean", "degraded"]
 
@@ -40,7 +41,8 @@ class Context:
         degradations: names.
         config: of the run.
         parent_run: run id that parents shall have (None: the latest finished run of each).
-        parent: digest of the checkpoint that the student starts from; None for random or published weights.
+        parent: digest of the checkpoint that the student starts from; None for random or published
+            weights.
     """
 
     source: ImageSource
@@ -50,9 +52,11 @@ class Context:
     parent: str | None = None
 
     def find(self, text: str, deg: str | None = None) -> Path:
-        """Checkpoint of the parent that `text` names, its placeholders replaced; `deg` one degradation of several."""
+        """Checkpoint of the parent that `text` names, its placeholders replaced; `deg` one
+        degradation of several.
+        """
         name = fill(text if deg is None else text.replace("{deg}", deg), self.config)
-        path = find_parent(name, self.config.save_dir, self.parent_run)
+        path = find_checkpoint(name, self.config.save_dir, self.parent_run)
         if deg is not None and "{deg}" in text:
             check_specialist(path, deg)
         return path
@@ -64,9 +68,12 @@ class ClassifierConfig:
 
     Attributes:
         arch: ResNet20 | ResNet56 | ResNet110 | ResNet18_CIFAR | ResNet50_CIFAR or any timm name.
-        init_from: checkpoint file (also timm's or mm-classification's), run folder or run name; `{deg}` is the run's degradation.
-        pretrained, drop_path: start from timm's published weights; rate of stochastic depth (null: timm's default).
-        mean, std: input normalisation, range [0,1] (null: that of the weights it starts from, else of the training images).
+        init_from: checkpoint file (also timm's or mm-classification's), run folder or run name;
+            `{deg}` is the run's degradation.
+        pretrained, drop_path: start from timm's published weights; rate of stochastic depth (null:
+            timm's default).
+        mean, std: input normalisation, range [0,1] (null: that of the weights it starts from, else
+            of the training images).
     """
 
     arch: str = "ResNet20"
@@ -84,9 +91,11 @@ class SupervisedConfig:
     Attributes:
         name: supervised.
         view: image that the student sees: clean | degraded.
-        label_smoothing: share of a training label that is spread evenly over all classes (Szegedy et al. 2016, sec. 7).
-        mixup, cutmix: alpha of the Beta distribution by which training images are mixed in pairs (`trainers.mixing`); 0 for none.
-            Training accuracy is then that of the first image of each pair.
+        label_smoothing: share of a training label that is spread evenly over all classes (Szegedy
+            et al. 2016, sec. 7).
+        mixup, cutmix: alpha of the Beta distribution by which training images are mixed in pairs
+            (`trainers.mixup`); 0 for none. Training accuracy is then that of the first image of
+            each pair.
     """
 
     name: str = "supervised"
@@ -102,17 +111,20 @@ class SupervisedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig:
-    """Cross-entropy plus what one frozen teacher a degradation adds: feature cosine, softened logits (KD), or both.
+    """Cross-entropy plus what one frozen teacher a degradation adds: feature cosine, softened
+    logits (KD), or both.
 
     Attributes:
         name: distillation.
-        teachers: checkpoint file, run folder or run name; `{deg}` stands for the degradation, so that one line names all teachers.
+        teachers: checkpoint file, run folder or run name; `{deg}` stands for the degradation, so
+            that one line names all teachers.
         teacher_view: image that the teachers see: clean (FusionDistill) | degraded (DiffAUD).
         ce_weight: weight of the cross-entropy, mean over all images of the batch.
-        feature_weights: weight of 1 - cosine by feature name (stage1..stage3, pooled), mean over a degradation's images, summed
-            over degradations; to leave out a feature that a base names, give it the weight 0.
-        logit_weight: weight of T^2 KL(teacher || student) between logits softened by the temperature T (Hinton et al. 2015), summed
-            likewise.
+        feature_weights: weight of 1 - cosine by feature name (stage1..stage3, pooled), mean over a
+            degradation's images, summed over degradations; to leave out a feature that a base
+            names, give it the weight 0.
+        logit_weight: weight of T^2 KL(teacher || student) between logits softened by the
+            temperature T (Hinton et al. 2015), summed likewise.
         temperature: T.
     """
 
@@ -163,10 +175,12 @@ class Supervised(_ClassifierMethod):
 
 
 class Distillation(_ClassifierMethod):
-    """L = w_ce CE(f_S(x_d), y) + sum_d [sum_k w_k mean_i (1 - cos(f_S^k(x_d,i), f_Td^k(view_i))) + w_kd KD(f_S(x_d), f_Td(view))].
+    """L = w_ce CE(f_S(x_d), y) + sum_d [sum_k w_k mean_i (1 - cos(f_S^k(x_d,i), f_Td^k(view_i))) +
+    w_kd KD(f_S(x_d), f_Td(view))].
 
-    With one degradation and the clean model as teacher this is FusionDistill's step 2 (self-distillation), with the specialists as
-    teachers its step 4; with `teacher_view: degraded` and the feature `pooled` it is DiffAUD's distilled classifier.
+    With one degradation and the clean model as teacher this is FusionDistill's step 2
+    (self-distillation), with the specialists as teachers its step 4; with `teacher_view: degraded`
+    and the feature `pooled` it is DiffAUD's distilled classifier.
     """
 
     def __init__(self, student: Classifier, teachers: list[Classifier], context: Context, config: DistillationConfig) -> None:
@@ -177,7 +191,8 @@ class Distillation(_ClassifierMethod):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         names, config = list(self.weights), self.config
-        # called, not asked for forward_features: only a call goes through a wrapper around the student
+        # called, not asked for forward_features: only a call goes through a wrapper around the
+        # student
         logits, features = self.student(batch["degraded"], names)
         supervised = F.cross_entropy(logits, batch["label"])
         out = {"cross_entropy": supervised}
@@ -190,7 +205,7 @@ class Distillation(_ClassifierMethod):
                 distance = weight * cosine_distance(features[name][mine], targets[name])
                 out["feature_distance"] = out.get("feature_distance", 0) + distance
             if config.logit_weight:
-                divergence = config.logit_weight * softened_divergence(logits[mine], target, config.temperature)
+                divergence = config.logit_weight * kd_loss(logits[mine], target, config.temperature)
                 out["logit_divergence"] = out.get("logit_divergence", 0) + divergence
         parts += [out[name] for name in ("feature_distance", "logit_divergence") if name in out]
         return {"loss": torch.stack(parts).sum(), **out, "hits": logits.argmax(1) == batch["label"]}
@@ -233,7 +248,9 @@ def _build_denoising(model: DenoiserConfig, config: DenoisingConfig, context: Co
 
 @dataclasses.dataclass(frozen=True)
 class MethodKind:
-    """A row of `METHODS`: schema of the `model` and `method` sections, and what builds the method from them."""
+    """A row of `METHODS`: schema of the `model` and `method` sections, and what builds the method
+    from them.
+    """
 
     model: type
     method: type

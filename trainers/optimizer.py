@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainers.config import OptimizerConfig
+from undegrade.trainers.config import OptimizerConfig
 
 
 def learning_rate_factor(config: OptimizerConfig, epoch: float, epochs: int) -> float:
@@ -32,7 +32,9 @@ def _cosine(config: OptimizerConfig, done: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """`rate` for every group of parameters, times the group's own scale (`OptimizerConfig.layer_decay`)."""
+    """`rate` for every group of parameters, times the group's own scale
+    (`OptimizerConfig.layer_decay`).
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
 

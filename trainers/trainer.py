@@ -1,4 +1,4 @@
-"""The training loop. A method is a module whose forward turns a batch into a dict with `loss`; the rest happens here."""
+"""The training loop: steps, validation, checkpoints, resuming."""
 
 from __future__ import annotations
 
@@ -7,62 +7,28 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from models.sync_batchnorm import convert
-from trainers.config import LoopConfig, OptimizerConfig
-from trainers.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
-from utils.checkpoint import save_checkpoint
-from utils.data.batches import Batch, BatchLoader
-from utils.device import move_batch
-from utils.errors import Stopped
-from utils.files import replacing
-from utils.plots import save
-from utils.run_log import RunLog
-from utils.runs import BEST, mark_done
-from utils.seeding import derive_seed, seed_everything
+from undegrade.models.classification.sync_batchnorm import convert
+from undegrade.trainers.config import LoopConfig, OptimizerConfig
+from undegrade.trainers.method import Method
+from undegrade.trainers.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from undegrade.utils.checkpoint import save_checkpoint
+from undegrade.utils.data.batches import Batch, BatchLoader
+from undegrade.utils.device import move_batch
+from undegrade.utils.errors import Stopped
+from undegrade.utils.figures import save
+from undegrade.utils.files import replacing
+from undegrade.utils.run_log import RunLog
+from undegrade.utils.runs import BEST, mark_done
+from undegrade.utils.seeding import derive_seed, seed_everything
 
 log = logging.getLogger(__name__)
-
-
-class Method(nn.Module):
-    """What is trained, and the loss that trains it.
-
-    Subclasses set `student` (the module whose weights are optimised and saved) and `monitors` (validation metrics that may choose
-    the best checkpoint), and give `forward(batch) -> dict` with `loss` (scalar), optionally `hits` (bool [B], right predictions)
-    and further scalars to be logged. Frozen teachers live in the module and stay in eval mode.
-    """
-
-    student: nn.Module
-    monitors: tuple[str, ...] = ("loss",)
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        raise NotImplementedError
-
-    def prepare(self, batch: Batch, *stream: object) -> Batch:
-        """A training batch on its device, as `forward` takes it; what is drawn at random comes from the stream of that name."""
-        return batch
-
-    def train(self, mode: bool = True) -> Method:
-        """Only the student ever leaves eval mode."""
-        super().train(False)
-        self.student.train(mode)
-        return self
-
-    def checkpoint(self, student: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(state dict, description) of `student`, which is `self.student` or its moving average."""
-        raise NotImplementedError
-
-    def picture(self, student: nn.Module) -> np.ndarray | None:
-        """uint8 [H, W, 3] that shows what `student` has learnt, for methods that have something to show."""
-        return None
 
 
 @dataclasses.dataclass
@@ -77,7 +43,8 @@ class _Progress:
 
 
 class Trainer:
-    """Runs a method on batches of one epoch after the other; saves the best by validation and the last for resuming.
+    """Runs a method on batches of one epoch after the other; saves the best by validation and the
+    last for resuming.
 
     Args:
         method: student and loss.
@@ -85,7 +52,8 @@ class Trainer:
         optimizer, loop: their config sections.
         accelerator: devices, processes, precision.
         run: run folder.
-        seed: weights are initialised by the caller; this seeds dropout and the like, epoch by epoch.
+        seed: weights are initialised by the caller; this seeds dropout and the like, epoch by
+            epoch.
     """
 
     def __init__(
@@ -156,7 +124,9 @@ class Trainer:
         return best or {f"validation/{self.loop.monitor}": float("nan") if self.progress.best is None else self.progress.best}
 
     def _leave(self) -> None:
-        """End the process group, with its threads: a process that ends while one of them lets go of a tensor aborts."""
+        """End the process group, with its threads: a process that ends while one of them lets go of
+        a tensor aborts.
+        """
         self.accelerator.wait_for_everyone()  # while the first process still writes its run, another's leave may abort
         del self.wrapped  # it holds the group, as the accelerator does
         self.accelerator.free_memory()
@@ -164,14 +134,16 @@ class Trainer:
 
     def _train_epoch(self, bar: tqdm) -> dict[str, float]:
         epoch, steps = self.progress.epoch, len(self.train_loader)
-        # dropout and drop-path draw from the global stream: seeded here, a resumed epoch draws what the first one drew
+        # dropout and drop-path draw from the global stream: seeded here, a resumed epoch draws what
+        # the first one drew
         seed_everything(derive_seed(self.seed, "epoch", epoch, self.accelerator.process_index))
         self.wrapped.train()
         sums = _Sums(self.accelerator)
         for step, batch in enumerate(self.train_loader.epoch(epoch)):
             factor = learning_rate_factor(self.optimizer_config, epoch + step / steps, self.loop.epochs)
             set_learning_rate(self.optimizer, self.optimizer_config.lr * factor)
-            # the last batches of an epoch are not kept for the next one, which may begin in another process (a resumed run)
+            # the last batches of an epoch are not kept for the next one, which may begin in another
+            # process (a resumed run)
             due = (step + 1) % self.accelerator.gradient_accumulation_steps == 0 or step + 1 == steps
             with contextlib.nullcontext() if due else self.accelerator.no_sync(self.wrapped):
                 out = self.wrapped(self.method.prepare(self._prepare(batch), self.seed, epoch, step))
@@ -184,7 +156,9 @@ class Trainer:
         return {**sums.means("train"), "train/lr": self.optimizer_config.lr * factor}
 
     def _share(self, batch: Batch, step: int) -> float:
-        """Weight of this process's loss: the last step is uneven, and the mean of gradients shall be that over images."""
+        """Weight of this process's loss: the last step is uneven, and the mean of gradients shall
+        be that over images.
+        """
         own = int((batch["deg"] == 0).sum())
         return own * self.accelerator.num_processes / self.train_loader.global_images(step)
 
@@ -207,7 +181,9 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean loss (and accuracy) over the validation batches, weighted by image; with the moving average if there is one."""
+        """Mean loss (and accuracy) over the validation batches, weighted by image; with the moving
+        average if there is one.
+        """
         self.wrapped.eval()
         own, sums = self.method.student, _Sums(self.accelerator)
         self.method.student = self._validated().eval()

@@ -1,4 +1,6 @@
-"""Weights on disk: safetensors with a JSON description inside, so that a checkpoint says what it is."""
+"""Weights on disk: safetensors with a JSON description inside, so that a checkpoint says what it
+is.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from utils.files import replacing
+from undegrade.utils.files import replacing
 
 _META = "undegrade"
 
@@ -26,7 +28,8 @@ def save_checkpoint(path: str | Path, state_dict: Mapping[str, Tensor], descript
     Args:
         path: file to write (`*.safetensors`).
         state_dict: tensors by name, on any device.
-        description: JSON-able facts needed to build the network again (`kind`, `arch`, `num_classes`, ...).
+        description: JSON-able facts needed to build the network again (`kind`, `arch`,
+            `num_classes`, ...).
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     with replacing(path) as temporary:
@@ -99,7 +102,9 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def file_digest(path: str | Path) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a file, to name a model in manifests and caches."""
+    """First 16 hexadecimal digits of the SHA-256 of a file, to name a model in manifests and
+    caches.
+    """
     sha = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from utils.choices import check_choice
-from utils.config import Tree, read_overrides
+from undegrade.utils.choices import check_choice
+from undegrade.utils.config import Tree, read_overrides
 
 LISTS = "a list is one word, its items joined by commas (fog,snow)"
 
@@ -20,12 +20,13 @@ def _about(keys: Sequence[str]) -> str | None:
 
 
 class ScriptParser(argparse.ArgumentParser):
-    """An argument parser that also takes configuration keys and names the closest flag when one is misspelt.
+    """An argument parser that also takes configuration keys and names the closest flag when one is
+    misspelt.
 
     Args:
         description: text of --help, printed as it is.
-        keys: the configuration's keys (`utils.config.dotted_keys`): those without a dot may be given as they are, the others
-            are proposed to whoever leaves their section out.
+        keys: the configuration's keys (`utils.config.dotted_keys`): those without a dot may be
+            given as they are, the others are proposed to whoever leaves their section out.
     """
 
     def __init__(self, description: str | None, keys: Sequence[str] = ()) -> None:
@@ -41,7 +42,8 @@ class ScriptParser(argparse.ArgumentParser):
         """(own flags, configuration keys) of a command line.
 
         Raises:
-            ValueError: an unknown flag (names the closest), a key without value, a word that belongs to no flag.
+            ValueError: an unknown flag (names the closest), a key without value, a word that
+                belongs to no flag.
         """
         own, others = [], []
         words = list(sys.argv[1:] if argv is None else argv)

@@ -1,6 +1,8 @@
-"""YAML and command-line overrides into typed dataclasses; whatever is not known is an error that names the closest valid key.
+"""YAML and command-line overrides into typed dataclasses; whatever is not known is an error that
+names the closest valid key.
 
-A file may open with `base: other.yaml` (or a list): the named files, relative to this one, are merged first, this file's keys win.
+A file may open with `base: other.yaml` (or a list): the named files, relative to this one, are
+merged first, this file's keys win.
 """
 
 from __future__ import annotations
@@ -16,14 +18,16 @@ from typing import Any, Literal, TypeVar
 import jsonargparse
 import yaml
 
-from utils.choices import check_choice
+from undegrade.utils.choices import check_choice
 
 T = TypeVar("T")
 Tree = dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader that reads `1e-3` as a number (YAML 1.1 wants `1.0e-3`) and refuses a key given twice."""
+    """Safe loader that reads `1e-3` as a number (YAML 1.1 wants `1.0e-3`) and refuses a key given
+    twice.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
@@ -51,7 +55,8 @@ def read_yaml(path: str | Path) -> Tree:
 
     Raises:
         FileNotFoundError: names the file and the YAML files that are near it.
-        ValueError: not a mapping, a syntax error (file, line, column), a key given twice, a circle of bases.
+        ValueError: not a mapping, a syntax error (file, line, column), a key given twice, a circle
+            of bases.
     """
     return _read(Path(path), ())
 
@@ -82,7 +87,9 @@ def _read(path: Path, above: tuple[Path, ...]) -> Tree:
 
 
 def parse_value(text: str) -> Any:
-    """The YAML meaning of a command-line value: `0.1` a number, `[a, b]` a list, `null` nothing, else text."""
+    """The YAML meaning of a command-line value: `0.1` a number, `[a, b]` a list, `null` nothing,
+    else text.
+    """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506
     except yaml.YAMLError:
@@ -93,8 +100,8 @@ def read_overrides(arguments: Sequence[str], known_flags: Sequence[str] = ()) ->
     """`--a.b.c value` and `--a.b.c=value` pairs into a tree.
 
     Raises:
-        ValueError: a flag without value, a stray word, or a flag with no dot that is not a top-level key of the caller
-            (`known_flags`, used for the closest name).
+        ValueError: a flag without value, a stray word, or a flag with no dot that is not a
+            top-level key of the caller (`known_flags`, used for the closest name).
     """
     tree: Tree = {}
     rest = list(arguments)
@@ -129,7 +136,8 @@ def build(schema: type[T], tree: Mapping[str, Any], where: str = "") -> T:
         where: dotted place of `tree` in the whole configuration, for messages.
 
     Raises:
-        ValueError: an unknown key or choice (names the closest), or a value of the wrong type (names key, value, type).
+        ValueError: an unknown key or choice (names the closest), or a value of the wrong type
+            (names key, value, type).
     """
     _check_keys(schema, tree, where)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)

@@ -15,8 +15,8 @@ def choose_device(requested: str | None = None, local_rank: int = 0) -> torch.de
     """The device for this process; on a CPU `keep_freed_memory` holds from here on.
 
     Args:
-        requested: `cpu`, `cuda`, `cuda:1`, or a comma list of GPU numbers as CUDA_VISIBLE_DEVICES takes it (`0,1`);
-            None takes a GPU if there is one.
+        requested: `cpu`, `cuda`, `cuda:1`, or a comma list of GPU numbers as CUDA_VISIBLE_DEVICES
+            takes it (`0,1`); None takes a GPU if there is one.
         local_rank: number of this process on its machine; ranks are spread over the GPUs in turn.
 
     Raises:
@@ -48,10 +48,12 @@ def choose_device(requested: str | None = None, local_rank: int = 0) -> torch.de
 
 
 def keep_freed_memory() -> bool:
-    """Freed memory stays with this process, for the next tensor, until it ends; returns whether that could be arranged (glibc).
+    """Freed memory stays with this process, for the next tensor, until it ends; returns whether
+    that could be arranged (glibc).
 
-    By default glibc gives large blocks back to the kernel, which clears every page again at the next allocation: an eighth of the
-    time of a training step on a CPU, and a fifth of an evaluation of images of 224 x 224 (benchmarks/README.md).
+    By default glibc gives large blocks back to the kernel, which clears every page again at the
+    next allocation: an eighth of the time of a training step on a CPU, and a fifth of an evaluation
+    of images of 224 x 224 (benchmarks/README.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import NoReturn
+
+from undegrade.utils.run_log import setup_logging
 
 
 class Stopped(RuntimeError):
     """A run ended early for a reason that its message gives in full; what was done before is kept."""
 
 
-@contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """ValueError, FileNotFoundError and Stopped become `error: ...` and exit status 2 (UNDEGRADE_TRACEBACK=1: the traceback)."""
+def run_main(main: Callable[[], object]) -> NoReturn:
+    """Start a script and end the process: with the status that `main` returns if it is a number,
+    else with 0. ValueError, FileNotFoundError and Stopped become the line `error: ...` and status
+    2 (UNDEGRADE_TRACEBACK=1: the traceback), an interruption status 130.
+    """
+    setup_logging()
     try:
-        yield
+        status = main()
     except (ValueError, FileNotFoundError, Stopped) as error:
         if os.environ.get("UNDEGRADE_TRACEBACK"):
             raise
@@ -25,3 +30,4 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted; nothing that was finished is lost", file=sys.stderr)
         sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -12,13 +12,16 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A name beside `path` to write a file or folder to, which takes the place of `path` when the block ends.
+    """A name beside `path` to write a file or folder to, which takes the place of `path` when the
+    block ends.
 
-    The name is unique (several processes, also on several hosts, may write the same `path`: the last one wins). Missing parent
-    folders are created. A block that raises leaves `path` as it was, and nothing beside it.
+    The name is unique (several processes, also on several hosts, may write the same `path`: the
+    last one wins). Missing parent folders are created. A block that raises leaves `path` as it was,
+    and nothing beside it.
 
     Raises:
-        OSError: the folder cannot be written, or a new folder would replace one that holds something.
+        OSError: the folder cannot be written, or a new folder would replace one that holds
+            something.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +39,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
-    """Write `data` to `path` in one step (see `replacing`): `path` holds the old or the new content, never a part.
+    """Write `data` to `path` in one step (see `replacing`): `path` holds the old or the new
+    content, never a part.
 
     Args:
         path: the file to write or replace.
@@ -50,7 +54,9 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
 
 
 def _share(file: Path) -> None:
-    """Give a file that only its owner can read, as safetensors makes them, the mode of other new files: results are shared."""
+    """Give a file that only its owner can read, as safetensors makes them, the mode of other new
+    files: results are shared.
+    """
     if not file.stat().st_mode & 0o077:
         umask = os.umask(0o077)  # setting it is the only way to read it
         os.umask(umask)

@@ -1,4 +1,6 @@
-"""What --help says of a configuration key: its line in the dataclass's docstring, its values, its default."""
+"""What --help says of a configuration key: its line in the dataclass's docstring, its values, its
+default.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import re
 import typing
 from typing import Any
 
-from utils.config import literal_of
+from undegrade.utils.config import literal_of
 
 
 def key_help(schema: type, *places: str) -> str:
@@ -17,7 +19,8 @@ def key_help(schema: type, *places: str) -> str:
 
     Args:
         schema: dataclass of the whole configuration.
-        places: the key, as `seed` or `dda.guidance`; or one in each of several sections, where it has the same meaning.
+        places: the key, as `seed` or `dda.guidance`; or one in each of several sections, where it
+            has the same meaning.
     """
     found = {place: _owner(schema, place) for place in places}
     owner, name = found[places[0]]

@@ -1,7 +1,9 @@
-"""Run the stages of a pipeline YAML in order: `python utils/pipeline.py -c configs/pipelines/diffaud.yaml --dataset Digits`.
+"""Run the stages of a pipeline YAML in order: `python utils/pipeline.py -c
+configs/pipelines/diffaud.yaml --dataset Digits`.
 
-A stage is a command line that a user could type. Finished stages are skipped, so the same command goes on where it was stopped. A
-stage's identity covers its command, its YAML files and all stages before it: what has changed is run again, and all that follows.
+A stage is a command line that a user could type. Finished stages are skipped, so the same command
+goes on where it was stopped. A stage's identity covers its command, its YAML files and all stages
+before it: what has changed is run again, and all that follows.
 """
 
 from __future__ import annotations
@@ -22,12 +24,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 
-from utils.choices import check_choice
-from utils.config import build, dump_yaml, read_yaml
-from utils.data.sources import DATASETS
-from utils.errors import Stopped, user_errors
-from utils.files import write_atomic
-from utils.run_log import setup_logging
+from undegrade.utils.choices import check_choice
+from undegrade.utils.config import build, dump_yaml, read_yaml
+from undegrade.utils.data.sources.registry import DATASETS
+from undegrade.utils.errors import Stopped, run_main
+from undegrade.utils.files import write_atomic
 
 log = logging.getLogger("pipeline")
 
@@ -39,11 +40,13 @@ class StageConfig:
     """A stage.
 
     Attributes:
-        run: command line; `{name}` is replaced by a variable. `{stage_id}` is the stage's identity, `{mpiexec}` is empty where
-            there is no mpiexec.
-        each: run it once for each of these values, as `{each}`; a value may be a variable that lists several, joined by commas.
-        once: run it a single time, after all repetitions of the pipeline's `repeat`; the repeated variable stands for itself in its
-            command (`{seed}`), as a pattern of what the repetitions left.
+        run: command line; `{name}` is replaced by a variable. `{stage_id}` is the stage's identity,
+            `{mpiexec}` is empty where there is no mpiexec.
+        each: run it once for each of these values, as `{each}`; a value may be a variable that
+            lists several, joined by commas.
+        once: run it a single time, after all repetitions of the pipeline's `repeat`; the repeated
+            variable stands for itself in its command (`{seed}`), as a pattern of what the
+            repetitions left.
         when: a text with variables; where it comes out empty the stage is left out.
     """
 
@@ -58,10 +61,12 @@ class PipelineConfig:
     """A pipeline YAML.
 
     Attributes:
-        variables: texts for the commands; any of them is an option of the command line (`--ranks 4`).
+        variables: texts for the commands; any of them is an option of the command line (`--ranks
+            4`).
         stages: by name, in the order in which they run.
-        repeat: `{variable: values joined by commas}`: run the stages for each value of that variable, for example of the seed; each
-            repetition stands on its own, so that more values leave finished ones as they are.
+        repeat: `{variable: values joined by commas}`: run the stages for each value of that
+            variable, for example of the seed; each repetition stands on its own, so that more
+            values leave finished ones as they are.
     """
 
     stages: dict[str, StageConfig]
@@ -128,7 +133,9 @@ _CHOOSING = {"family": "--dataset", "arch": "--arch", "pair": "--pair", "ddpm": 
 
 
 def check_configs(stages: Sequence[Command], variables: Mapping[str, str]) -> None:
-    """Raise FileNotFoundError unless every YAML file that a stage takes by -c exists: some stages run after hours."""
+    """Raise FileNotFoundError unless every YAML file that a stage takes by -c exists: some stages
+    run after hours.
+    """
     named = [word for stage in stages for word in _behind_c(stage.words) if word.endswith(".yaml")]
     missing = [f"{file}{_others(file, variables)}" for file in dict.fromkeys(named) if not Path(file).is_file()]
     if missing:
@@ -174,14 +181,18 @@ def _all_variables(config: PipelineConfig, given: Mapping[str, str]) -> dict[str
 
 
 def _identity(text: str, before: str) -> str:
-    """Digest of a command, the YAML files that it names (bases included) and the identity of the stage before."""
+    """Digest of a command, the YAML files that it names (bases included) and the identity of the
+    stage before.
+    """
     files = [word for word in shlex.split(text) if word.endswith(".yaml") and Path(word).is_file()]
     parts = [before, text, *(dump_yaml(read_yaml(file)) for file in files)]
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:12]
 
 
 def _fill(text: str, variables: Mapping[str, str], stage: str) -> str:
-    """`{name}` replaced by variables, whose texts may name variables themselves; `{{` stands for a brace in `text`."""
+    """`{name}` replaced by variables, whose texts may name variables themselves; `{{` stands for a
+    brace in `text`.
+    """
     try:
         for _ in range(3):
             variables = {key: value.format_map(variables) for key, value in variables.items()}
@@ -201,7 +212,8 @@ def run_stages(stages: Sequence[Command], out: Path) -> dict[str, float]:
     """
     seconds: dict[str, float] = {}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    # threads that wait asleep: spinning ones make a stage many times slower as soon as anything else uses the cores
+    # threads that wait asleep: spinning ones make a stage many times slower as soon as anything
+    # else uses the cores
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"PATH": path}
     for number, stage in enumerate(stages, 1):
         marker = out / "stages" / f"{stage.name}.json"
@@ -267,6 +279,4 @@ def _variables(rest: Sequence[str], config: PipelineConfig) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    setup_logging()
-    with user_errors():
-        main()
+    run_main(main)

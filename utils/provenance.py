@@ -1,4 +1,6 @@
-"""Where a result came from: code version, library versions, hardware. Nothing that identifies a person or a machine."""
+"""Where a result came from: code version, library versions, hardware. Nothing that identifies a
+person or a machine.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ def provenance() -> dict[str, str | int | bool | None]:
     """Facts that a reader needs to repeat a run.
 
     Returns:
-        `commit`: git commit of this code, None when the code is not in a git repository (or git is missing);
+        `commit`: git commit of this code, None when the code is not in a git repository (or git is
+            missing);
         `dirty`: whether tracked files differ from that commit, None with `commit`;
         `python`, `torch`: versions; `system`: operating system and architecture;
         `cpu`: model; `cores`: logical cores that this process may use;
@@ -37,7 +40,8 @@ def provenance() -> dict[str, str | int | bool | None]:
 def git_state(file: Path) -> tuple[str | None, bool | None]:
     """(commit, dirty) of the repository that tracks `file`; (None, None) when none does.
 
-    A file that a repository merely surrounds (an environment inside somebody's project) is not described by its commit.
+    A file that a repository merely surrounds (an environment inside somebody's project) is not
+    described by its commit.
     """
     if _git(file, "ls-files", "--error-unmatch", file.name) is None:
         return None, None

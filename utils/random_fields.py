@@ -1,8 +1,9 @@
-"""Random numbers for many images at once: as in utils/seeding.py, what an image receives depends on names only.
+"""Random numbers for many images at once: as in utils/seeding.py, what an image receives depends on
+names only.
 
-Each image has a SplitMix64 stream (Steele, Lea & Flood, OOPSLA 2014) of its own: word i is a mixing function of start + i gamma, so
-that the words of all images come from a few operations on whole arrays. Integer arithmetic and one table give the same numbers on
-every machine.
+Each image has a SplitMix64 stream (Steele, Lea & Flood, OOPSLA 2014) of its own: word i is a mixing
+function of start + i gamma, so that the words of all images come from a few operations on whole
+arrays. Integer arithmetic and one table give the same numbers on every machine.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from utils.seeding import derive_seed
+from undegrade.utils.seeding import derive_seed
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 class RandomFields:
-    """One stream for each key, read by all of them in step: a call takes the numbers that follow those of the call before.
+    """One stream for each key, read by all of them in step: a call takes the numbers that follow
+    those of the call before.
 
     Args:
         parts: what the numbers are for, such as `(seed, "noise")`.
@@ -53,7 +55,9 @@ class RandomFields:
         return fractions.reshape(len(fractions), *shape)
 
     def standard_normal(self, shape: Sequence[int]) -> NDArray[np.float32]:
-        """[B, *shape] of mean 0 and variance 1: uniform over 65,536 quantiles of the normal distribution, up to 4.3 deviations."""
+        """[B, *shape] of mean 0 and variance 1: uniform over 65,536 quantiles of the normal
+        distribution, up to 4.3 deviations.
+        """
         quarters = self.words(-(-math.prod(shape) // 4)).view(np.uint16)[:, : math.prod(shape)]
         return np.take(_quantiles(), quarters, mode="wrap").reshape(len(quarters), *shape)
 
@@ -63,7 +67,9 @@ class RandomFields:
 
 
 def scaled(u: NDArray[np.float64], first: Sequence[int], last: Sequence[int]) -> NDArray[np.int64]:
-    """Numbers in [0, 1), [B, n] or [B, 1], to whole ones [B, n]: first + floor(u (last - first + 1))."""
+    """Numbers in [0, 1), [B, n] or [B, 1], to whole ones [B, n]: first + floor(u (last - first +
+    1)).
+    """
     lowest = np.asarray(first, dtype=np.int64)
     return lowest + np.floor(u * (np.asarray(last) - lowest + 1)).astype(np.int64)
 

@@ -1,4 +1,6 @@
-"""What a run writes while it goes: metrics.jsonl, TensorBoard events, and lines on the console above the progress bar."""
+"""What a run writes while it goes: metrics.jsonl, TensorBoard events, and lines on the console
+above the progress bar.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
 
-from utils.files import write_atomic
+from undegrade.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -37,7 +39,8 @@ def setup_logging(quiet: bool = False) -> None:
 class RunLog:
     """metrics.jsonl and TensorBoard of one run; does nothing when `folder` is None (other ranks).
 
-    On resume, rows of epochs that will be run again are dropped, so that each epoch stands in the file once.
+    On resume, rows of epochs that will be run again are dropped, so that each epoch stands in the
+    file once.
     """
 
     def __init__(self, folder: Path | None, resume_epoch: int = 0, tensorboard: bool = True) -> None:
@@ -56,7 +59,9 @@ class RunLog:
             self._writer = SummaryWriter(str(folder))
 
     def write(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
-        """One row: epoch (1-based), optimiser steps done, and the metrics (`train/loss`, `validation/accuracy`, ...)."""
+        """One row: epoch (1-based), optimiser steps done, and the metrics (`train/loss`,
+        `validation/accuracy`, ...).
+        """
         if self._file is None:
             return
         row = {"epoch": epoch, "step": step, **{k: round(float(v), 6) for k, v in metrics.items()}}

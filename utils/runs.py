@@ -1,23 +1,29 @@
-"""Run folders: `<save_dir>/<name>/<run id>/{config.yaml, metrics.jsonl, events, best.safetensors, last/, DONE}`.
+"""Run folders: `<save_dir>/<name>/<run id>/{config.yaml, metrics.jsonl, events, best.safetensors,
+last/, DONE}`.
 
-Stages find each other by name: `resolve_checkpoint("sl/Digits/ResNet20-ResNet20/jpeg")` is the best checkpoint of the latest
-finished run of that name.
+Stages find each other by name: `resolve_checkpoint("sl/Digits/ResNet20-ResNet20/jpeg")` is the best
+checkpoint of the latest finished run of that name.
 """
 
 from __future__ import annotations
 
 import datetime
 import itertools
-import re
 from collections.abc import Callable
 from pathlib import Path
+
+from undegrade.utils.checkpoint import read_description
+from undegrade.utils.published_commands import published_run
+from undegrade.utils.training_commands import training_command
 
 BEST = "best.safetensors"
 DONE = "DONE"
 
 
 def create_run(save_dir: str | Path, name: str, run_id: str | None = None) -> Path:
-    """Make and return a new run folder; `run_id` defaults to the local time `YYYYMMDD-HHMMSS`, made unique by a suffix."""
+    """Make and return a new run folder; `run_id` defaults to the local time `YYYYMMDD-HHMMSS`, made
+    unique by a suffix.
+    """
     parent = Path(save_dir) / name
     stem = run_id or datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     for attempt in itertools.count():
@@ -43,67 +49,19 @@ def finished_runs(save_dir: str | Path, name: str) -> list[Path]:
     return sorted(runs, key=lambda run: ((run / DONE).stat().st_mtime_ns, run.name))
 
 
-_PUBLISHED = re.compile(r"saved/(?P<deg>[^/]+)/(?P<trainer>\w+)/(?P<name>[^/]+)/train(/(?P<run>[^/]+))?(/model_best\.pth)?")
-# trainer folder and name of the published FusionDistill code (dataset D) -> run name here
-_PUBLISHED_NAMES = (
-    (r"IndTrainer/(?P<arch>\w+?)_(?P<D>\w+)_clean", "ind/{D}/{arch}_clean"),
-    (r"SLTrainer/(?P<arch>\w+)-\d+_(?P<D>\w+)_soups", "deg_all/{D}/{arch}_soups"),
-    (r"SLTrainer/(?P<arch>\w+)-\d+_(?P<D>\w+)", "sl/{D}/{arch}-{arch}/{deg}"),
-    (r"SLDA_Trainer/(?P<arch>\w+)-\d+_(?P<D>\w+)", "deg_all/{D}/{arch}-{arch}_fusiondistill"),
-    (r"IndDATrainer/(?P<arch>\w+?)_(?P<D>\w+)_deg_(?P<kind>scratch|vanilla)", "deg_all/{D}/{arch}_base_{kind}"),
-    (r"IndDATrainer/(?P<arch>\w+?)_(?P<D>\w+)_deg_fused", "deg_all/{D}/{arch}_fused"),
-)
-
-
-def published_run(reference: str) -> str | None:
-    """Run name (and id) meant by a path of the published FusionDistill commands, None for anything else.
-
-    `saved/combined_deg/SLDA_Trainer/ResNet56-56_CIFAR10/train/<run id>/model_best.pth` is the run
-    `deg_all/CIFAR10/ResNet56-ResNet56_fusiondistill/<run id>`; without the run id, or with `latest`, the latest finished one.
-    """
-    path = _PUBLISHED.fullmatch(reference)
-    if path is None:
-        return None
-    for pattern, name in _PUBLISHED_NAMES:
-        match = re.fullmatch(pattern, f"{path['trainer']}/{path['name']}")
-        if match:
-            run = path["run"] if path["run"] not in (None, "latest", "model_best.pth") else ""
-            return "/".join(filter(None, [name.format(deg=path["deg"], **match.groupdict()), run]))
-    return None
-
-
-# ensemble configurations of the published DiffAUD and SDA commands -> configuration here
-_PUBLISHED_ENSEMBLES = (
-    (r"(?P<arch>\w+)_ensemble_b64_(?P<D>\w+)", "{D}/{arch}_diffaud"),
-    (r"(?P<arch>resnet50|swinT|swinB|convnextT|convnextB)", "Imagenet/{arch}_sda"),
-)
-
-
-def published_config(path: str) -> str:
-    """The configuration here that one of the published DiffAUD and SDA ensemble commands means; any other path as it is.
-
-    `configs/ensemble/ResNet50_ensemble_b64_Imagenet.py` is `configs/ensemble/Imagenet/ResNet50_diffaud.yaml`, and
-    `eval/configs/ensemble/resnet50.py` is `configs/ensemble/Imagenet/ResNet50_sda.yaml`.
-    """
-    for pattern, name in _PUBLISHED_ENSEMBLES:
-        match = re.fullmatch(r"(?:.*/)?configs/ensemble/" + pattern + r"\.py", path)
-        if match:
-            words = {key: text.replace("resnet50", "ResNet50") for key, text in match.groupdict().items()}
-            return f"configs/ensemble/{name.format(**words)}.yaml"
-    return path
-
-
 def resolve_checkpoint(
     reference: str | Path, save_dir: str | Path = "runs", made_by: str | Callable[[], str] = "", run_id: str | None = None
 ) -> Path:
     """The checkpoint file meant by `reference`.
 
     Args:
-        reference: a checkpoint file, a run folder, or the name of a run under `save_dir` (its latest finished run is taken;
-            `name/run_id` names one run).
+        reference: a checkpoint file, a run folder, or the name of a run under `save_dir` (its
+            latest finished run is taken; `name/run_id` names one run).
         save_dir: where runs are stored.
-        made_by: the command that makes it, for the message; or what finds that out, called when it is needed.
-        run_id: take the run of this id of a name (its latest finished run for None); files and run folders are taken as they are.
+        made_by: the command that makes it, for the message; or what finds that out, called when it
+            is needed.
+        run_id: take the run of this id of a name (its latest finished run for None); files and run
+            folders are taken as they are.
 
     Raises:
         FileNotFoundError: says where it looked, which names exist, and the command that makes it.
@@ -140,3 +98,25 @@ def resolve_checkpoint(
         + (f"; did you mean --runs {' or '.join(deeper)} (in training --save_dir)?" if deeper else "")
         + (f"; make it with: {command}" if command else "")
     )
+
+
+def find_checkpoint(name: str, save_dir: str | Path, run_id: str | None = None) -> Path:
+    """Checkpoint of the parent `name`: a file, a run folder, or a run's name (its latest finished
+    run, or the run `run_id`).
+
+    Raises:
+        FileNotFoundError: says where it looked and which command makes it.
+    """
+    return resolve_checkpoint(name, save_dir, lambda: training_command(published_run(name) or name, str(save_dir)), run_id)
+
+
+def check_specialist(path: Path, degradation: str) -> None:
+    """Raise ValueError when a checkpoint says that it was trained on other degradations than
+    `degradation`.
+    """
+    trained_on = read_description(path).get("degradations")
+    if trained_on is not None and degradation not in trained_on:
+        raise ValueError(
+            f"checkpoint {path} stands for the degradation {degradation!r} but was trained on "
+            f"{', '.join(trained_on) or 'clean images'}: train one with --dt {degradation}, or name another checkpoint"
+        )

@@ -1,7 +1,8 @@
-"""Random numbers from names: a stream depends on what it is for, never on when or where it is drawn.
+"""Random numbers from names: a stream depends on what it is for, never on when or where it is
+drawn.
 
-Every stream is derived from a tuple such as `(seed, "noise", level, key)`. Batch size, order, worker and device count therefore
-cannot change what an image receives.
+Every stream is derived from a tuple such as `(seed, "noise", level, key)`. Batch size, order,
+worker and device count therefore cannot change what an image receives.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def torch_generator(*parts: object, device: str | torch.device = "cpu") -> torch
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch globally (for weight initialisation; data streams are derived by name)."""
+    """Seed Python, numpy and torch globally (for weight initialisation; data streams are derived by
+    name).
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  third-party code may draw from the global generator
     torch.manual_seed(seed)
@@ -41,7 +44,8 @@ def seed_everything(seed: int) -> None:
 
 @contextlib.contextmanager
 def global_streams(*parts: object) -> Iterator[None]:
-    """Within the block Python's, numpy's and torch's global generators (CPU) are at the stream named by `parts`, then as before.
+    """Within the block Python's, numpy's and torch's global generators (CPU) are at the stream
+    named by `parts`, then as before.
 
     For parts of other libraries that draw from them. CUDA's generators are left alone.
     """

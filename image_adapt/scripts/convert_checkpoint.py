@@ -1,4 +1,5 @@
-"""Convert a diffusion checkpoint of guided-diffusion or improved-diffusion to a folder of diffusers, once.
+"""Convert a diffusion checkpoint of guided-diffusion or improved-diffusion to a folder of
+diffusers, once.
 
 The folder says what network it holds, so that --model_path takes it without further flags:
 python image_adapt/scripts/convert_checkpoint.py --model_path <checkpoint.pt> --out <folder> --image_size 32 --num_res_blocks 3 ...
@@ -7,23 +8,20 @@ python image_adapt/scripts/convert_checkpoint.py --model_path <checkpoint.pt> --
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 
-from models.guided_diffusion import halve_convolutions
-from models.loading import diffusers_folder, open_denoiser, save_folder
-from models.model_flags import MODEL_FLAGS, parse_flag
-from utils.command_line import ScriptParser
-from utils.errors import user_errors
-from utils.run_log import setup_logging
-from utils.runs import resolve_checkpoint
+from undegrade.models.diffusion.loading import diffusers_folder, open_denoiser, save_folder
+from undegrade.models.diffusion.openai import halve_convolutions
+from undegrade.models.diffusion.openai_flags import MODEL_FLAGS, parse_flag
+from undegrade.utils.command_line import ScriptParser
+from undegrade.utils.errors import run_main
+from undegrade.utils.runs import resolve_checkpoint
 
 log = logging.getLogger("convert_checkpoint")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    setup_logging()
     p = ScriptParser(__doc__)
     p.add_argument("--model_path", required=True, help="state dict of OpenAI's code, a folder of diffusers, or a run")
     p.add_argument("--out", required=True, help="folder to write; must not exist")
@@ -44,5 +42,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with user_errors():
-        sys.exit(main())
+    run_main(main)

@@ -1,12 +1,13 @@
-"""Generate images of given classes by a class-conditional diffusion model, on any number of MPI ranks; the same command goes on.
+"""Generate images of given classes by a class-conditional diffusion model, on any number of MPI
+ranks; the same command goes on.
 
 mpiexec -n 2 python image_adapt/scripts/generate.py -c configs/generate/Digits/conditional.yaml --num_per_class 50
 python image_adapt/scripts/generate.py -c configs/generate/Digits/conditional.yaml --classes 0-4,9 --guidance_scale 2 --dry_run
 mpiexec -n 8 python image_adapt/scripts/generate.py -c configs/generate/Imagenet/dit.yaml --vae ckpt/sd-vae-ft-ema
 mpiexec -n 8 python image_adapt/scripts/generate.py --ckpt ckpt/DiT-XL-2-256x256.pt --sample-dir data --num-fid-samples 50000
 
-docs/generation.md: models, files, settings, the published command line. Flags that take true or false also take
-yes, no, t, f, y, n, 1, 0; alone: true.
+docs/generation.md: models, files, settings, the published command line. Flags that take true or
+false also take yes, no, t, f, y, n, 1, 0; alone: true.
 """
 
 from __future__ import annotations
@@ -14,27 +15,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from image_adapt.generate import describe_generation, generate, parse_classes
-from image_adapt.generator import NETWORKS, GenerateConfig, open_generator
-from image_adapt.mpi import World, connect
-from image_adapt.scripts.ranks import check_needed, given_tree, ranks_parser
-from image_adapt.work import Outcome
-from models.model_flags import parse_flag
-from utils.choices import check_choice
-from utils.command_line import ScriptParser
-from utils.config import Tree, build, parse_value
-from utils.data.imagenet import IMAGENET_1K
-from utils.device import choose_device
-from utils.errors import user_errors
-from utils.key_help import key_help, key_values
-from utils.run_log import setup_logging
+from undegrade.image_adapt.generate import describe_generation, generate, parse_classes
+from undegrade.image_adapt.generator import NETWORKS, GenerateConfig, open_generator
+from undegrade.image_adapt.mpi import World, connect
+from undegrade.image_adapt.scripts.ranks import check_needed, given_tree, ranks_parser
+from undegrade.image_adapt.work import Outcome
+from undegrade.models.diffusion.openai_flags import parse_flag
+from undegrade.utils.choices import check_choice
+from undegrade.utils.command_line import ScriptParser
+from undegrade.utils.config import Tree, build, parse_value
+from undegrade.utils.data.sources.imagenet import IMAGENET_1K
+from undegrade.utils.device import choose_device
+from undegrade.utils.errors import run_main
+from undegrade.utils.key_help import key_help, key_values
+from undegrade.utils.run_log import setup_logging
 
 log = logging.getLogger("generate")
 
@@ -164,5 +164,4 @@ def run(config: GenerateConfig, world: World, args: argparse.Namespace) -> Outco
 
 
 if __name__ == "__main__":
-    with user_errors():
-        sys.exit(main())
+    run_main(main)

@@ -1,48 +1,49 @@
-"""Adapt images with a diffusion model (DDA, ILVR), on any number of MPI ranks; the same command again goes on where it was stopped.
+"""Adapt images with a diffusion model (DDA, ILVR), on any number of MPI ranks; the same command
+again goes on where it was stopped.
 
 mpiexec -n 2 python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption gaussian_noise --severity 5
 python image_adapt/scripts/image_sample.py --model_path diffusion/Digits/ddpm --base_samples photos --save_dir adapted/photos
 python image_adapt/scripts/image_sample.py -c configs/adapt/CIFAR10/dda.yaml --base_samples CIFAR-10-C --corruption all --severity 5
 python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption all --severity random --dry_run --time
 
-docs/adaptation.md: inputs, outputs, several machines, the published program. Flags that take true or false also take yes, no, t, f,
-y, n, 1, 0.
+docs/adaptation.md: inputs, outputs, several machines, the published program. Flags that take true
+or false also take yes, no, t, f, y, n, 1, 0.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from image_adapt.adapters import ADAPTERS, build_adapter, with_start_step
-from image_adapt.config import DATATYPES, LAYOUTS, AdaptConfig
-from image_adapt.mpi import World, connect
-from image_adapt.plan import describe_plan, time_batch
-from image_adapt.scripts.ranks import check_needed, given_tree, ranks_parser
-from image_adapt.work import Outcome, plan_jobs, run_jobs
-from models.loading import denoiser_digest, diffusers_folder, open_denoiser
-from models.model_flags import MODEL_FLAGS, parse_flag
-from utils.choices import check_choice
-from utils.command_line import ScriptParser
-from utils.config import Tree, build, merge, nested, parse_value
-from utils.data.cells import parse_severities
-from utils.data.sources import DATASETS
-from utils.device import choose_device
-from utils.errors import user_errors
-from utils.key_help import key_help, key_values
-from utils.making import making_command
-from utils.run_log import setup_logging
-from utils.runs import resolve_checkpoint
+from undegrade.image_adapt.adapters import ADAPTERS, build_adapter, with_start_step
+from undegrade.image_adapt.config import DATATYPES, LAYOUTS, AdaptConfig
+from undegrade.image_adapt.mpi import World, connect
+from undegrade.image_adapt.plan import describe_plan, time_batch
+from undegrade.image_adapt.scripts.ranks import check_needed, given_tree, ranks_parser
+from undegrade.image_adapt.work import Outcome, plan_jobs, run_jobs
+from undegrade.models.diffusion.loading import denoiser_digest, diffusers_folder, open_denoiser
+from undegrade.models.diffusion.openai_flags import MODEL_FLAGS, parse_flag
+from undegrade.utils.choices import check_choice
+from undegrade.utils.command_line import ScriptParser
+from undegrade.utils.config import Tree, build, merge, nested, parse_value
+from undegrade.utils.data.cells import parse_severities
+from undegrade.utils.data.sources.registry import DATASETS
+from undegrade.utils.device import choose_device
+from undegrade.utils.errors import run_main
+from undegrade.utils.key_help import key_help, key_values
+from undegrade.utils.run_log import setup_logging
+from undegrade.utils.runs import resolve_checkpoint
+from undegrade.utils.training_commands import training_command
 
 log = logging.getLogger("image_sample")
 
-# flag -> key of the YAML; {adapter} stands for the section of the adapter in use (paper letters are aliases of the field's names)
+# flag -> key of the YAML; {adapter} stands for the section of the adapter in use (paper letters are
+# aliases of the field's names)
 FLAGS: dict[str, str] = {
     "model_path": "model",
     "save_dir": "save_dir",
@@ -176,7 +177,9 @@ def _datatype_keys(args: argparse.Namespace, tree: Tree) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status (1 when files were broken and that was not allowed)."""
+    """Run the command line; returns the exit status (1 when files were broken and that was not
+    allowed).
+    """
     world = connect()
     with world.together():
         setup_logging(quiet=world.rank != 0)
@@ -191,7 +194,7 @@ def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, args: 
     device = choose_device(args.device, world.local_rank)
     reference = config.fill(config.model)
     path = diffusers_folder(reference) or resolve_checkpoint(
-        reference, config.runs, lambda: making_command(reference, config.runs, config.input.dataset)
+        reference, config.runs, lambda: training_command(reference, config.runs, config.input.dataset)
     )
     denoiser = open_denoiser(path, model_flags)
     if denoiser.num_classes is not None and not denoiser.null_label:
@@ -239,5 +242,4 @@ def report(outcome: Outcome, config: AdaptConfig) -> int:
 
 
 if __name__ == "__main__":
-    with user_errors():
-        sys.exit(main())
+    run_main(main)

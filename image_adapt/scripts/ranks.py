@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from utils.command_line import ScriptParser
-from utils.config import Tree, dotted_keys, merge, read_yaml
+from undegrade.utils.command_line import ScriptParser
+from undegrade.utils.config import Tree, dotted_keys, merge, read_yaml
 
 
 def ranks_parser(description: str | None, schema: type, listed_in: str) -> ScriptParser:
-    """Flags of configuration, device and dry run; `schema` is the dataclass of the YAML, `listed_in` the file that documents it."""
+    """Flags of configuration, device and dry run; `schema` is the dataclass of the YAML,
+    `listed_in` the file that documents it.
+    """
     p = ScriptParser(description, dotted_keys(schema))
     p.add_argument("-c", "--config", nargs="+", help=f"YAML file ({listed_in} lists the keys); of several the later ones win")
     p.add_argument(
@@ -21,7 +23,9 @@ def ranks_parser(description: str | None, schema: type, listed_in: str) -> Scrip
 
 
 def given_tree(args: argparse.Namespace, overrides: Tree) -> Tree:
-    """The files of `--config`, the later ones over the earlier, and the keys of the command line over them."""
+    """The files of `--config`, the later ones over the earlier, and the keys of the command line
+    over them.
+    """
     tree: Tree = {}
     for path in args.config or []:
         tree = merge(tree, read_yaml(path))

@@ -1,4 +1,6 @@
-"""Augmentation of training images: every draw is of (seed, image, epoch), so that all versions of an image are changed alike."""
+"""Augmentation of training images: every draw is of (seed, image, epoch), so that all versions of
+an image are changed alike.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +16,32 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from utils.data.pixels import to_unit
-from utils.random_fields import RandomFields
-from utils.seeding import global_streams, numpy_generator
+from undegrade.utils.data.pixels import to_unit
+from undegrade.utils.random_fields import RandomFields
+from undegrade.utils.seeding import global_streams, numpy_generator
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Augmentation of training images, the same for the clean and the degraded version of an image, in the order of the keys.
+    """Augmentation of training images, the same for the clean and the degraded version of an image,
+    in the order of the keys.
 
     Attributes:
         flip: mirror left-right with probability 1/2 (before the degradation).
-        crop_padding: pad by so many black pixels after the degradation and crop a random window of the old size.
-        resized_crop: smallest share of the area of a random window (aspect ratio 3/4 to 4/3; 0.08 is usual for ImageNet) that is
-            cut out after the degradation and enlarged to the old size; null for none. Images are thus degraded as in evaluation.
-        interpolation: of the enlarged window, and of what randaugment turns or shifts: bilinear | bicubic.
-        randaugment: RandAugment (Cubuk et al. 2020) in timm's words, such as rand-m9-mstd0.5-inc1 (m: magnitude of 10, mstd: its
-            deviation, n: operations, inc: those that grow with the magnitude); what comes in at the border has the data set's mean;
-            null for none.
-        cutout: side of a square hole in pixels, filled with the data set's mean, centre uniform over the image (DeVries & Taylor
-            2017); 0 for none.
-        erasing: probability that a rectangle is replaced by noise with the data set's mean and deviation (Zhong et al. 2020).
+        crop_padding: pad by so many black pixels after the degradation and crop a random window of
+            the old size.
+        resized_crop: smallest share of the area of a random window (aspect ratio 3/4 to 4/3; 0.08
+            is usual for ImageNet) that is cut out after the degradation and enlarged to the old
+            size; null for none. Images are thus degraded as in evaluation.
+        interpolation: of the enlarged window, and of what randaugment turns or shifts: bilinear |
+            bicubic.
+        randaugment: RandAugment (Cubuk et al. 2020) in timm's words, such as rand-m9-mstd0.5-inc1
+            (m: magnitude of 10, mstd: its deviation, n: operations, inc: those that grow with the
+            magnitude); what comes in at the border has the data set's mean; null for none.
+        cutout: side of a square hole in pixels, filled with the data set's mean, centre uniform
+            over the image (DeVries & Taylor 2017); 0 for none.
+        erasing: probability that a rectangle is replaced by noise with the data set's mean and
+            deviation (Zhong et al. 2020).
         erasing_area: smallest and largest share of the image that it covers.
         cutout_clean: cutout and erasing also for the clean version.
     """
@@ -116,7 +123,9 @@ class Augmentation:
         return torch.from_numpy(self._whole("cutout", streams, [0, 0], [size - 1] * 2))
 
     def cut(self, images: Tensor, streams: Sequence[str]) -> Tensor:
-        """[k n, 3, S, S], uint8 or float in [0, 1] -> float with a hole, then a rectangle of noise in each."""
+        """[k n, 3, S, S], uint8 or float in [0, 1] -> float with a hole, then a rectangle of noise
+        in each.
+        """
         config, images = self.config, as_unit(images)
         if config.cutout:
             images = fill_holes(images, self.centres(streams, images.shape[-1]), config.cutout, self.mean)
@@ -159,7 +168,9 @@ def flipped(images: Tensor, flips: Tensor | None) -> Tensor:
 
 
 def crop(images: Tensor, corners: Tensor, padding: int) -> Tensor:
-    """The window at `corners` (int64 [n, 2]: top, left) of each of [n, 3, S, S], padded by black, of the old size."""
+    """The window at `corners` (int64 [n, 2]: top, left) of each of [n, 3, S, S], padded by black,
+    of the old size.
+    """
     count, channels, _, size = images.shape
     side, along = size + 2 * padding, torch.arange(size)
     padded = F.pad(images, (padding,) * 4).view(count, channels, side * side)
@@ -169,10 +180,12 @@ def crop(images: Tensor, corners: Tensor, padding: int) -> Tensor:
 
 
 def fill_holes(images: Tensor, centres: Tensor, side: int, colour: Sequence[float]) -> Tensor:
-    """`colour` (3 numbers) wherever a square around `centres` (int64 [n, 2]: row, column) covers an image.
+    """`colour` (3 numbers) wherever a square around `centres` (int64 [n, 2]: row, column) covers an
+    image.
 
     Args:
-        images: float [k n, 3, S, S], finite: k versions of n images, which get the same holes; written into.
+        images: float [k n, 3, S, S], finite: k versions of n images, which get the same holes;
+            written into.
         centres, side, colour: of the holes.
 
     Returns:
@@ -188,9 +201,11 @@ def fill_holes(images: Tensor, centres: Tensor, side: int, colour: Sequence[floa
 
 
 def random_window(rng: np.random.Generator, size: int, smallest: float) -> tuple[int, int, int, int]:
-    """(top, left, height, width): area uniform in [smallest, 1] of the image's, log of width / height uniform in log [3/4, 4/3].
+    """(top, left, height, width): area uniform in [smallest, 1] of the image's, log of width /
+    height uniform in log [3/4, 4/3].
 
-    The usual rule of ImageNet training: draw again where it does not fit, the whole image after ten times.
+    The usual rule of ImageNet training: draw again where it does not fit, the whole image after ten
+    times.
     """
     for _ in range(10):
         area, ratio = size**2 * rng.uniform(smallest, 1), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
@@ -201,7 +216,9 @@ def random_window(rng: np.random.Generator, size: int, smallest: float) -> tuple
 
 
 def resized_crop(images: Tensor, windows: np.ndarray, interpolation: str = "bilinear") -> Tensor:
-    """The window (n x (top, left, height, width)) of each of uint8 [n, 3, S, S], enlarged to S x S; float in [0, 1]."""
+    """The window (n x (top, left, height, width)) of each of uint8 [n, 3, S, S], enlarged to S x S;
+    float in [0, 1].
+    """
     size = images.shape[-1]
     cuts = (to_unit(image[:, t : t + h, left : left + w]) for image, (t, left, h, w) in zip(images, windows, strict=True))
     enlarged = [F.interpolate(cut[None], (size, size), mode=interpolation, antialias=True) for cut in cuts]
@@ -236,7 +253,9 @@ def randaugmented(images: Tensor, transform: Callable[[Image.Image], Image.Image
 
 
 def erased(images: Tensor, probability: float, area: Sequence[float], streams: Iterable[tuple[object, ...]]) -> Tensor:
-    """Standard normal noise where timm's RandomErasing replaces pixels of [n, 3, S, S], NaN elsewhere."""
+    """Standard normal noise where timm's RandomErasing replaces pixels of [n, 3, S, S], NaN
+    elsewhere.
+    """
     from timm.data.random_erasing import RandomErasing  # here, since it takes seconds
 
     erase = RandomErasing(probability, area[0], area[1], mode="pixel", device="cpu")

@@ -1,9 +1,11 @@
-"""Training batches: every batch is a pure function of (seed, epoch, step), whatever the worker or process that makes it.
+"""Training batches: every batch is a pure function of (seed, epoch, step), whatever the worker or
+process that makes it.
 
-A batch is a dict: `clean`, `degraded` float [B, 3, H, W] in [0, 1], `label` int64 [B], `deg` int64 [B] (index into the run's
-list of degradations), `level` float [B] in [0, 1] (0 = clean; NaN for adapted images of unknown level), `key` list of B strings.
-With k degradations and n images a step, B = k n, and `batch["deg"] == i` selects the n images of one, which follow one another.
-Row by row, `clean`, `degraded`, `label` and `key` belong to one image.
+A batch is a dict: `clean`, `degraded` float [B, 3, H, W] in [0, 1], `label` int64 [B], `deg` int64
+[B] (index into the run's list of degradations), `level` float [B] in [0, 1] (0 = clean; NaN for
+adapted images of unknown level), `key` list of B strings. With k degradations and n images a step,
+B = k n, and `batch["deg"] == i` selects the n images of one, which follow one another. Row by row,
+`clean`, `degraded`, `label` and `key` belong to one image.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils.choices import check_choice
-from utils.data.augmentation import Augmentation, AugmentConfig, as_unit, fill_holes, flipped
-from utils.data.degradations import DegradationCompat
-from utils.data.image_source import ImageSource
-from utils.data.perturbations import check_perturbation, draw_levels, perturb, unit_level
-from utils.device import move_batch
-from utils.seeding import numpy_generator
+from undegrade.utils.choices import check_choice
+from undegrade.utils.data.augmentation import Augmentation, AugmentConfig, as_unit, fill_holes, flipped
+from undegrade.utils.data.perturbations.degradations import DegradationCompat
+from undegrade.utils.data.perturbations.registry import check_perturbation, draw_levels, perturb, unit_level
+from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.device import move_batch
+from undegrade.utils.seeding import numpy_generator
 
 Batch = dict[str, Any]
 
@@ -36,18 +38,22 @@ class BatchSet(Dataset):
 
     Args:
         source: clean images.
-        degradations: names known to `perturb` (degradations, sequences, ImageNet-C corruptions); empty for clean batches, where
-            `degraded` is `clean`.
+        degradations: names known to `perturb` (degradations, sequences, ImageNet-C corruptions);
+            empty for clean batches, where `degraded` is `clean`.
         batch_size: images a step and process (each appears once for every degradation).
         seed: of order, levels, degradation and augmentation.
-        augment: None for evaluation: fixed order, no augmentation, levels and noise that do not change with the epoch.
-        adapted: for each degradation, a source with the adapted images of the same keys, to stand in for degrading on the fly.
-        rank, world: this process and their number; a step's images are dealt out to the processes in turn.
-        pairing: of training batches. "paired": the images of a step appear once for every degradation, with the same flip, crop
-            and hole. "independent": each degradation has its own order, flips, crops and holes. Evaluation is always paired.
-        levels: "independent": each degradation has its own levels. "shared": one draw for each image and epoch gives every
-            degradation the level at the same place of its sweep, so that the numbers of noise and blur are equal, as in the public
-            FusionDistill code.
+        augment: None for evaluation: fixed order, no augmentation, levels and noise that do not
+            change with the epoch.
+        adapted: for each degradation, a source with the adapted images of the same keys, to stand
+            in for degrading on the fly.
+        rank, world: this process and their number; a step's images are dealt out to the processes
+            in turn.
+        pairing: of training batches. "paired": the images of a step appear once for every
+            degradation, with the same flip, crop and hole. "independent": each degradation has its
+            own order, flips, crops and holes. Evaluation is always paired.
+        levels: "independent": each degradation has its own levels. "shared": one draw for each
+            image and epoch gives every degradation the level at the same place of its sweep, so
+            that the numbers of noise and blur are equal, as in the public FusionDistill code.
         compat: of the degradations (None: the right operations).
         constants: of the corruptions: cifar | tiny | imagenet (None: by the image size).
 
@@ -91,7 +97,9 @@ class BatchSet(Dataset):
         return steps + (rest > 0 and (self.augment is None or rest >= self.world))
 
     def global_images(self, step: int) -> int:
-        """Images that all processes together see at a step, for each degradation: batch_size x world, or what the last step has."""
+        """Images that all processes together see at a step, for each degradation: batch_size x
+        world, or what the last step has.
+        """
         per_step = self.batch_size * self.world
         return min(per_step, len(self.source) - step * per_step)
 
@@ -105,11 +113,13 @@ class BatchSet(Dataset):
         return self.finished(self.made(place))
 
     def made(self, place: tuple[int, int]) -> Batch:
-        """What workers make of a batch: as few bytes as possible, for they are sent from process to process.
+        """What workers make of a batch: as few bytes as possible, for they are sent from process to
+        process.
 
         Returns:
-            `clean` and `degraded`, uint8 unless something is interpolated or erased; `hole`, centres of holes that are yet to
-            be cut; `label`, `level`, `key`. Of images, labels and keys that all degradations share there is one copy.
+            `clean` and `degraded`, uint8 unless something is interpolated or erased; `hole`,
+            centres of holes that are yet to be cut; `label`, `level`, `key`. Of images, labels and
+            keys that all degradations share there is one copy.
         """
         if not self._apart:
             return self._block(*place, self.degradations)
@@ -138,7 +148,8 @@ class BatchSet(Dataset):
     def _block(self, epoch: int, step: int, names: Sequence[str], own: tuple[str, ...] = ()) -> Batch:
         """The images of a step, once for each of `names`, all with the same flip, crop and hole.
 
-        `own` is appended to the names of the streams of order, flips, crops and holes: a degradation that has its own.
+        `own` is appended to the names of the streams of order, flips, crops and holes: a
+        degradation that has its own.
         """
         rows = self.indices(epoch, step, own)
         keys = [self.source.keys[i] for i in rows]
@@ -216,9 +227,11 @@ class _Places(Sampler):
 
 
 class BatchLoader:
-    """`for batch in loader.epoch(e)`: the batches of epoch e, on `device`, made by `workers` processes (0: by this one).
+    """`for batch in loader.epoch(e)`: the batches of epoch e, on `device`, made by `workers`
+    processes (0: by this one).
 
-    What takes little time and makes the images larger (numbers from bytes, holes) is done here and on the device.
+    What takes little time and makes the images larger (numbers from bytes, holes) is done here and
+    on the device.
     """
 
     def __init__(self, batches: BatchSet, workers: int = 0, device: str | torch.device = "cpu") -> None:

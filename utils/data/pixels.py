@@ -5,18 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from utils.choices import check_choice
+from undegrade.utils.choices import check_choice
 
 ROUNDINGS = ("round", "truncate")
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 of any shape -> float32 in [0, 1]. Raises ValueError for another dtype (pixels scaled twice)."""
+    """uint8 of any shape -> float32 in [0, 1]. Raises ValueError for another dtype (pixels scaled
+    twice).
+    """
     return _checked(pixels).float().div_(255)
 
 
 def to_signed(pixels: Tensor) -> Tensor:
-    """uint8 of any shape -> float32 in [-1, 1], the range of diffusion models. Raises ValueError for another dtype."""
+    """uint8 of any shape -> float32 in [-1, 1], the range of diffusion models. Raises ValueError
+    for another dtype.
+    """
     return _checked(pixels).float() / 127.5 - 1
 
 
@@ -30,8 +34,8 @@ def from_signed(x: Tensor, rounding: str = "round") -> Tensor:
 
     Args:
         x: any shape.
-        rounding: "round" gives back every one of the 256 levels after `to_signed`; "truncate" is the published DiffAUD
-            writer, which returns 63 of them one level darker.
+        rounding: "round" gives back every one of the 256 levels after `to_signed`; "truncate" is
+            the published DiffAUD writer, which returns 63 of them one level darker.
 
     Raises:
         ValueError: unknown rounding.

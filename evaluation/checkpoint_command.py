@@ -1,0 +1,73 @@
+"""Evaluate one checkpoint: degradation levels, corruptions x severities, clean images. Or label
+images with it.
+
+python test.py -r sl/Digits/ResNet20-ResNet20/jpeg --dt jpeg       # every level of a degradation (--dt all: of all four)
+python test.py -r sl/Digits/ResNet20-ResNet20/jpeg                 # of the degradations that it was trained on
+python test.py -r ind/Digits/ResNet20_clean --corruption all --severity 1-5    # the 15 corruptions of ImageNet-C
+python test.py -r runs/<name>/<run id>/best.safetensors --corruption clean,gaussian_noise --severity 5
+python test.py -r ind/CIFAR10/ResNet20_clean --view CIFAR-10-C --corruption fog --severity 5    # released; needs no clean images
+python test.py -r ind/Digits/ResNet20_clean --predict photos --top 5     # classes of images that have no labels, as a CSV
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from undegrade.evaluation.command_line import check_prediction, data_overrides, evaluation_parser, keys_of_view, run_data, test_keys
+from undegrade.evaluation.config import EvaluationConfig
+from undegrade.evaluation.evaluate import evaluate, print_outcome
+from undegrade.evaluation.predict import print_predictions
+from undegrade.utils.config import Tree, build, merge, read_yaml
+from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS
+from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
+from undegrade.utils.data.views import RAW
+from undegrade.utils.device import choose_device
+from undegrade.utils.runs import find_checkpoint
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = evaluation_parser(__doc__)
+    parser.add_argument(
+        "-r", "--resume", "--checkpoint", dest="resume", required=True, help="checkpoint file, run folder or run name"
+    )
+    parser.add_argument(
+        "-c", "--config", nargs="+", default=[],
+        help="YAML whose `data:` section says what to evaluate on (default: the run's); keys of training alone are ignored",
+    )  # fmt: skip
+    parser.add_argument(
+        "--view", default=RAW,
+        help="raw: corrupt clean images; or a folder: adapted images, ImageNet-C, CIFAR-10-C (keys and labels are then its own)",
+    )  # fmt: skip
+    parser.add_argument("-m", "--mode", default="eval", help="folder below the run for the results")
+    args, overrides = parser.parse(argv)
+    check_prediction(parser, args, overrides, ("dataset", "view"))
+    checkpoint = find_checkpoint(args.resume, args.runs)
+    trained = run_data(checkpoint)
+    tree: Tree = {"data": test_keys(trained)}
+    for path in args.config:
+        given = read_yaml(path)
+        trained = merge(trained, given.get("data", {}))
+        tree = merge(tree, {"data": given.get("data", {}) if "systems" in given else test_keys(trained)})
+    tree = merge(merge(tree, data_overrides(args)), overrides)
+    tree |= {"runs": args.runs, "members": {"model": {"checkpoint": str(checkpoint), "arch": args.arch, "view": args.view}}}
+    tree["systems"] = {_shown(checkpoint): {"members": ["model"]}}
+    if args.predict is not None:
+        print_predictions(build(EvaluationConfig, tree), args.predict, args.out, choose_device(args.device), args.top)
+        return
+    if not any(tree["data"].get(k) for k in ("corruptions", "sweep")):
+        known = trained.get("degradations", [])
+        swept = [deg for deg in known if deg in (*DEGRADATIONS, *ALL_CORRUPTIONS)]
+        drawn = [deg for deg in known if deg not in swept]  # sequences: levels are drawn for each image
+        tree["data"] |= {"sweep": swept, "corruptions": drawn if known else ["clean"]}
+    what = "-".join(dict.fromkeys(tree["data"].get("sweep", []) + tree["data"].get("corruptions", [])))
+    what += "" if args.view == RAW else f"-{Path(args.view).name}"
+    tree["out"] = args.out or str(checkpoint.parent / args.mode / what)
+    config = keys_of_view(build(EvaluationConfig, tree), "model", overrides)
+    print_outcome(evaluate(config, choose_device(args.device)))
+
+
+def _shown(checkpoint: Path) -> str:
+    """`<...>/<method>/<dataset>/<name>/<run id>/best.safetensors` -> `<name>`."""
+    parents = checkpoint.resolve().parents
+    return parents[1].name if checkpoint.name == "best.safetensors" else checkpoint.stem

@@ -1,0 +1,262 @@
+"""Classes and confidences of images without labels: a system's members and rule on the files of a
+folder, as a CSV.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import dataclasses
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from undegrade.evaluation.command_line import run_data
+from undegrade.evaluation.config import EvaluationConfig, expand, fill_names, members_of
+from undegrade.evaluation.ensemble import Member, Scorer
+from undegrade.evaluation.evaluate import member_classifier, member_view
+from undegrade.models.classification.classifier import Classifier
+from undegrade.utils.checkpoint import read_description
+from undegrade.utils.choices import check_choice
+from undegrade.utils.config import build
+from undegrade.utils.data.cells import CLEAN, Cell
+from undegrade.utils.data.sources.folders import plain_source
+from undegrade.utils.data.sources.image_source import ImageSource, array_reader
+from undegrade.utils.data.sources.imagenet import read_classes
+from undegrade.utils.data.sources.images import list_images
+from undegrade.utils.data.sources.registry import SourceConfig
+from undegrade.utils.data.views import RAW, OnTheFly
+from undegrade.utils.files import write_atomic
+from undegrade.utils.runs import find_checkpoint
+
+log = logging.getLogger(__name__)
+
+PREDICTIONS = "predictions.csv"
+_AS_THEY_ARE = Cell(CLEAN, 0)
+_SHOWN = 20  # classes of the table, files of a warning
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """An image's file, relative to its folder, and its best classes with their shares of the scores
+    in [0, 1], best first.
+    """
+
+    file: str
+    classes: list[tuple[str, float]]
+
+
+def predict(
+    config: EvaluationConfig, path: Path, out: Path, device: torch.device, system: str | None = None, top: int = 1
+) -> list[Prediction]:
+    """Classify every image below a folder and write `out`: a row an image, in the sorted order of
+    the files.
+
+    Files that cannot be read, and those that another view lacks, are named in a warning and left
+    out. Where an error or the user ends the call, `out` has what was done until then.
+
+    Args:
+        config: of its `data` only image_size, resize and classes are used: the first two go before
+            what the first member's checkpoint says, the last is for checkpoints that do not name
+            their classes. A view other than `raw` is a folder with the file names of `path`,
+            suffixes aside, as the adaptation of a plain folder writes it.
+        path: a folder, or one image.
+        out: CSV with the columns file, class, confidence, class_2, confidence_2, ...
+        device: of the members.
+        system: its name (default: the last one of `config`).
+        top: classes an image.
+
+    Raises:
+        ValueError, FileNotFoundError: no image there, none that can be read, a system that is
+            unknown or told the corruption, `top` beyond the classes, a checkpoint that does not say
+            what it takes, and what `find_checkpoint` and `load_classifier` raise.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"--predict {path} does not exist: give a folder of images, or one image")
+    config = expand(config)
+    name = check_choice(system or list(config.systems)[-1], config.systems, "system")
+    chosen = config.systems[name]
+    names = members_of(chosen, _AS_THEY_ARE, config.members)
+    views = {member: member_view(config, member) for member in names}
+    if not names:
+        raise ValueError(f"system {name!r} is told the corruption of an image, which nobody knows here: choose another one")
+    checkpoints = {m: find_checkpoint(fill_names(config, config.members[m].checkpoint), config.runs) for m in views}
+    files, sources = _open(path, list(views.values()), *_frame(config, next(iter(checkpoints.values()))))
+    classifiers, classes = _classifiers(config, checkpoints, device)
+    if not 1 <= top <= len(classes):
+        raise ValueError(f"--top {top}: there are {len(classes)} classes, choose 1 to {len(classes)}")
+    if len(config.systems) > 1:
+        log.info("system %s: %s of %s", name, chosen.rule, ", ".join(names))
+    out.parent.mkdir(parents=True, exist_ok=True)  # now, since an error at the end would cost all of the work
+    done: list[Prediction] = []
+    broken: list[str] = []
+    try:
+        for rows, images in _batches(sources, config.batch_size, broken):
+            members = [Member(m, classifiers[m], m, images[views[m]]) for m in names]
+            scores = Scorer(None, config.batch_size).scores(chosen.rule, members, _AS_THEY_ARE, chosen.double_softmax)
+            done += _best(scores, [files[i] for i in rows], classes, top)
+    finally:
+        if done:
+            _write(out, done, top)
+    if not done:
+        raise ValueError(f"none of the {len(files)} images of --predict {path} can be read, e.g. {broken[0]}")
+    if broken:
+        log.warning("left out %d of %d images that cannot be read:\n  %s", len(broken), len(files), _few(broken))
+    return done
+
+
+def _frame(config: EvaluationConfig, checkpoint: Path) -> tuple[int, int | None]:
+    """Side of the classifier's images, and the shorter side that they are cut from: from the
+    configuration, or the checkpoint.
+    """
+    size, resize = config.data.image_size, config.data.resize
+    if size is None:
+        facts = read_description(checkpoint)
+        facts = facts if "image_size" in facts else _facts_of_run(checkpoint)
+        size, resize = int(facts["image_size"]), resize or facts.get("resize")
+    if not 1 <= size <= (resize or size):
+        raise ValueError(f"images of {size} px cannot be cut from a shorter side of {resize}: choose --data.resize above it")
+    return size, resize
+
+
+def _facts_of_run(checkpoint: Path) -> dict[str, Any]:
+    """`ImageSource.facts` of the images that the run of an earlier version's checkpoint was trained
+    on, from its data set.
+    """
+    known = {f.name for f in dataclasses.fields(SourceConfig)} - {"limit", "subset"}
+    data = {key: value for key, value in run_data(checkpoint).items() if key in known}
+    reason = "and no config.yaml lies beside it"
+    try:
+        if data:
+            return build(SourceConfig, {**data, "limit": 1}).open("train").facts
+    except (ValueError, FileNotFoundError) as error:
+        reason = f"and the data set of its run cannot be asked ({error})"
+    raise ValueError(
+        f"checkpoint {checkpoint} does not say how large its images are, {reason}: give --data.image_size, and --data.resize if "
+        "they are cut from larger ones (ImageNet: 224 and 256)"
+    )
+
+
+def _open(path: Path, views: Sequence[str], size: int, resize: int | None) -> tuple[list[str], dict[str, ImageSource]]:
+    """The files, and the images of each view in their order, without those that some view lacks."""
+    folder, paths = (path, list_images(path)) if path.is_dir() else (path.parent, [path])
+    raw = plain_source(folder, size, RAW, paths, resize)
+    mend = f"adapt them with image_sample.py --base_samples {path} --save_dir <folder>, and name that by --views.<view> <folder>"
+    found = {}
+    for view in dict.fromkeys(views):
+        if view != RAW and not Path(view).is_dir():
+            raise FileNotFoundError(f"the system looks at other versions of the images, and {view} does not exist: {mend}")
+        found[view] = raw if view == RAW else plain_source(Path(view), size, view, resize=resize)
+    common = set(raw.keys).intersection(*(source.keys for source in found.values()))
+    rows = [i for i, key in enumerate(raw.keys) if key in common]
+    lacking = [str(file) for file, key in zip(paths, raw.keys, strict=True) if key not in common]
+    if lacking:
+        where = " or ".join(view for view in found if view != RAW)
+        if not rows:
+            raise ValueError(f"none of the {len(raw)} images of --predict {path} is under {where}, e.g. {lacking[0]}: {mend}")
+        log.warning("left out %d of %d images that are not under %s; %s:\n  %s", len(lacking), len(raw), where, mend, _few(lacking))
+    keys = [raw.keys[i] for i in rows]
+    files = [paths[i].relative_to(folder).as_posix() for i in rows]
+    return files, {view: source.aligned(keys, view) for view, source in found.items()}
+
+
+def _classifiers(
+    config: EvaluationConfig, checkpoints: dict[str, Path], device: torch.device
+) -> tuple[dict[str, Classifier], Sequence[str]]:
+    """The members, and the names of their classes: those of a checkpoint, else of `data.classes`,
+    else numbers.
+    """
+    descriptions = {path: read_description(path) for path in checkpoints.values()}
+    names = next((d["classes"] for d in descriptions.values() if d.get("classes")), None)
+    if names is None and config.data.classes is not None:
+        names = read_classes(config.data.classes)
+    foreign = [path for path, description in descriptions.items() if not description]
+    if foreign and names is None:
+        raise ValueError(
+            f"checkpoint {foreign[0]} does not say what its classes are: give --data.classes imagenet-1k or a file with one a line "
+            "(and its network: --arch, or `arch` of an ensemble's member)"
+        )
+    found = {m: member_classifier(config, m, path, names, device) for m, path in checkpoints.items()}
+    classes = names or [str(number) for number in range(next(iter(found.values())).num_classes)]
+    for member, classifier in found.items():
+        if classifier.num_classes != len(classes):
+            raise ValueError(f"checkpoint {checkpoints[member]} has {classifier.num_classes} classes, not {len(classes)} as needed")
+    return found, classes
+
+
+def _batches(
+    sources: dict[str, ImageSource], batch_size: int, broken: list[str]
+) -> Iterator[tuple[list[int], dict[str, OnTheFly]]]:
+    """Rows that every view can read, and their images as views; the others are added to `broken`."""
+    count = len(next(iter(sources.values())))
+    with tqdm(total=count, unit="img", desc="classifying", dynamic_ncols=True, mininterval=1.0) as bar:
+        for start in range(0, count, batch_size):
+            batch = list(range(start, min(start + batch_size, count)))
+            read = {view: source.readable(batch) for view, source in sources.items()}
+            broken += dict.fromkeys(line.partition("\t")[2] for _, _, bad in read.values() for line in bad)
+            rows = sorted(set(batch).intersection(*(good for good, _, _ in read.values())))
+            if rows:
+                yield rows, {view: _view(sources[view].subset(rows), *read[view][:2], rows) for view in sources}
+            bar.update(len(batch))
+
+
+def _view(source: ImageSource, found: Sequence[int], images: Tensor, rows: Sequence[int]) -> OnTheFly:
+    """The images of `rows`, among those that were read, as they are."""
+    place = {row: i for i, row in enumerate(found)}
+    return OnTheFly(dataclasses.replace(source, read=array_reader(images[[place[row] for row in rows]].numpy())))
+
+
+def _best(scores: Tensor, files: Sequence[str], classes: Sequence[str], top: int) -> list[Prediction]:
+    values, order = (scores / scores.sum(1, keepdim=True)).sort(dim=1, descending=True, stable=True)
+    return [
+        Prediction(file, [(classes[k], p) for k, p in zip(labels, shares, strict=True)])
+        for file, labels, shares in zip(files, order[:, :top].tolist(), values[:, :top].tolist(), strict=True)
+    ]
+
+
+def _write(out: Path, predictions: Sequence[Prediction], top: int) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    further = [f"{name}_{place}" for place in range(2, top + 1) for name in ("class", "confidence")]
+    writer.writerow(["file", "class", "confidence", *further])
+    for row in predictions:
+        writer.writerow([row.file, *(cell for name, share in row.classes for cell in (name, f"{share:.6f}"))])
+    write_atomic(out, text.getvalue())
+
+
+def print_predictions(
+    config: EvaluationConfig, path: str, out: str | None, device: torch.device, top: int | None, system: str | None = None
+) -> None:
+    """Predict as the command line says; then images and mean confidence of each class on standard
+    output, the most frequent first.
+
+    Args:
+        config, path, device, system: see `predict`.
+        out: the CSV, or a folder for it (None: `predictions.csv` in the working folder).
+        top: see `predict` (None: 1).
+    """
+    file = Path(out or PREDICTIONS)
+    file = file / PREDICTIONS if file.is_dir() else file
+    predictions = predict(config, Path(path), file, device, system, 1 if top is None else top)
+    shares = collections.defaultdict(list)
+    for row in predictions:
+        name, share = row.classes[0]
+        shares[name].append(share)
+    ordered = sorted(shares.items(), key=lambda item: -len(item[1]))
+    width = max(len(name) for name in ["class", *shares])
+    print(f"{'class'.ljust(width)}  images  mean confidence")
+    for name, found in ordered[:_SHOWN]:
+        print(f"{name.ljust(width)}  {len(found):6d}  {sum(found) / len(found):15.3f}")
+    if len(ordered) > _SHOWN:
+        print(f"... and {len(ordered) - _SHOWN} classes more")
+    print(f"written: {file} ({len(predictions)} image{'s' * (len(predictions) != 1)})")
+
+
+def _few(lines: Sequence[str]) -> str:
+    return "\n  ".join([*lines[:_SHOWN], *(["..."] if len(lines) > _SHOWN else [])])

@@ -1,0 +1,265 @@
+"""Figures of an evaluation. Every function returns a matplotlib Figure of its own; nothing global
+is touched.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from undegrade.evaluation.results import CLEAN, MEAN, Result, average_rows
+from undegrade.evaluation.tables import caption, column_names, levels_by_corruption, pivot
+from undegrade.utils.figures import DPI, INK, PALETTE, QUIET, RIGHT, WRONG, checked_image, new_figure, tidy
+
+MARKERS = "osD^vPX<"  # one fewer than the colours: curves stay distinct when the colours begin again
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One cell of `image_grid`: uint8 [H,W,3], the text below it, whether the prediction is right
+    (None: neither).
+    """
+
+    image: np.ndarray
+    text: str = ""
+    right: bool | None = None
+
+
+def system_colours(rows: Sequence[Result]) -> dict[str, str]:
+    """Column name -> colour, by order of first appearance: the same rows give the same colours in
+    every figure.
+    """
+    return {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(column_names(rows).values())}
+
+
+def heat_map(rows: Sequence[Result]) -> Figure:
+    """Accuracy in percent of every system (down) on every corruption (across), severities averaged.
+
+    Raises:
+        ValueError: see `evaluation.tables.pivot`.
+    """
+    arranged = pivot(rows)
+    values = np.full((len(arranged.systems), len(arranged.lines)), np.nan)
+    for (line, system), row in arranged.cells.items():
+        values[arranged.systems.index(system), arranged.lines.index(line)] = 100 * row.accuracy
+    height, width = values.shape
+    names = 0.09 * max(len(name) for name in arranged.systems)
+    figure = new_figure(max(6.5, 1.5 + names + 0.56 * width), 2.2 + 0.42 * height)
+    axes = figure.add_subplot()
+    lowest = min(float(np.nanmin(values)), 50.0)
+    dark = lowest + 0.6 * (100 - lowest)
+    axes.imshow(values, cmap="YlGnBu", vmin=lowest, vmax=100, aspect="auto")
+    axes.set_xticks(range(width), [_label(line) for line in arranged.lines], rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(height), arranged.systems)
+    for (y, x), value in np.ndenumerate(values):
+        best = arranged.systems[y] in arranged.best[arranged.lines[x]]
+        text = "-" if math.isnan(value) else f"{value:.1f}"
+        colour = "white" if value > dark else INK
+        axes.text(x, y, text, ha="center", va="center", fontsize=9, color=colour, weight="bold" if best else "normal")
+    axes.set_xticks(np.arange(width + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(height + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    for x in (index for index, line in enumerate(arranged.lines) if arranged.is_mean(line)):
+        axes.axvline(x - 0.5, color="white", linewidth=6)
+    legend = "; best of each column in bold" if height > 1 else ""
+    axes.set_title(caption(rows) + legend, fontsize=10, loc="left", color=QUIET)
+    return figure
+
+
+def severity_plot(
+    rows: Sequence[Result], *further: Sequence[Result], titles: Mapping[str, tuple[str, str]] | None = None
+) -> Figure:
+    """Accuracy with its 95 % interval against severity, one panel a corruption and one for their
+    mean.
+
+    When no corruption has more than one severity, a bar chart with error bars is drawn instead. The
+    mean panel is drawn when all corruptions have the same severities; it uses the mean rows of
+    single severities where given, else averages the corruptions.
+
+    Args:
+        rows: results of one run.
+        further: the same systems and cells from other seeds: then curves are means over seeds, and
+            bands are one sample standard deviation over seeds to either side.
+        titles: the corruptions to draw, in order -> (title, what its levels are); by default all,
+            titled by their names.
+
+    Raises:
+        ValueError: no rows, several data sets (draw one figure for each), or seeds of different
+            cells or of one severity.
+    """
+    datasets = sorted({row.dataset for row in rows})
+    if len(datasets) != 1:
+        raise ValueError(f"severity plot of {len(datasets)} data sets {datasets}: draw one figure for each")
+    several = any(len(values) > 1 for values in levels_by_corruption(rows).values())
+    if further and (not several or any(_cells(run) != _cells(rows) for run in further)):
+        raise ValueError("severity plot of several seeds: needs the same systems and cells of each, and several severities")
+    if not several:
+        return _bar_chart(rows)
+    panels = _panels([rows, *further], titles)
+    across = min(4, len(panels))
+    down = math.ceil(len(panels) / across)
+    figure = new_figure(2.9 * across + 0.3, (2.15 if down > 1 else 3.7) * down + 0.7)
+    grid = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
+    columns, colours = column_names(rows), system_colours(rows)
+    for axes, (name, panel) in zip(grid, panels.items(), strict=False):
+        for index, (key, column) in enumerate(columns.items()):
+            own = [sorted((r for r in run if (r.system, r.rule) == key), key=lambda r: r.severity) for run in panel]
+            _curve(axes, own, column, colours[column], index)
+        title, axis = (titles or {}).get(name, (_label(name), "severity"))
+        axes.set_title(title, fontsize=10, weight="bold" if name == MEAN else "normal")
+        if len(ticks := sorted({row.severity for row in panel[0]})) <= 6:
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        if titles:
+            axes.set_xlabel(textwrap.fill(axis, 40), fontsize=9, color=INK)
+        tidy(axes)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    grid[0].set_ylim(top=102)
+    if not titles:
+        figure.supxlabel("severity", fontsize=10)
+    band = f", mean ± standard deviation of {1 + len(further)} seeds" if further else ""
+    figure.supylabel(f"accuracy in %{band}", fontsize=10)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(columns)), frameon=False, fontsize=10)
+    return figure
+
+
+def image_grid(columns: Mapping[str, Sequence[Picture]], labels: Sequence[str], side: int = 128) -> Figure:
+    """Pictures in a grid: one row an example, one column a view (such as clean, corrupted,
+    adapted).
+
+    Pixels are enlarged by a whole factor without smoothing; the text under a picture is green with
+    a tick when the prediction is right, red with a cross when wrong.
+
+    Args:
+        columns: heading -> one picture a row.
+        labels: the text left of each row, such as the corruption.
+        side: pixels of the longer side of a picture at least wanted in the figure.
+
+    Raises:
+        ValueError: no pictures, a column whose length differs from `labels`, or an image that is
+            not uint8 [H,W,3].
+    """
+    counts = {heading: len(pictures) for heading, pictures in columns.items()}
+    if not labels or not columns or set(counts.values()) != {len(labels)}:
+        raise ValueError(f"image grid of {len(labels)} labels and columns of {counts}: needs one picture for each label")
+    longest = max(max(checked_image(p.image).shape[:2]) for pictures in columns.values() for p in pictures)
+    cell = longest * math.ceil(side / longest)
+    # Pixels throughout, so that every image pixel covers whole figure pixels. 11 pixels hold a
+    # letter.
+    texts = [*columns, *(picture.text + "✓ " for pictures in columns.values() for picture in pictures)]
+    left, top, under = 24 + 11 * max(map(len, labels)), 36, 30
+    pitch = max(cell, 11 * max(map(len, texts))) + 14
+    width, height = left + len(columns) * pitch, top + len(labels) * (cell + under)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+
+    def write(x: float, y: float, text: str, size: float = 8, colour: str = INK, **style: Any) -> None:
+        place = {"ha": "center", "va": "center"} | style
+        figure.text(x / width, y / height, text, fontsize=size, color=colour, **place)
+
+    for row, label in enumerate(labels):
+        write(left - 12, height - top - row * (cell + under) - cell / 2, _label(label), ha="right")
+    for column, (heading, pictures) in enumerate(columns.items()):
+        middle = left + column * pitch + pitch // 2
+        write(middle, height - top / 2, heading, weight="bold")
+        for row, picture in enumerate(pictures):
+            y = height - top - row * (cell + under) - cell
+            axes = figure.add_axes(((middle - cell // 2) / width, y / height, cell / width, cell / height))
+            axes.imshow(picture.image, interpolation="nearest")
+            axes.set_axis_off()
+            mark, colour = {None: ("", INK), True: ("✓ ", RIGHT), False: ("✗ ", WRONG)}[picture.right]
+            write(middle, y - under / 2 + 3, mark + picture.text, 7.5, colour)
+    return figure
+
+
+def _bar_chart(rows: Sequence[Result]) -> Figure:
+    """Accuracy of every system as grouped bars, at most nine groups a panel so that labels stay
+    readable.
+    """
+    arranged, colours = pivot(rows), system_colours(rows)
+    down = math.ceil(len(arranged.lines) / 9)
+    across = math.ceil(len(arranged.lines) / down)
+    figure = new_figure(11.5, 2.9 * down + 0.6)
+    width = 0.84 / len(arranged.systems)
+    for index, axes in enumerate(figure.subplots(down, 1, sharey=True, squeeze=False).ravel()):
+        lines = arranged.lines[index * across : (index + 1) * across]
+        for rank, system in enumerate(arranged.systems):
+            shown = [(x, arranged.cells[line, system]) for x, line in enumerate(lines) if (line, system) in arranged.cells]
+            places = [x + (rank - (len(arranged.systems) - 1) / 2) * width for x, _ in shown]
+            heights = [100 * row.accuracy for _, row in shown]
+            errors = [
+                [100 * (r.accuracy - r.ci95_low) for _, r in shown],
+                [100 * (r.ci95_high - r.accuracy) for _, r in shown],
+            ]
+            style = {"elinewidth": 1, "ecolor": INK}
+            axes.bar(places, heights, width * 0.92, yerr=errors, color=colours[system], label=system, error_kw=style)
+        axes.set_xticks(range(len(lines)), [_label(line) for line in lines])
+        for tick, line in zip(axes.get_xticklabels(), lines, strict=True):
+            tick.set_weight("bold" if arranged.is_mean(line) else "normal")
+        axes.set_xlim(-0.6, across - 0.4)
+        axes.set_ylim(0, 100)
+        axes.tick_params(axis="x", length=0)
+        tidy(axes)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False, fontsize=10)
+    figure.supylabel("accuracy in %, error bars: 95 % interval", fontsize=10)
+    return figure
+
+
+def _means_by_severity(rows: Sequence[Result], severities: Sequence[float]) -> list[Result]:
+    means = []
+    for system, rule in column_names(rows):
+        own = [row for row in rows if (row.system, row.rule) == (system, rule)]
+        for severity in severities:
+            # A mean row at severity 0 may span all severities, so it is never taken for level 0 of
+            # a sweep.
+            given = [row for row in own if row.corruption == MEAN and row.severity == severity != 0]
+            cells = [row for row in own if row.corruption not in (MEAN, CLEAN) and row.severity == severity]
+            if given or cells:
+                means.append(average_rows(given or cells, MEAN, severity))
+    return means
+
+
+def _cells(rows: Sequence[Result]) -> set[tuple[str, str, str, float]]:
+    return {(row.system, row.rule, row.corruption, row.severity) for row in rows}
+
+
+def _panels(runs: Sequence[Sequence[Result]], names: Iterable[str] | None) -> dict[str, list[list[Result]]]:
+    """Corruption -> its rows in each run."""
+    levels = levels_by_corruption(runs[0])
+    levels = {name: levels[name] for name in names or levels}
+    panels = {name: [[row for row in run if row.corruption == name] for run in runs] for name in levels}
+    if len(levels) > 1 and len({tuple(values) for values in levels.values()}) == 1:
+        drawn = [[row for row in run if row.corruption in (MEAN, *levels)] for run in runs]
+        panels[MEAN] = [_means_by_severity(run, next(iter(levels.values()))) for run in drawn]
+    return panels
+
+
+def _curve(axes: Axes, runs: Sequence[Sequence[Result]], label: str, colour: str, index: int) -> None:
+    x = [row.severity for row in runs[0]]
+    accuracy, low, high = (
+        100 * np.array([[getattr(row, field) for row in run] for run in runs]) for field in ("accuracy", "ci95_low", "ci95_high")
+    )
+    y, bottom, top = accuracy.mean(0), low[0], high[0]
+    if len(runs) > 1:
+        bottom, top = y - accuracy.std(0, ddof=1), y + accuracy.std(0, ddof=1)
+    step = max(1, math.ceil(len(x) / 10))  # markers of a long sweep would hide the curves; each system has its own places
+    places, width = (index % step, step), 1.6 if step == 1 else 1.2
+    axes.plot(x, y, color=colour, marker=MARKERS[index % len(MARKERS)], markevery=places, ms=4, linewidth=width, label=label)
+    axes.fill_between(x, bottom, top, color=colour, alpha=0.15, linewidth=0)
+
+
+def _label(name: str) -> str:
+    """Corruption names are long words joined by underscores: shown with spaces."""
+    return name.replace("_", " ")

@@ -1,0 +1,221 @@
+"""Results of the same systems trained from several seeds: read, checked against each other, and
+their mean and deviation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from undegrade.evaluation.published import AVERAGE, CLEAN_HEADING, UNSEEN
+from undegrade.evaluation.results import CLEAN, MEAN, Cell, Result, read_json
+from undegrade.evaluation.tables import column_names, levels_by_corruption
+from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS
+from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
+
+_SETTINGS = ("split", "constants", "compat")  # of the evaluation (`meta`): the same for all seeds
+
+
+def percent(value: float) -> str:
+    """One decimal; a mean that ends in 5, such as 63.05, is rounded up as papers do, whichever side
+    its binary form lies.
+    """
+    return f"{value + 1e-9:.1f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistic:
+    """Mean over seeds in percent, and what is known about its spread.
+
+    Attributes:
+        mean: see above.
+        deviation: sample standard deviation over seeds (divisor n - 1), None for one seed.
+        interval: half of the 95 % interval over images, for one seed and a mean over all of its
+            cells; else None.
+    """
+
+    mean: float
+    deviation: float | None = None
+    interval: float | None = None
+
+    def __str__(self) -> str:
+        spread = self.interval if self.deviation is None else self.deviation
+        return percent(self.mean) + ("" if spread is None else f" ±{percent(spread)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeds:
+    """Results of several seeds.
+
+    Attributes:
+        runs: the rows of each seed without their means: the same systems, cells and image counts.
+        split: of the data set, "" where the files do not say.
+        trained: degradations that the evaluation's configuration lists.
+        means: of a single seed, the rows that hold the means.
+    """
+
+    runs: list[list[Result]]
+    split: str = ""
+    trained: list[str] = dataclasses.field(default_factory=list)
+    means: list[Result] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which cells a column is the mean of.
+
+    Attributes:
+        columns: heading -> cells of one corruption, all its levels.
+        extra: the same of clean images and of the unseen corruptions, where there are any.
+        left_out: corruptions that no column shows.
+    """
+
+    columns: dict[str, list[Cell]]
+    extra: dict[str, list[Cell]]
+    left_out: list[str]
+
+
+def read_seeds(paths: Sequence[str | Path], dataset: str, made_by: str = "") -> Seeds:
+    """Read one results file a seed.
+
+    Args:
+        paths: files of `evaluation.results.write_json`, at least one.
+        dataset: that all rows must be of.
+        made_by: command that writes such a file, for the message when one is missing.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is given twice, is no results file, is unfinished or of another data set;
+            or its systems, cells, image counts or settings differ from the first file's, or its
+            networks do not.
+    """
+    runs, metas = [], []
+    for index, path in enumerate(paths):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"results file {path} does not exist; it is written by: {made_by or 'test_ensemble.py'}")
+        if Path(path).resolve() in [Path(other).resolve() for other in paths[:index]]:
+            raise ValueError(f"{path} is given twice: each seed has a file of its own")
+        rows, meta = read_json(path)
+        runs.append(_checked_rows(path, rows, dataset))
+        metas.append(meta)
+        for other, rows_there, meta_there in zip(paths[:index], runs, metas, strict=False):
+            _check_same(path, runs[-1], meta, other, rows_there, meta_there)
+    means = [row for row in rows if row.corruption == MEAN] if len(paths) == 1 else []
+    return Seeds(runs, str(metas[0].get("split") or ""), list(metas[0].get("degradations", [])), means)
+
+
+def layout(rows: Sequence[Result], headings: Mapping[str, str], trained: Sequence[str] = ()) -> Layout:
+    """Columns for a table of `rows`.
+
+    A corruption of `headings` is a column, in that order; so is, after them, everything that was
+    `trained` on and every other degradation with several levels. Corruptions of ImageNet-C that are
+    no column are the unseen ones, every pair of corruption and severity counting the same.
+
+    Raises:
+        ValueError: two columns of one heading, or nothing to show.
+    """
+    levels = levels_by_corruption(rows)
+    several = [name for name, values in levels.items() if name in trained or (name in DEGRADATIONS and len(values) > 1)]
+    swept = [name for name in several if name not in headings]
+    if doubled := set(swept) & set(headings.values()):
+        raise ValueError(f"heading {doubled.pop()!r} stands for another corruption, and is a swept degradation itself: rename it")
+    shown = {name: heading for name, heading in headings.items() if name in levels} | {name: name for name in swept}
+    columns = {heading: [(name, level) for level in levels[name]] for name, heading in shown.items()}
+    unseen = [name for name in levels if name in ALL_CORRUPTIONS and name not in shown]
+    clean = sorted({(row.corruption, row.severity) for row in rows if row.corruption == CLEAN})
+    extra = {CLEAN_HEADING: clean, UNSEEN: [(name, level) for name in unseen for level in levels[name]]}
+    extra = {heading: cells for heading, cells in extra.items() if cells}
+    if not columns and not extra:
+        raise ValueError(f"no column to show: the results hold {', '.join(levels) or 'no cells'}, the table {', '.join(headings)}")
+    return Layout(columns, extra, [name for name in levels if name not in shown and name not in unseen])
+
+
+def average(values: Mapping[str, float], headings: Sequence[str]) -> float | None:
+    """Plain mean over `headings`; None when one of them is missing (or there are none), since it
+    would not compare.
+    """
+    return float(np.mean([values[h] for h in headings])) if headings and set(headings) <= set(values) else None
+
+
+def statistics(seeds: Seeds, plan: Layout) -> dict[str, dict[str, Statistic]]:
+    """System -> heading -> accuracy in percent over seeds, systems in order of first appearance.
+
+    A cell's accuracy is averaged over a column's cells first, then the columns (`Avg`), the seeds
+    last. Only a system that has all cells of a column has a value there.
+    """
+    each = [_accuracies(rows, plan) for rows in seeds.runs]
+    out = {
+        system: {heading: _statistic([values[system][heading] for values in each]) for heading in headings}
+        for system, headings in each[0].items()
+    }
+    means = {(row.system, row.rule): row for row in seeds.means}
+    for key, name in column_names(seeds.runs[0]).items():
+        ours, row = out[name].get(AVERAGE), means.get(key)
+        if ours is not None and row is not None and abs(ours.mean - 100 * row.accuracy) < 1e-6:  # over the same cells
+            out[name][AVERAGE] = dataclasses.replace(ours, interval=50 * (row.ci95_high - row.ci95_low))
+    return out
+
+
+def _accuracies(rows: Sequence[Result], plan: Layout) -> dict[str, dict[str, float]]:
+    """System -> heading -> accuracy in percent of one seed."""
+    out = {}
+    for key, system in column_names(rows).items():
+        cells = {(r.corruption, r.severity): 100 * r.accuracy for r in rows if (r.system, r.rule) == key}
+        groups = {heading: group for heading, group in (plan.columns | plan.extra).items() if set(group) <= set(cells)}
+        values = {heading: float(np.mean([cells[cell] for cell in group])) for heading, group in groups.items()}
+        mean = average(values, list(plan.columns))
+        out[system] = values if mean is None else values | {AVERAGE: mean}
+    return out
+
+
+def _statistic(values: Sequence[float]) -> Statistic:
+    return Statistic(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+def _checked_rows(path: str | Path, rows: Sequence[Result], dataset: str) -> list[Result]:
+    """The rows of cells."""
+    others = sorted({row.dataset for row in rows} - {dataset})
+    if others:
+        raise ValueError(f"{path} holds results of {', '.join(others)}, not of {dataset}: name the data set with --dataset")
+    cells = [row for row in rows if row.corruption != MEAN]
+    keys = [_cell(row) for row in cells]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{path} has two rows for {twice}: evaluate with one name a system, and each level once")
+    # The evaluation writes rows as it goes and the means at its end.
+    degraded = [row.system for row in cells if row.corruption != CLEAN]
+    if not cells or (len(cells) == len(rows) and len(set(degraded)) < len(degraded)):
+        raise ValueError(f"{path} is of an evaluation that did not finish (it has no mean): run its command again")
+    return cells
+
+
+def _check_same(
+    path: str | Path, rows: Sequence[Result], meta: Mapping[str, Any],
+    other: str | Path, rows_there: Sequence[Result], meta_there: Mapping[str, Any],
+) -> None:  # fmt: skip
+    found = {
+        "systems": ({row.system for row in rows}, {row.system for row in rows_there}),
+        "cells": ({_cell(row) for row in rows}, {_cell(row) for row in rows_there}),
+        "image counts": ({f"{row.n} ({_cell(row)})" for row in rows}, {f"{row.n} ({_cell(row)})" for row in rows_there}),
+        "settings": ({f"{k} {meta.get(k)}" for k in _SETTINGS}, {f"{k} {meta_there.get(k)}" for k in _SETTINGS}),
+    }
+    for what, (here, there) in found.items():
+        if here != there:
+            odd = {"first": here - there, "second": there - here}
+            named = ", ".join(f"only the {which} has {_some(items)}" for which, items in odd.items() if items)
+            raise ValueError(f"{path} and {other} differ in their {what}: {named}; evaluate every seed with the same configuration")
+    if meta.get("members") and meta.get("members") == meta_there.get("members"):
+        raise ValueError(f"{path} and {other} are of the same networks: give one file a seed")
+
+
+def _cell(row: Result) -> str:
+    return f"{row.system} ({row.rule}) on {row.corruption} {row.severity:g}"
+
+
+def _some(items: set[str]) -> str:
+    named = sorted(items)
+    return ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")

@@ -1,0 +1,126 @@
+"""The HTML report of an evaluation: table, plots, pictures with predictions, the configurations
+behind them.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from undegrade.evaluation.ensemble import Member, Scorer
+from undegrade.evaluation.evaluate import Evaluation, gains, member_view
+from undegrade.evaluation.report.html import write_report
+from undegrade.evaluation.report.plots import Picture, heat_map, image_grid, severity_plot
+from undegrade.evaluation.results import MEAN, Result
+from undegrade.utils.config import dump_yaml, to_tree
+from undegrade.utils.data.cells import CLEAN, Cell
+from undegrade.utils.data.views import RAW
+from undegrade.utils.provenance import provenance
+
+EXAMPLE_ROWS = 8  # pictures: one image for each of so many cells
+
+
+def write_evaluation_report(path: str | Path, evaluation: Evaluation) -> None:
+    """Write one self-contained HTML file.
+
+    Args:
+        path: file to write.
+        evaluation: what `evaluation.evaluate.evaluate` returned.
+    """
+    config = evaluation.config
+    figures = {"Accuracy of each system on each corruption": heat_map(evaluation.rows)}
+    figures["Accuracy with 95 % intervals"] = severity_plot(evaluation.rows)
+    figures["Test images as each view shows them, with the predictions made on them (green: right)"] = _pictures(evaluation)
+    facts = {
+        "command": " ".join(["python", *(_relative(a) for a in sys.argv)]),
+        "seed": config.data.seed,
+        **provenance(),
+    }
+    name = Path(config.data.dataset).name
+    write_report(
+        path,
+        title=f"{name}: {len(config.systems)} systems on {len(evaluation.source)} {config.data.split} images",
+        summary=_summary(evaluation.rows),
+        rows=evaluation.rows,
+        figures=figures,
+        configs=_configs(evaluation),
+        provenance=facts,
+        notes=[
+            f"{len(evaluation.source)} {config.data.split} images, each under every corruption; "
+            "intervals of means are clustered by image.",
+            *gains(evaluation.hits),
+        ],
+    )
+
+
+def _relative(word: str) -> str:
+    """Command words without the folders of this machine."""
+    path = Path(word)
+    return path.name if path.is_absolute() else word
+
+
+def _summary(rows: list[Result]) -> str:
+    means = [row for row in rows if row.corruption == MEAN] or rows
+    first, best = means[0], max(means, key=lambda row: row.accuracy)
+    if best.system == first.system:
+        return f"{first.system} is best: {100 * first.accuracy:.1f} % of {first.n} predictions."
+    return (
+        f"{best.system} classifies {100 * best.accuracy:.1f} % correctly (95 % interval {100 * best.ci95_low:.1f} to "
+        f"{100 * best.ci95_high:.1f}), {first.system} {100 * first.accuracy:.1f} %, mean over corruptions."
+    )
+
+
+def _pictures(evaluation: Evaluation) -> Figure:
+    """One image a row: clean, then every view with the prediction of the first member that looks at
+    it.
+    """
+    cells = [cell for cell in next(iter(evaluation.hits.values())) if cell.corruption != CLEAN] or [Cell(CLEAN, 0)]
+    shown = [cells[i] for i in np.unique(np.linspace(0, len(cells) - 1, min(EXAMPLE_ROWS, len(cells))).astype(int))]
+    looks: dict[str, Member] = {}
+    for member in evaluation.members.values():
+        looks.setdefault(member.view.name, member)
+    config = evaluation.config
+    scorer = Scorer(Path(config.out) / "logits" if config.cache else None, config.batch_size)
+    source, count = evaluation.source, len(evaluation.source)
+    picks = [(7 * i) % count for i in range(len(shown))]
+    first = next(iter(evaluation.members.values()))
+    columns = {"clean": _column(first, [Cell(CLEAN, 0)] * len(shown), picks, scorer, evaluation)} if first.view.name == RAW else {}
+    for member in looks.values():
+        view = member_view(config, member.name)
+        heading = "corrupted" if view == RAW or Path(view) == source.listing_of else "adapted"
+        columns[f"{heading} ({member.name})" if heading in columns else heading] = _column(member, shown, picks, scorer, evaluation)
+    places = zip(shown, picks, strict=True)
+    labels = [f"{c.corruption}\nseverity {c.severity or 0:g}, {source.classes[int(source.labels[i])]}" for c, i in places]
+    return image_grid(columns, labels)
+
+
+def _column(member: Member, cells: list[Cell], picks: list[int], scorer: Scorer, evaluation: Evaluation) -> list[Picture]:
+    pictures = []
+    for cell, i in zip(cells, picks, strict=True):
+        image: Tensor = member.view.source(cell).images([i])[0]
+        label = int(torch.argmax(scorer.logits(member, cell)[i]))
+        right = label == int(evaluation.source.labels[i])
+        pictures.append(Picture(image.permute(1, 2, 0).numpy(), evaluation.source.classes[label], right))
+    return pictures
+
+
+def _configs(evaluation: Evaluation) -> dict[str, str]:
+    """The evaluation's own YAML, that of each member's training run, and the settings of adapted
+    images.
+    """
+    config = evaluation.config
+    out = {"evaluation": dump_yaml(to_tree(config))}
+    for name, path in evaluation.checkpoints.items():
+        beside = path.parent / "config.yaml"
+        if beside.is_file():
+            out[f"member {name}"] = beside.read_text(encoding="utf-8")
+    for view in dict.fromkeys(member_view(config, name) for name in evaluation.members):
+        settings = next(iter(sorted(Path(view).glob("*/*/settings.json"))), None)
+        if settings is not None:
+            out[f"view {_relative(view)} (settings.json of {settings.parent.relative_to(view)})"] = settings.read_text("utf-8")
+    return out

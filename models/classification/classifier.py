@@ -1,0 +1,313 @@
+"""Classifiers: a network with its input normalisation and named features.
+
+The weights that go to disk are `classifier.network.state_dict()`, with the network's own names, so
+that checkpoints of other programs load and ours load there; `describe` is the metadata beside them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from undegrade.models.classification import mmcls
+from undegrade.models.classification.resnet import ARCHS, build_resnet
+from undegrade.utils.choices import check_choice
+
+_KIND = "classifier"
+# What wrappers put before every name: data parallel, this module's Classifier, torch.compile.
+_WRAPPER_PREFIXES = ("module.", "network.", "_orig_mod.")
+
+
+class Classifier(nn.Module):
+    """Network that takes images in [0,1]: logits = network((x - mean) / std).
+
+    Features are read by forward hooks that exist during one call only. Their names:
+        stage1, stage2, ...: the outputs of the modules in the network's `feature_info`, in its
+            order, as the network lays them out ([B,C,H,W], [B,H,W,C] for Swin, tokens [B,N,C] for
+            ViT). For our ResNets the post-ReLU maps of res1..res3; timm's ResNets count the stem as
+            stage1, their last stage is stage5.
+        pooled: [B,D], the input of the final linear layer.
+
+    Args:
+        network: normalised images [B,3,H,W] -> logits [B,K].
+        arch: name under which `build_classifier` builds the network.
+        num_classes: K.
+        mean, std: per channel, on the scale of [0,1].
+
+    Attributes:
+        mean, std: buffers [1,3,1,1], not in the state dict.
+
+    Raises:
+        ValueError: mean or std is not three finite numbers, or a std is not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, arch: str, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.arch = arch
+        self.num_classes = num_classes
+        self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.ones(1, 3, 1, 1), persistent=False)
+        self._normalisation: dict[str, list[float]] = {}
+        self.set_normalisation(mean, std)
+
+    def set_normalisation(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+        """Replace mean and std (per channel, on the scale of [0,1]; None: as it is).
+
+        Raises:
+            ValueError: not three finite numbers, or a std that is not positive.
+        """
+        for name, values in (("mean", mean), ("std", std)):
+            if values is None:
+                continue
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"normalisation {name} must be 3 numbers (red, green, blue), got {list(values)}")
+            if name == "std" and min(values) <= 0:
+                raise ValueError(f"normalisation std must be positive, got {list(values)}")
+            # Kept beside the float32 buffer so that the description repeats the numbers that were
+            # given.
+            self._normalisation[name] = [float(value) for value in values]
+            self.get_buffer(name).copy_(torch.tensor(values).view(1, 3, 1, 1))
+
+    @property
+    def feature_names(self) -> list[str]:
+        """The names that `features` knows."""
+        return list(_feature_sites(self.network))
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Images in [0,1] [B,3,H,W] -> what the network takes.
+
+        Raises:
+            ValueError: `x` is not a float tensor of three-channel images.
+        """
+        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+            raise ValueError(
+                f"a classifier takes float images in [0,1] of shape [B,3,H,W], not {x.dtype} {list(x.shape)}; "
+                "divide uint8 images by 255"
+            )
+        return (x - self.mean) / self.std
+
+    def forward(self, x: Tensor, feature_names: Sequence[str] | None = None) -> Any:
+        """Images in [0,1] [B,3,H,W] -> logits [B,K]; with `feature_names`, what `forward_features`
+        returns.
+
+        A classifier inside DistributedDataParallel must be called, not asked for
+        `forward_features`: only the wrapper's call prepares the exchange of gradients.
+        """
+        if feature_names is None:
+            return self.network(self.normalise(x))
+        return self.forward_features(x, feature_names)
+
+    def forward_features(self, x: Tensor, names: Sequence[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits [B,K] and the features called `names` (None: all) from one pass over images in
+        [0,1] [B,3,H,W].
+
+        Raises:
+            ValueError: a name that this network lacks.
+            RuntimeError: the network did not call the module behind a name; so it is when `network`
+                alone is compiled instead of the whole classifier.
+        """
+        sites = _feature_sites(self.network)
+        wanted = list(sites) if names is None else [check_choice(n, sites, "feature", self.arch) for n in names]
+        taken: dict[str, Tensor] = {}
+        handles: list[RemovableHandle] = []
+        try:
+            for name in wanted:
+                handles.append(_tap(*sites[name], name, taken))
+            logits = self.network(self.normalise(x))
+        finally:
+            for handle in handles:
+                handle.remove()
+        silent = [name for name in wanted if name not in taken]
+        if silent:
+            raise RuntimeError(
+                f"{self.arch} never called the modules of {', '.join(silent)}: take other features of {list(sites)}, "
+                "and if classifier.network is compiled, compile the whole classifier instead"
+            )
+        return logits, {name: taken[name] for name in wanted}
+
+    def features(self, x: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """The features of `forward_features` alone."""
+        return self.forward_features(x, names)[1]
+
+
+def _feature_sites(network: nn.Module) -> dict[str, tuple[nn.Module, bool]]:
+    """Feature name -> (module, whether its input rather than its output is the feature)."""
+    modules = dict(network.named_modules())
+    stages = [info.get("module") for info in getattr(network, "feature_info", [])]
+    sites = {f"stage{i}": (modules[path], False) for i, path in enumerate(stages, start=1) if path in modules}
+    heads = _heads(network)
+    if len(heads) == 1:  # with two heads (distilled ViTs) there is no single pooled vector
+        sites["pooled"] = (modules[heads[0]], True)
+    return sites
+
+
+def _tap(module: nn.Module, is_input: bool, name: str, taken: dict[str, Tensor]) -> RemovableHandle:
+    """Hook that files the feature under `name` in `taken`."""
+
+    def file_output(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        taken[name] = output
+
+    def file_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        taken[name] = inputs[0].flatten(1)
+
+    return module.register_forward_pre_hook(file_input) if is_input else module.register_forward_hook(file_output)
+
+
+def _heads(network: nn.Module) -> list[str]:
+    """Paths of the final linear layers; none for a network without timm's `get_classifier`."""
+    get_classifier: Callable[[], Any] = getattr(network, "get_classifier", tuple)
+    found = get_classifier()
+    layers = found if isinstance(found, tuple) else (found,)
+    return [path for path, module in network.named_modules() if any(module is layer for layer in layers)]
+
+
+def build_classifier(
+    arch: str,
+    num_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    pretrained: bool = False,
+    drop_path: float | None = None,
+) -> Classifier:
+    """Classifier with fresh weights, or timm's pretrained ones with a new head where `num_classes`
+    is not theirs.
+
+    Args:
+        arch: a name of `models.classification.resnet.ARCHS` or any timm name, with or without
+            weights tag.
+        num_classes: K, at least 2.
+        mean, std: input normalisation per channel, on the scale of [0,1].
+        pretrained: load timm's weights (from the network, or its local cache), and take the mean
+            and std that belong to them.
+        drop_path: rate of stochastic depth, for timm networks that have it (None: timm's default).
+
+    Raises:
+        ValueError: unknown `arch` (names the closest), fewer than 2 classes, no pretrained weights
+            of that name, no stochastic depth in that network, unfit mean or std.
+    """
+    if num_classes < 2:
+        raise ValueError(f"a classifier needs at least 2 classes, got {num_classes}")
+    if arch not in ARCHS:
+        classifier = Classifier(_build_timm(arch, num_classes, pretrained, drop_path), arch, num_classes, mean, std)
+        if pretrained:
+            classifier.set_normalisation(*published_normalisation(classifier))
+        return classifier
+    if pretrained:
+        raise ValueError(f"there are no pretrained weights for {arch}: train it, or start from a checkpoint")
+    if drop_path is not None:
+        raise ValueError(f"{arch} has no stochastic depth: leave drop_path out")
+    return Classifier(build_resnet(arch, num_classes), arch, num_classes, mean, std)
+
+
+def _build_timm(arch: str, num_classes: int, pretrained: bool, drop_path: float | None) -> nn.Module:
+    import timm  # here, since it takes seconds and the CIFAR networks do without
+
+    if not timm.is_model(arch):
+        close = difflib.get_close_matches(arch, [*ARCHS, *timm.list_models()], n=4)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise ValueError(f"unknown arch {arch!r}: {hint}allowed: {', '.join(ARCHS)} or a name in timm.list_models()")
+    try:  # timm leaves out what is None
+        return timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, drop_path_rate=drop_path)
+    except RuntimeError as error:  # timm's answer to a weights tag it does not know
+        raise ValueError(f"timm cannot build {arch!r} with pretrained={pretrained}: {error}") from error
+    except TypeError as error:
+        if drop_path is None:
+            raise
+        raise ValueError(f"timm's {arch} does not take drop_path: leave it out ({error})") from error
+
+
+def published_normalisation(classifier: Classifier) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """(mean, std) with which timm's weights of this network were trained; (None, None) for networks
+    that are not timm's.
+    """
+    published = getattr(classifier.network, "pretrained_cfg", {})
+    return published.get("mean"), published.get("std")
+
+
+def describe(classifier: Classifier) -> dict[str, Any]:
+    """JSON-able facts from which `from_description` builds the classifier again: kind, arch,
+    num_classes, mean, std.
+    """
+    return {
+        "kind": _KIND,
+        "arch": classifier.arch,
+        "num_classes": classifier.num_classes,
+        **{name: list(values) for name, values in classifier._normalisation.items()},
+    }
+
+
+def from_description(meta: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Classifier:
+    """Classifier of the description `meta` (see `describe`) with the weights `state_dict` of its
+    network.
+
+    Raises:
+        ValueError: an entry of `meta` is missing, another kind of model, or what
+            `load_network_state` raises.
+    """
+    missing = [key for key in ("kind", "arch", "num_classes", "mean", "std") if key not in meta]
+    if missing:
+        raise ValueError(
+            f"the description of the weights lacks {', '.join(missing)} (a file of another program has none): "
+            "name them yourself with build_classifier, then load_network_state"
+        )
+    check_choice(meta["kind"], [_KIND], "kind of model")
+    classifier = build_classifier(meta["arch"], meta["num_classes"], meta["mean"], meta["std"])
+    load_network_state(classifier, state_dict)
+    return classifier
+
+
+def load_network_state(classifier: Classifier, state_dict: Mapping[str, Tensor]) -> None:
+    """Load weights into `classifier.network`, strictly: every entry, and none more.
+
+    A prefix of wrappers before all names ("module.", "network.", "_orig_mod.") is taken off, and
+    the names of mm-classification are translated. Only BatchNorm's `num_batches_tracked` may be
+    absent (files older than PyTorch 0.4.1).
+
+    Raises:
+        ValueError: weights of another architecture (names the first differing entries) or number of
+            classes (found, expected); the classifier is then unchanged.
+    """
+    state = without_wrappers(state_dict)
+    if mmcls.is_mmcls(state):
+        state = mmcls.to_timm(state)
+    own = classifier.network.state_dict()
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in own]
+    misshapen = [name for name in own if name in state and own[name].shape != state[name].shape]
+    head = tuple(f"{path}." for path in _heads(classifier.network))
+    if not missing and not unexpected and misshapen and all(name.startswith(head) for name in misshapen):
+        raise ValueError(
+            f"the weights are for {len(state[misshapen[0]])} classes, {classifier.arch} was built for "
+            f"{classifier.num_classes}: take weights trained on this data set, or, where it holds some of their classes only, "
+            "name all of them in their order (data.classes)"
+        )
+    if missing or unexpected or misshapen:
+        shapes = [f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}" for name in misshapen]
+        parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        found = "; ".join(f"{len(names)} {what}: {_first_few(names)}" for what, names in parts if names)
+        raise ValueError(f"the weights are not those of {classifier.arch} but of another architecture ({found})")
+    classifier.network.load_state_dict(dict(state))
+
+
+def without_wrappers(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights without the prefix that data parallelism, `Classifier` or torch.compile puts
+    before every name.
+    """
+    for prefix in _WRAPPER_PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            return without_wrappers({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+    return state
+
+
+def _first_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

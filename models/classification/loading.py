@@ -1,0 +1,131 @@
+"""Classifiers from checkpoints on disk, with the checks that a user needs: kind, classes,
+architecture.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from undegrade.models.classification import mmcls
+from undegrade.models.classification.classifier import (
+    Classifier,
+    build_classifier,
+    from_description,
+    load_network_state,
+    published_normalisation,
+    without_wrappers,
+)
+from undegrade.utils.checkpoint import load_checkpoint
+from undegrade.utils.runs import resolve_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def _check_classes(path: Path, found: Sequence[str], expected: Sequence[str]) -> None:
+    if found and list(found) != list(expected):
+        pairs = itertools.zip_longest(map(repr, found), map(repr, expected), fillvalue="none")
+        first = next(f"class {i} is {a} there, {b} here" for i, (a, b) in enumerate(pairs) if a != b)
+        mend = ": choose a checkpoint of this data set"
+        if all(len(name) == 4 and name.isdecimal() for name in expected):
+            mend += ", or name the classes of its numbered folders in classes.txt (`0000 <class>` a line)"
+        counts = f"{len(found)} classes, the data set has {len(expected)} ({first})"
+        raise ValueError(f"checkpoint {path} was trained on {counts}{mend}")
+
+
+def load_classifier(
+    reference: str | Path,
+    save_dir: str | Path = "runs",
+    classes: Sequence[str] | None = None,
+    arch: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Classifier:
+    """A classifier in eval mode.
+
+    Args:
+        reference: checkpoint file, run folder, or run name under `save_dir` (latest finished run).
+        save_dir: root of the runs.
+        classes: class names that the data set has; a checkpoint with others is refused.
+        arch: name of the network (`models.classification.classifier.build_classifier`), for a file
+            of another program, which does not say it: a state dict of timm, torchvision,
+            mm-classification or FusionDistill; `classes` is needed then.
+        mean, std: input normalisation per channel, in place of the one that the checkpoint has.
+            Files of mm-classification have that program's, other files of timm networks have
+            timm's.
+
+    Raises:
+        FileNotFoundError, ValueError: missing, foreign without `arch`, of another network than
+            `arch`, of other classes, or of unknown normalisation.
+    """
+    path = resolve_checkpoint(reference, save_dir)
+    state, description = load_checkpoint(path, kind="classifier")
+    if not description and (arch is None or classes is None):
+        raise ValueError(
+            f"checkpoint {path} does not say what network it holds: name it (test.py --arch, or `arch` of an ensemble's member), "
+            "or start a run from it (model.arch and model.init_from in a training config), the run's own checkpoint will say it"
+        )
+    if description:
+        _check_arch(path, description, arch, "arch")
+        if classes is not None:
+            _check_classes(path, description.get("classes", []), classes)
+        classifier = from_description(description, state)
+    else:
+        assert arch is not None and classes is not None
+        classifier = build_classifier(arch, len(classes), (0.0,) * 3, (1.0,) * 3)
+        _load_state(path, classifier, state)
+        found = _normalisation(classifier, state, description)
+        if None in found and (mean is None or std is None):
+            raise ValueError(f"checkpoint {path} does not say with which mean and std its {arch} was trained: give both")
+        classifier.set_normalisation(*found)
+    classifier.set_normalisation(mean, std)
+    log.info("classifier %s from %s", classifier.arch, path)
+    return classifier.eval()
+
+
+def initialise_classifier(classifier: Classifier, reference: str | Path, save_dir: str | Path, classes: Sequence[str]) -> None:
+    """Load the weights that `reference` names into `classifier`, and the normalisation that belongs
+    to them.
+
+    A file without description is matched by its tensor names (timm's, mm-classification's, or those
+    of our own networks); where nothing says its normalisation, that of `classifier` stays.
+
+    Raises:
+        FileNotFoundError, ValueError: missing, another architecture, or other classes.
+    """
+    path = resolve_checkpoint(reference, save_dir)
+    state, description = load_checkpoint(path, kind="classifier")
+    _check_arch(path, description, classifier.arch, "model.arch")
+    _check_classes(path, description.get("classes", []), classes)
+    _load_state(path, classifier, state)
+    classifier.set_normalisation(*_normalisation(classifier, state, description))
+    log.info("weights from %s", path)
+
+
+def _check_arch(path: Path, description: Mapping[str, Any], arch: str | None, what: str) -> None:
+    if description and arch is not None and description["arch"] != arch:
+        raise ValueError(f"checkpoint {path} holds a {description['arch']}, {what} is {arch}: make them equal")
+
+
+def _load_state(path: Path, classifier: Classifier, state: Mapping[str, Tensor]) -> None:
+    try:
+        load_network_state(classifier, state)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path}: {error}") from error
+
+
+def _normalisation(
+    classifier: Classifier, state: Mapping[str, Tensor], description: Mapping[str, Any]
+) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """(mean, std) that belong to weights: their description's, mm-classification's, or timm's; None
+    where nothing says.
+    """
+    if description:
+        return description["mean"], description["std"]
+    names = without_wrappers(state)
+    return mmcls.normalisation(names) if mmcls.is_mmcls(names) else published_normalisation(classifier)

@@ -1,0 +1,42 @@
+"""The command `undegrade`: one word for each script of the repository."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from undegrade.utils.choices import check_choice
+from undegrade.utils.errors import run_main
+
+COMMANDS = {  # word -> (module that has the `main`, what it does)
+    "train": ("trainers.entry", "train one network from a YAML"),
+    "soup": ("trainers.soups", "average the weights of several runs"),
+    "adapt": ("image_adapt.scripts.image_sample", "adapt images, on any number of MPI ranks"),
+    "generate": ("image_adapt.scripts.generate", "make labelled images with a diffusion model"),
+    "convert": ("image_adapt.scripts.convert_checkpoint", "a diffusion model of another program as a folder of diffusers"),
+    "test": ("evaluation.checkpoint_command", "evaluate one checkpoint, or label images with it"),
+    "ensemble": ("evaluation.ensemble_command", "evaluate systems of several members, or label images with one"),
+    "table": ("evaluation.approach_table", "approaches, mean over seeds, beside published numbers"),
+    "pipeline": ("utils.pipeline", "run the stages of a pipeline YAML"),
+}
+
+
+def main() -> object:
+    """`undegrade <word> <arguments>`: what the script of that word returns."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: undegrade <command> <arguments>; each has a --help of its own")
+        print("\n".join(f"  {word.ljust(10)}{text}" for word, (_, text) in COMMANDS.items()))
+        return 0
+    module, _ = COMMANDS[check_choice(words[0], COMMANDS, "command")]
+    sys.argv = [f"undegrade {words[0]}", *words[1:]]
+    return importlib.import_module(f"undegrade.{module}").main()
+
+
+def command() -> None:
+    """What the installed command `undegrade` calls."""
+    run_main(main)
+
+
+if __name__ == "__main__":
+    command()

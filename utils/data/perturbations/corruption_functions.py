@@ -1,0 +1,275 @@
+"""The blur and digital corruptions of a batch.
+
+Every function takes (images uint8 [n, 3, H, W], n random generators, *constants of one severity)
+and returns either uint8 of that shape or grey levels as floats, which
+`utils.data.perturbations.corruptions` clips to 0..255 and truncates, as the released sets were
+made. The constants and their order are those of `utils.data.perturbations.corruption_constants`.
+
+Random numbers are drawn on the CPU, image by image. The rest is tensor code on the images' device,
+but for the filters and JPEG: there OpenCV is several times faster than torch on a CPU, so images of
+another device are taken to the CPU and back. An image's bytes must not depend on the others of its
+batch: sums are exact, element by element, or image by image. Filters run in double precision: a
+mean of few levels is often a whole number, and the last bit decides whether it is truncated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from undegrade.utils.data.perturbations.image_batch import Image, map_images, map_planes, through_jpeg
+from undegrade.utils.data.perturbations.opencv import cv2
+
+Array = NDArray[Any]
+Generator = np.random.Generator
+Generators = Iterable[Generator]
+
+
+def draw(generators: Generators, one: Callable[[Generator], Array], device: torch.device) -> Tensor:
+    """[n, ...] of what `one` draws from each generator."""
+    return torch.from_numpy(np.stack([one(generator) for generator in generators])).to(device)
+
+
+def smooth(plane: Array, sigma: float) -> Array:
+    """Gaussian filter of a float array [H, W] with the defaults of scikit-image: 4 sigma wide, edge
+    pixels repeated.
+    """
+    radius = int(4 * sigma + 0.5)
+    if radius == 0:
+        return plane
+    return cv2.GaussianBlur(plane, (2 * radius + 1, 2 * radius + 1), sigma, borderType=cv2.BORDER_REPLICATE)
+
+
+def gaussian_blur(images: Tensor, generators: Generators, sigma: float) -> Tensor:
+    return map_planes(images, lambda plane: smooth(plane, sigma))
+
+
+@lru_cache(maxsize=32)
+def _disk(radius: float, alias_sigma: float) -> NDArray[np.float32]:
+    """Anti-aliased disk, the kernel of a camera out of focus. Below radius 1 it is one pixel, only
+    smoothed.
+    """
+    half, side = (8, 3) if radius <= 8 else (math.floor(radius), 5)
+    axis = np.arange(-half, half + 1)
+    disk = (axis**2 + axis[:, None] ** 2 <= radius**2).astype(np.float32)
+    kernel = cv2.GaussianBlur(disk / disk.sum(), (side, side), alias_sigma)
+    empty = int(np.argmax(kernel.any(axis=0)))  # columns on either side
+    return np.ascontiguousarray(kernel[empty : len(kernel) - empty, empty : len(kernel) - empty])
+
+
+def defocus_blur(images: Tensor, generators: Generators, radius: float, alias_sigma: float) -> Tensor:
+    kernel = _disk(radius, alias_sigma)
+    return map_planes(images, lambda plane: cv2.filter2D(plane, -1, kernel))
+
+
+def copy_neighbours(images: Tensor, row_offset: Tensor, column_offset: Tensor, margin: int) -> Tensor:
+    """Visit rows, and columns within a row, from size - margin down to margin + 1; each pixel
+    copies a neighbour.
+
+    Of images [n, C, H, W], the neighbour stands at the given offset (int [n, rows visited, columns
+    visited], in the order of the visit, each in -margin .. margin - 1). A neighbour that was
+    visited before hands on its new value. The published code reads like a swap, but its numpy views
+    make it this one-way copy, and the released sets are made with it.
+    """
+    count, channels, height, width = images.shape
+    pixels = torch.arange(count * height * width, device=images.device, dtype=torch.int32).view(count, height, width)
+    visited = slice(margin + 1, height - margin + 1), slice(margin + 1, width - margin + 1)
+    here = pixels[:, visited[0], visited[1]]
+    there = here + row_offset.flip(-1, -2) * width + column_offset.flip(-1, -2)
+    inside = torch.zeros(pixels.shape, dtype=torch.uint8, device=images.device)
+    inside[:, visited[0], visited[1]] = 1
+
+    # Visited earlier: `there` has a new value, to be followed to where it came from. Else its old
+    # value is taken. Following the pointers, twice as far at each round, gives the sequential
+    # result without a loop over pixels.
+    earlier = inside.view(-1).index_select(0, there.flatten()).view(there.shape) * (there > here)
+    pointer = pixels.clone()
+    pointer[:, visited[0], visited[1]] += (there - here) * earlier
+    pointer = pointer.flatten()
+    while not torch.equal(followed := pointer.index_select(0, pointer), pointer):
+        pointer = followed
+    source = pixels.clone()
+    source[:, visited[0], visited[1]] = there
+    source = source.flatten().index_select(0, pointer).view(count, 1, -1)
+    first = torch.arange(0, count * height * width, height * width, device=images.device).view(count, 1, 1)
+    return images.flatten(2).gather(2, (source - first).long().expand(-1, channels, -1)).view(images.shape)
+
+
+def glass_blur(images: Tensor, generators: Generators, sigma: float, largest_offset: int, iterations: int) -> Tensor:
+    visited = [max(0, side - 2 * largest_offset) for side in images.shape[-2:]]  # none of an image that is smaller
+    offsets = draw(
+        generators,
+        lambda generator: generator.integers(-largest_offset, largest_offset, size=(iterations, 2, *visited), dtype=np.int8),
+        images.device,
+    )
+    shuffled = gaussian_blur(images, generators, sigma)
+    for rows, columns in offsets.int().permute(1, 2, 0, 3, 4):
+        shuffled = copy_neighbours(shuffled, rows, columns, largest_offset)
+    return gaussian_blur(shuffled, generators, sigma)
+
+
+def motion_smear(image: Array, radius: int, sigma: float, angle: float) -> Image:
+    """ImageMagick's motion blur of a uint8 image [H, W] or [H, W, C]: half a Gaussian along `angle`
+    degrees.
+
+    Edge pixels are repeated. ImageMagick rounds its result to 8 bits, so this one corruption does
+    not truncate.
+    """
+    height, width = image.shape[:2]
+    steps = np.arange(2 * radius + 1)
+    weights = np.exp(-(steps**2) / (2 * sigma**2))
+    columns = np.ceil(steps * math.cos(math.radians(angle)) - 0.5).astype(int)
+    rows = np.ceil(steps * math.sin(math.radians(angle)) - 0.5).astype(int)
+    top, left = max(0, -rows.min()), max(0, -columns.min())
+    border = (top, max(0, rows.max()), left, max(0, columns.max()))
+    padded = cv2.copyMakeBorder(image, *border, cv2.BORDER_REPLICATE).astype(np.float32)
+    total: Array = np.zeros(image.shape, dtype=np.float32)
+    for row, column, weight in zip((rows + top).tolist(), (columns + left).tolist(), weights / weights.sum(), strict=True):
+        total = cv2.scaleAdd(padded[row : row + height, column : column + width], weight, total, total)
+    return np.asarray(cv2.convertScaleAbs(total), dtype=np.uint8)
+
+
+def motion_blur(images: Tensor, generators: Generators, radius: int, sigma: float) -> Tensor:
+    angles = [generator.uniform(-45, 45) for generator in generators]
+    return map_images(images, lambda image, index: motion_smear(image, radius, sigma, angles[index]))
+
+
+def zoom_crop(size: int, factor: float) -> tuple[int, int]:
+    """First index and length of the centre that is magnified to `size`."""
+    crop = math.ceil(size / factor)
+    return (size - crop) // 2, crop
+
+
+def magnify(crop: Tensor, factor: float, height: int, width: int) -> Tensor:
+    """The centre [..., height, width] of a float tensor [n, C, h, w] that is magnified with linear
+    interpolation.
+    """
+    zoomed = [round(size * factor) for size in crop.shape[-2:]]
+    top, left = (zoomed[0] - height) // 2, (zoomed[1] - width) // 2
+    result = functional.interpolate(crop, size=zoomed, mode="bilinear", align_corners=True)
+    return result[..., top : top + height, left : left + width]
+
+
+def zoom(stack: Tensor, factor: float) -> Tensor:
+    """Magnify the centre of a float tensor [n, C, H, W] in channels-last order by `factor`, keeping
+    its size.
+    """
+    height, width = stack.shape[-2:]
+    (top, rows), (left, columns) = zoom_crop(height, factor), zoom_crop(width, factor)
+    crop = stack[..., top : top + rows, left : left + columns].contiguous(memory_format=torch.channels_last)
+    return magnify(crop, factor, height, width)
+
+
+def zoom_blur(images: Tensor, generators: Generators, count: int, step: float) -> Tensor:
+    batch, channels, height, width = images.shape
+    stack = images.float().contiguous()
+    if height * width < 1 << 14:
+        # All images' channels side by side fill the vector registers. 16 is the widest: no channel
+        # is left to other instructions, which would round in another way.
+        channels *= batch
+        stack = functional.pad(stack.view(1, channels, height, width), (0, 0, 0, 0, 0, -channels % 16))
+    stack = stack.contiguous(memory_format=torch.channels_last)
+    total = stack * 2  # the first factor is 1, so the image itself counts twice
+    for index in range(1, count):
+        total += zoom(stack, 1 + step * index)
+    return (total[:, :channels] / (count + 1)).reshape(images.shape)
+
+
+def contrast(images: Tensor, generators: Generators, factor: float) -> Tensor:
+    height, width = images.shape[-2:]
+    mean = images.sum(dim=(2, 3), keepdim=True).double().div(height * width).float()
+    return (images.float() - mean).mul_(factor).add_(mean)
+
+
+@lru_cache(maxsize=32)
+def _smoothing_matrix(size: int, sigma: float) -> Tensor:
+    """[size, size], Gaussian filter 3 sigma wide along an axis that is reflected at its ends."""
+    return torch.from_numpy(ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0, mode="reflect", truncate=3)).float()
+
+
+def _sample(images: Tensor, rows: Tensor, columns: Tensor, *, repeat_edge: bool) -> Tensor:
+    """Linear interpolation of float images [n, C, H, W] at pixel positions [n, H, W]; beyond its
+    edges an image is mirrored.
+
+    The mirror stands at the outer edge of the last pixels (so they repeat), or at their centres.
+    """
+    height, width = images.shape[-2:]
+    if repeat_edge:
+        grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)
+    else:
+        grid = torch.stack([2 * columns / (width - 1) - 1, 2 * rows / (height - 1) - 1], dim=-1)
+    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=not repeat_edge)
+
+
+def elastic_transform(images: Tensor, generators: Generators, displacement: float, sigma: float, shift: float) -> Tensor:
+    height, width = images.shape[-2:]
+    centre, reach = np.array([height // 2, width // 2]), min(height, width) // 3
+    corners = (centre + reach * np.array([[1, 1], [1, -1], [-1, -1]])).astype(np.float32)
+    affine, fields = [], []
+    for generator in generators:
+        moved = corners + generator.uniform(-shift, shift, size=corners.shape).astype(np.float32)
+        affine.append(cv2.getAffineTransform(moved, corners))
+        if displacement:
+            fields.append(generator.random((2, height, width), dtype=np.float32))
+    rows = torch.arange(height, device=images.device, dtype=torch.float32)[:, None]
+    columns = torch.arange(width, device=images.device, dtype=torch.float32)
+    x, y = (
+        a * columns + b * rows + c
+        for a, b, c in torch.from_numpy(np.stack(affine)).float().to(images.device)[..., None, None].permute(1, 2, 0, 3, 4)
+    )
+    warped = _sample(images.float(), y, x, repeat_edge=False)
+    if not displacement:
+        return warped
+    down, across = (_smoothing_matrix(size, sigma).to(images.device) for size in (height, width))
+    moves = [down @ (torch.from_numpy(field).to(images.device) * 2 - 1) @ across.T for field in fields]  # each of one shape
+    dx, dy = displacement * torch.stack(moves, dim=1)
+    return _sample(warped, rows + dy, columns + dx, repeat_edge=True)
+
+
+@lru_cache(maxsize=64)
+def _box(size: int, small: int) -> Tensor:
+    """[small, size] of 0 and 1: which pixels Pillow's box filter averages to one of `small`."""
+    scale = size / small
+    offset = (np.arange(size) + 0.5 - (np.arange(small)[:, None] + 0.5) * scale) / scale
+    return torch.from_numpy((offset > -0.5) & (offset <= 0.5)).float()
+
+
+def pixelate(images: Tensor, generators: Generators, factor: float) -> Tensor:
+    height, width = images.shape[-2:]
+    down, across = (_box(size, int(size * factor)).to(images.device) for size in (height, width))
+    # Sums of whole numbers, exact in any order. Pillow rounds after each axis, then repeats the
+    # pixel below each centre.
+    small = (images.float() @ across.T).div_(across.sum(1)).add_(0.5).floor_()
+    small = (down @ small).div_(down.sum(1)[:, None]).add_(0.5).floor_()
+    row, column = (
+        ((torch.arange(size, device=images.device, dtype=torch.float64) + 0.5) * (len(box) / size)).long()
+        for size, box in ((height, down), (width, across))
+    )
+    return small.to(torch.uint8).index_select(3, column).index_select(2, row)
+
+
+def jpeg_compression(images: Tensor, generators: Generators, quality: int) -> Tensor:
+    return through_jpeg(images, [quality] * len(images))
+
+
+def saturate(images: Tensor, generators: Generators, factor: float, offset: float) -> Tensor:
+    """In HSV a channel is V (1 - S t), t in [0, 1] from the hue: a new S needs no conversion. Grey
+    has the red hue.
+    """
+    clean = images.double() / 255
+    value = clean.amax(dim=1, keepdim=True)
+    below = value - clean
+    spread = below.amax(dim=1, keepdim=True)
+    red = torch.tensor([0.0, 1.0, 1.0], device=images.device, dtype=clean.dtype).view(1, 3, 1, 1)
+    hue_term = torch.where(spread > 0, below / spread.clamp(min=1e-12), red)
+    saturation = spread / value.clamp(min=1e-12)
+    return value * (1 - (saturation * factor + offset).clamp(0, 1) * hue_term) * 255

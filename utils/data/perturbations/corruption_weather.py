@@ -1,0 +1,168 @@
+"""The weather corruptions and spatter: layers laid over the images of a batch.
+
+Signatures and units as in `utils.data.perturbations.corruption_functions`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from undegrade.utils.data.perturbations.corruption_functions import (
+    Array,
+    Generators,
+    draw,
+    magnify,
+    motion_smear,
+    smooth,
+    zoom_crop,
+)
+from undegrade.utils.data.perturbations.opencv import cv2
+
+# The published generators list six photographs and draw from the first five.
+FROST_PHOTOGRAPHS = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
+
+WATER = np.array([175, 238, 238], dtype=np.float32)[:, None, None]
+MUD = np.array([63, 42, 20], dtype=np.float32)[:, None, None]
+
+
+def snow(
+    images: Tensor,
+    generators: Generators,
+    mean: float,
+    std: float,
+    factor: float,
+    threshold: float,
+    radius: int,
+    sigma: float,
+    weight: float,
+) -> Tensor:
+    height, width = images.shape[-2:]
+    shape = (1, zoom_crop(height, factor)[1], zoom_crop(width, factor)[1])  # noise outside the magnified centre is not seen
+    noise, angles = [], []
+    for generator in generators:
+        noise.append(generator.standard_normal(shape, dtype=np.float32))
+        angles.append(generator.uniform(-135, -45))
+    flakes = magnify(torch.from_numpy(np.stack(noise)).to(images.device) * std + mean, factor, height, width)
+    flakes = (flakes.clamp(0, 1) * 255 * (flakes >= threshold)).to(torch.uint8).squeeze(1)
+    smeared = [motion_smear(one, radius, sigma, angle) for one, angle in zip(flakes.cpu().numpy(), angles, strict=True)]
+    layer = torch.from_numpy(np.stack(smeared)).to(images.device).float()
+    layer = (layer + layer.flip(-1, -2)).unsqueeze(1)
+    clean = images.float()
+    red, green, blue = clean.split(1, dim=1)
+    grey = red * 0.299 + green * 0.587 + blue * 0.114
+    return clean * weight + torch.maximum(clean, grey * 1.5 + 127.5).mul_(1 - weight) + layer
+
+
+@lru_cache(maxsize=16)
+def _frost_photograph(index: int, scale: float, height: int, width: int) -> Tensor:
+    """RGB photograph, uint8 [3, > height, > width], resized by `scale`, or by more where it would
+    not cover the image.
+    """
+    package = importlib.util.find_spec("imagecorruptions")
+    if package is None or not package.submodule_search_locations:
+        raise ValueError("frost needs photographs that are not installed: pip install imagecorruptions-imaug")
+    path = Path(package.submodule_search_locations[0]) / "frost" / FROST_PHOTOGRAPHS[index]
+    photograph = cv2.imread(str(path))
+    if photograph is None:
+        raise ValueError(f"frost photograph {path} cannot be read: pip install --force-reinstall imagecorruptions-imaug")
+    scale = max(scale, (height + 1) / photograph.shape[0], (width + 1) / photograph.shape[1])
+    resized = cv2.resize(cv2.cvtColor(photograph, cv2.COLOR_BGR2RGB), None, fx=scale, fy=scale)
+    return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+
+
+def frost(images: Tensor, generators: Generators, image_weight: float, frost_weight: float, scale: float) -> Tensor:
+    height, width = images.shape[-2:]
+    layers = []
+    for generator in generators:
+        photograph = _frost_photograph(int(generator.integers(len(FROST_PHOTOGRAPHS))), scale, height, width)
+        top = generator.integers(photograph.shape[-2] - height)
+        left = generator.integers(photograph.shape[-1] - width)
+        layers.append(photograph[:, top : top + height, left : left + width])
+    return images.float().mul_(image_weight).add_(torch.stack(layers).to(images.device).float(), alpha=frost_weight)
+
+
+def height_map(uniform: Tensor, side: int, decay: float) -> Tensor:
+    """Fractal landscapes [n, side, side] in [0, 1]: diamond-square algorithm on a torus; `side` is
+    a power of two.
+
+    At each scale the new points are the mean of four neighbours plus uniform noise of amplitude
+    w^2, with w = 100 at the coarsest scale and divided by `decay` at each finer one. `uniform`
+    holds the noise, [n, side^2 - 1] in [-1, 1].
+    """
+    heights = uniform.new_zeros(len(uniform), side, side)
+    step, wobble = side, 100.0
+    while step >= 2:
+        half = step // 2
+        points = (side // step) ** 2
+        noise, uniform = uniform[:, : 3 * points] * wobble**2, uniform[:, 3 * points :]
+        rough = noise.view(len(noise), 3, side // step, side // step)
+        corner = heights[:, ::step, ::step].contiguous()
+        below, beside = corner + corner.roll(-1, 1), corner + corner.roll(-1, 2)
+        centre = (below + below.roll(-1, 2)) / 4 + rough[:, 0]
+        heights[:, half::step, half::step] = centre
+        heights[:, ::step, half::step] = (centre + centre.roll(1, 1) + beside) / 4 + rough[:, 1]
+        heights[:, half::step, ::step] = (centre + centre.roll(1, 2) + below) / 4 + rough[:, 2]
+        step, wobble = half, wobble / decay
+    heights -= heights.amin(dim=(1, 2), keepdim=True)
+    return heights / heights.amax(dim=(1, 2), keepdim=True)
+
+
+def fog(images: Tensor, generators: Generators, amount: float, decay: float) -> Tensor:
+    height, width = images.shape[-2:]
+    side = 1 << (max(height, width) - 1).bit_length()
+    uniform = draw(generators, lambda generator: generator.random(side**2 - 1, dtype=np.float32), images.device)
+    layer = height_map(uniform * 2 - 1, side, decay)[:, None, :height, :width]
+    brightest = images.amax(dim=(1, 2, 3), keepdim=True) / 255
+    return (images + layer * (255 * amount)).mul_(brightest / (brightest + amount))
+
+
+def brightness(images: Tensor, generators: Generators, offset: float) -> Tensor:
+    """HSV value plus `offset`; hue and saturation stay, so the three channels keep their ratios.
+    Black becomes grey.
+    """
+    clean = images.double().div_(255)
+    value = clean.amax(dim=1, keepdim=True)
+    black = (value == 0).double()
+    raised = (value + offset).clamp_(max=1)
+    # Multiplied first: the brightest channel of a saturated pixel is then 1 exactly and survives
+    # the truncation as 255.
+    return clean.add_(black).mul_(raised).div_(value + black).mul_(255)
+
+
+def _water(drops: Array, strength: float) -> Array:
+    """Opacity [H, W] of water drops: the layer weighted by a relief that its edges cast."""
+    layer = (np.clip(drops, 0, 1) * 255).astype(np.uint8)
+    distance = cv2.distanceTransform(255 - cv2.Canny(layer, 50, 150), cv2.DIST_L2, 5)
+    relief = cv2.equalizeHist(cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8))
+    relief = cv2.filter2D(relief, cv2.CV_8U, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]], dtype=np.float32))
+    opacity = layer * cv2.blur(relief, (3, 3)).astype(np.float32)
+    # On a small image no drop may pass the threshold; the published code then divides 0 by 0.
+    return strength * opacity / max(float(opacity.max()), 1.0)
+
+
+def spatter(
+    images: Tensor,
+    generators: Generators,
+    mean: float,
+    std: float,
+    sigma: float,
+    threshold: float,
+    strength: float,
+    mud: bool,
+) -> Tensor:
+    layers = []
+    for clean, generator in zip(images.cpu().numpy(), generators, strict=True):
+        drops = smooth(generator.normal(mean, std, size=images.shape[-2:]), sigma)
+        if mud:
+            cover = smooth((drops > threshold).astype(np.float64), strength)
+            cover = np.where(cover < 0.8, 0, cover)
+            layers.append(clean * (1 - cover) + cover * MUD)
+        else:
+            layers.append(clean + _water(np.where(drops < threshold, 0, drops), strength) * WATER)
+    return torch.from_numpy(np.stack(layers)).to(images.device)

@@ -1,0 +1,285 @@
+"""One split of a data set: labels, stable keys, uint8 images by index; and how a set is cut into
+splits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from undegrade.utils.data.sources.images import IMAGE_SUFFIXES, BrokenImageError
+from undegrade.utils.seeding import numpy_generator
+
+VALIDATION_SHARE = 0.1
+TEST_SHARE = 0.2  # of a set that comes without a test part
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSource:
+    """Images of one split.
+
+    Attributes:
+        name: data set (and split) for people and for files.
+        classes: class names; a label is an index into it.
+        labels: int64 [N].
+        keys: N unique strings `<class>/<name>`; random streams, file names and the pairing of views
+            hang on them.
+        image_size: side S of the square images, pixels.
+        read: numpy index array [B] -> uint8 tensor [B, 3, S, S].
+        level: float [N] in [0, 1], how strongly each image was degraded (0 = clean) before it was
+            adapted; None where unknown.
+        rgb_mean, rgb_std: channel statistics of the training images, range [0, 1], for the
+            classifier's normalisation.
+        resize: to what the shorter side of the files was brought before the S x S centre was cut
+            (None: to S); adapted versions of the images are read in the same way, so that both show
+            the same part.
+        listing_of: folder of corrupted images that keys and labels were taken from, where the
+            images themselves are not there: `read` then raises (utils/data/sources/released.py).
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: Tensor
+    keys: list[str]
+    image_size: int
+    read: Callable[[np.ndarray], Tensor]
+    rgb_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    rgb_std: tuple[float, ...] = (0.25, 0.25, 0.25)
+    level: Tensor | None = None
+    resize: int | None = None
+    listing_of: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def frame(self) -> str:
+        """Which part of a file an image shows, for caches."""
+        return f"{self.image_size}" if self.resize is None else f"{self.image_size} of {self.resize}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a classifier of these images needs to know to be used on others, for its checkpoint."""
+        return {"classes": list(self.classes), "image_size": self.image_size, "resize": self.resize}
+
+    def images(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+        """uint8 [B, 3, S, S] of the images at `indices`."""
+        return self.read(np.asarray(indices, dtype=np.int64))
+
+    def readable(self, rows: list[int]) -> tuple[list[int], Tensor, list[str]]:
+        """Those of `rows` that can be decoded, their images, and of each of the others its key, a
+        tab and what is wrong with it.
+        """
+        try:
+            return rows, self.images(rows), []
+        except BrokenImageError as error:
+            if len(rows) == 1:
+                return [], torch.empty(0), [f"{self.keys[rows[0]]}\t{error}"]
+        parts = [self.readable([row]) for row in rows]
+        good = [images for found, images, _ in parts if found]
+        return sum((p[0] for p in parts), []), torch.cat(good) if good else torch.empty(0), sum((p[2] for p in parts), [])
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSource:
+        """The source restricted to `indices`, in their order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        read = functools.partial(_read_chosen, self.read, chosen)
+        level = None if self.level is None else self.level[chosen]
+        keys = [self.keys[i] for i in chosen]
+        return dataclasses.replace(self, labels=self.labels[chosen], keys=keys, read=read, level=level)
+
+    def limited(self, count: int | None) -> ImageSource:
+        """A class-balanced subset of `count` images by a fixed draw (all of them for None), in the
+        source's order.
+        """
+        if count is None or count >= len(self):
+            return self
+        if count < 1:
+            raise ValueError(f"a limit of {count} images leaves nothing; use at least 1, or null for all {len(self)}")
+        rank = np.empty(len(self))
+        for members in _by_class(self.labels):
+            rank[numpy_generator("limit", self.name, len(members)).permutation(members)] = np.arange(len(members))
+        return self.subset(np.sort(np.argsort(rank, kind="stable")[:count]))
+
+    def listed(self, path: str | Path, what: str, partly: bool = False) -> ImageSource:
+        """The images that a text file names, in the source's order.
+
+        A line is a key, or a path below the data set's folder with or without that of the split;
+        `#` opens a remark.
+
+        Args:
+            path: the file.
+            what: its flag or option, for messages.
+            partly: whether it may also name images that are not here, as when they lie in several
+                splits.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file; it names no image here, or (unless
+                `partly`) one that is not here.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{what} {path} does not exist; expected a file with one image key or path a line")
+        lines = [line.strip().removeprefix("./") for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        place = {key: i for i, key in enumerate(self.keys)}
+        found = {line: _first_known(line, place) for line in lines if line and not line.startswith("#")}
+        missing = sorted(line for line, row in found.items() if row is None)
+        rows = sorted({row for row in found.values() if row is not None})
+        if not rows or (missing and not partly):
+            mistake = f"{len(missing)} of {len(found)} images are not in {self.name}, e.g. {', '.join(missing[:3])}"
+            raise ValueError(f"{what} {path}: {mistake if found else 'it is empty'} (keys there look like {self.keys[0]})")
+        return self.subset(rows)
+
+    def aligned(self, keys: Sequence[str], what: str) -> ImageSource:
+        """The images with exactly these keys, in their order.
+
+        Raises:
+            ValueError: names missing keys; pairs are never formed by position.
+        """
+        place = {key: i for i, key in enumerate(self.keys)}
+        missing = [key for key in keys if key not in place]
+        if missing:
+            shown = ", ".join(missing[:5])
+            raise ValueError(
+                f"{what}: {len(missing)} of {len(keys)} images are missing, e.g. {shown}; adapt all of them (the same command goes "
+                "on where it was stopped, without --limit or --num_samples), or evaluate with the same --limit"
+            )
+        return self.subset([place[key] for key in keys])
+
+
+def _first_known(line: str, place: Mapping[str, int]) -> int | None:
+    """Row of the image that a line of a list names: as it stands, else without suffix, else without
+    the folder of a split.
+    """
+    path = Path(line)
+    bare = path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else line
+    below = [re.sub(r"^(train|val|valid|validation|test)/", "", name) for name in (line, bare)]
+    return next((place[name] for name in (line, bare, *below) if name in place), None)
+
+
+def array_source(name: str, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> ImageSource:
+    """A source over a uint8 array [N, 3, S, S] in memory (or memory-mapped); keys are
+    `<class>/<name>`.
+    """
+    keys = [f"{classes[int(label)]}/{n}" for label, n in zip(labels, names, strict=True)]
+    label_tensor = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+    return ImageSource(name, tuple(classes), label_tensor, keys, images.shape[-1], array_reader(images))
+
+
+def array_reader(images: np.ndarray) -> Callable[[np.ndarray], Tensor]:
+    """`read` over uint8 [N, 3, S, S]; like all readers here it can be pickled, since workers may be
+    started afresh.
+    """
+    return functools.partial(_read_array, images)
+
+
+class MappedReader:
+    """`read` over a `.npy` file, uint8 [N, 3, S, S], of which only the images asked for are brought
+    into memory.
+
+    Pickled as its path and opened again: numpy pickles a memory map as a copy of all its pixels.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.images = np.load(self.path, mmap_mode="r")
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        return _read_array(self.images, rows)
+
+    def __reduce__(self) -> tuple[type[MappedReader], tuple[Path]]:
+        return MappedReader, (self.path,)
+
+
+def _read_array(images: np.ndarray, rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images[rows]))
+
+
+def _read_chosen(read: Callable[[np.ndarray], Tensor], chosen: np.ndarray, rows: np.ndarray) -> Tensor:
+    return read(chosen[rows])
+
+
+def concatenated(first: ImageSource, second: ImageSource, mark: str) -> ImageSource:
+    """Both sources, one after the other; levels are dropped.
+
+    A key of `second` that is taken already, `<class>/<name>`, becomes `<class>/<mark>/<name>`:
+    still a path below its class.
+    """
+    assert (first.classes, first.image_size) == (second.classes, second.image_size)
+    taken = dict.fromkeys(first.keys)
+    for key in second.keys:
+        while key in taken:
+            key = f"/{mark}/".join(key.split("/", 1))
+        taken[key] = None
+    read = functools.partial(_read_either, first.read, second.read, len(first))
+    return dataclasses.replace(first, labels=torch.cat([first.labels, second.labels]), keys=list(taken), read=read, level=None)
+
+
+def _read_either(
+    first: Callable[[np.ndarray], Tensor], second: Callable[[np.ndarray], Tensor], edge: int, rows: np.ndarray
+) -> Tensor:
+    before = rows < edge
+    head = first(rows[before])
+    images = head.new_empty((len(rows), *head.shape[1:]))
+    images[before], images[~before] = head, second(rows[~before] - edge)
+    return images
+
+
+def _by_class(labels: Tensor | np.ndarray) -> list[np.ndarray]:
+    values = np.asarray(labels)
+    return [np.flatnonzero(values == k) for k in np.unique(values)]
+
+
+def cut(source: ImageSource, shares: Sequence[float], stream: str) -> list[ImageSource]:
+    """Split class by class by a fixed draw: one part a share, then the rest (which gets the last
+    image of tiny classes).
+    """
+    parts: list[list[np.ndarray]] = [[] for _ in range(len(shares) + 1)]
+    for members in _by_class(source.labels):
+        order = numpy_generator("split", stream, len(members)).permutation(members)
+        edges = np.cumsum([max(1, round(share * len(members))) for share in shares]).clip(max=len(members) - 1)
+        for part, piece in zip(parts, np.split(order, edges), strict=True):
+            part.append(piece)
+    return [source.subset(np.sort(np.concatenate(part))) for part in parts]
+
+
+def _with_statistics(source: ImageSource, train: ImageSource) -> ImageSource:
+    """`source` with the channel mean and deviation of (at most 5,000 of) the training images."""
+    few = train.limited(5000)
+    channels = few.images(range(len(few))).transpose(0, 1).flatten(1)
+    # counted by value: as floating point the pixels would take eight times the memory
+    counts = torch.stack([channel.bincount(minlength=256) for channel in channels]).double()
+    value, number = torch.arange(256).double() / 255, counts.sum(1)
+    mean = (counts * value).sum(1) / number
+    std = ((counts * (value - mean[:, None]) ** 2).sum(1) / (number - 1)).sqrt().clamp_min(1e-3)
+    rounded = [tuple(round(float(v), 4) for v in values) for values in (mean, std)]
+    return dataclasses.replace(source, rgb_mean=rounded[0], rgb_std=rounded[1])
+
+
+def one_split(parts: Mapping[str, ImageSource], split: str, name: str) -> ImageSource:
+    """The part called `split` of train, validation, test and trainval; all of them carry the
+    statistics of train.
+    """
+    return _with_statistics(dataclasses.replace(parts[split], name=f"{name}/{split}"), parts["train"])
+
+
+def train_validation_test(trainval: ImageSource, test: ImageSource, split: str, name: str) -> ImageSource:
+    """One split of a set that comes in two parts: validation images are cut from the first,
+    trainval is all of it.
+    """
+    validation, train = cut(trainval, [VALIDATION_SHARE], f"{name}/validation")
+    return one_split({"train": train, "validation": validation, "test": test, "trainval": trainval}, split, name)
+
+
+def found_at(path: Path) -> str:
+    """For messages: what the folder `path`, or the closest parent that exists, holds."""
+    folder = next(p for p in (path.resolve(), *path.resolve().parents) if p.is_dir())
+    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+    more = f", ... ({len(names)} in all)" if len(names) > 8 else ""
+    return f"{folder} holds {', '.join(names[:8]) or 'nothing'}{more}"

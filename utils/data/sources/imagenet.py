@@ -1,0 +1,178 @@
+"""ImageNet (ILSVRC 2012): photographs of any size, decoded as they are read; and the class lists
+that number the labels.
+
+A label is the place of the class in a list that is always complete (by default the 1,000 WordNet
+ids in sorted order, in which published networks number their outputs). A folder that holds some of
+the classes only therefore keeps their numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from undegrade.utils.data.sources.folders import PRELOAD_BYTES, read_files
+from undegrade.utils.data.sources.image_source import VALIDATION_SHARE, ImageSource, array_reader, cut, found_at
+from undegrade.utils.data.sources.images import IMAGE_SUFFIXES
+from undegrade.utils.data.sources.released import first_cell, listing
+
+FOLDERS = ("imagenet", "ILSVRC/Data/CLS-LOC", "ILSVRC", ".")  # below the root, the first that has a train or val folder
+IMAGENET_1K = "imagenet-1k"
+IMAGE_SIZE, RESIZE = 224, 256
+RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+_LABEL_FILES = ("val_labels.txt", "LOC_val_solution.csv")
+_DEVKIT_LABELS = "ILSVRC2012_validation_ground_truth.txt"
+
+
+def imagenet(
+    split: str, root: Path, image_size: int | None = None, resize: int | None = None, classes: Sequence[str] | None = None
+) -> ImageSource:
+    """One split of `<root>/{imagenet,ILSVRC,.}`; keys are `<class>/<file name without suffix>`.
+
+    The val folder is the test part; validation images are cut from train. Labels of val come from
+    class folders, or for a flat folder from val_labels.txt (`<file> <class or its number>` a line)
+    or LOC_val_solution.csv beside it. Without val folder the test part of a root that is
+    ImageNet-C, `<corruption>/<severity>/<wnid>/*`, is a listing (utils/data/sources/released.py).
+
+    Args:
+        split: train | validation | test | trainval.
+        root: holds the data set's folder, or is it.
+        image_size: side in pixels. Alone: the whole shorter side is brought to it, as diffusion
+            models want it. Default: 224 of a shorter side of 256.
+        resize: shorter side before the centre of `image_size` is cut.
+        classes: the class list (default: `<folder>/classes.txt`, else the 1,000 classes of the
+            challenge).
+
+    Raises:
+        FileNotFoundError: no train or val folder where it is needed, or a flat val folder without
+            labels.
+        ValueError: a class outside the list, files without label, or labels in the order of the
+            challenge's development kit.
+    """
+    folder = next((root / f for f in FOLDERS if any((root / f / part).is_dir() for part in ("train", "val"))), None)
+    part = "val" if split == "test" else "train"
+    images = folder / part if folder is not None and (folder / part).is_dir() else None
+    cell = first_cell(root) if images is None and split == "test" else None
+    if cell is not None:
+        folder, images = root, cell
+    if folder is None or images is None:
+        raise FileNotFoundError(
+            f"Imagenet: no {part} folder under {root.resolve()}; expected {part}/<wnid>/*.JPEG in one of "
+            f"{', '.join(FOLDERS)}, found: {found_at(folder or root)}; unpack ILSVRC 2012 there, or point data.root at it"
+            + (", or at ImageNet-C, <corruption>/<severity>/<wnid>/*" if split == "test" else "")
+        )
+    own_list = folder / "classes.txt"
+    order = tuple(classes) if classes is not None else read_classes(str(own_list) if own_list.is_file() else IMAGENET_1K)
+    if image_size is None:
+        image_size, resize = IMAGE_SIZE, resize or RESIZE
+    files, labels = _labelled_files(images, (images, folder, root), {c: i for i, c in enumerate(order)})
+    keys = [f"{order[label]}/{os.path.splitext(os.path.basename(file))[0]}" for file, label in zip(files, labels, strict=True)]
+    read = functools.partial(read_files, files, image_size, resize)
+    source = ImageSource("Imagenet", order, torch.tensor(labels), keys, image_size, read, RGB_MEAN, RGB_STD, resize=resize)
+    if split in ("train", "validation"):
+        source = cut(source, [VALIDATION_SHARE], "Imagenet/validation")[split == "train"]
+    source = dataclasses.replace(source, name=f"Imagenet/{split}")
+    return source if cell is None else listing(source, root, str(cell.relative_to(root)))
+
+
+def read_classes(text: str) -> tuple[str, ...]:
+    """A class list: `imagenet-1k`, or a file with one class a line, or `<class> <number>` a line
+    with all numbers from 0.
+
+    Raises:
+        FileNotFoundError: neither.
+        ValueError: a class or number given twice, or numbers that leave gaps.
+    """
+    if text == IMAGENET_1K:
+        from timm.data import ImageNetInfo  # here, since it takes seconds
+
+        return tuple(ImageNetInfo(IMAGENET_1K).label_names())
+    if not Path(text).is_file():
+        raise FileNotFoundError(f"class list {text!r} is neither a file nor {IMAGENET_1K!r}")
+    lines = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+    numbered = [re.fullmatch(r"(.+?)[\s,]+(\d+)", line) for line in lines]
+    names = dict(enumerate(lines))
+    if lines and all(numbered):
+        names = {int(match[2]): match[1] for match in numbered if match}
+    if not lines or sorted(names) != list(range(len(lines))) or len(set(names.values())) < len(lines):
+        raise ValueError(
+            f"class list {text}: {len(lines)} lines with {len(set(names.values()))} classes; expected every class once, one a "
+            "line, with the numbers 0, 1, ... behind all of them or behind none"
+        )
+    return tuple(names[label] for label in range(len(lines)))
+
+
+def preloaded(source: ImageSource) -> ImageSource:
+    """The source with its images in memory if they are there and fit into 2 GiB, else as it is
+    (decoded whenever they are read).
+    """
+    size = source.image_size
+    if source.listing_of is not None or len(source) * 3 * size * size > PRELOAD_BYTES:
+        return source
+    images = np.empty((len(source), 3, size, size), np.uint8)
+    for i in range(len(source)):
+        images[i] = source.images([i])[0].numpy()
+    return dataclasses.replace(source, read=array_reader(images))
+
+
+def _labelled_files(part: Path, places: Sequence[Path], numbers: dict[str, int]) -> tuple[list[str], list[int]]:
+    """Files of a part, in the order of classes and names, and their labels."""
+    folders = sorted(entry.name for entry in os.scandir(part) if entry.is_dir() and not entry.name.startswith("."))
+    unknown = [name for name in folders if name not in numbers]
+    if unknown:
+        raise ValueError(
+            f"{part} has class folders that are not in the class list ({len(numbers)} classes, {', '.join(list(numbers)[:3])}, "
+            f"...): {', '.join(unknown[:5])}; name all classes with data.classes"
+        )
+    if folders:
+        pairs = [(file, numbers[name]) for name in folders for file in _images(part / name)]
+    else:
+        labels = _flat_labels(part, places, numbers)
+        files = list(_images(part))
+        missing = [file for file in files if Path(file).stem not in labels]
+        if missing:
+            raise ValueError(f"{len(missing)} of {len(files)} images in {part} have no label, e.g. {', '.join(missing[:3])}")
+        pairs = sorted(((file, labels[Path(file).stem]) for file in files), key=lambda pair: (pair[1], pair[0]))
+    if not pairs:
+        raise FileNotFoundError(f"Imagenet: no images under {part}; expected {part}/<wnid>/*.JPEG")
+    return [file for file, _ in pairs], [label for _, label in pairs]
+
+
+def _images(folder: Path) -> Iterator[str]:
+    """Paths of the images in a folder, sorted (text: a million Path objects take seconds and
+    gigabytes).
+    """
+    with os.scandir(folder) as entries:
+        yield from sorted(e.path for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith("."))
+
+
+def _flat_labels(part: Path, places: Sequence[Path], numbers: dict[str, int]) -> dict[str, int]:
+    """Label by file name without suffix."""
+    found = next((place / name for place in places for name in _LABEL_FILES if (place / name).is_file()), None)
+    if found is None:
+        devkit = next((place / _DEVKIT_LABELS for place in places if (place / _DEVKIT_LABELS).is_file()), None)
+        mend = f"write {part.parent / _LABEL_FILES[0]} with `<file> <wnid>` a line, or sort the images into {part}/<wnid>/ folders"
+        if devkit is not None:
+            raise ValueError(
+                f"{devkit} numbers the classes in the order of the development kit, which is not the sorted order of their wnids "
+                f"that networks use: {mend}"
+            )
+        raise FileNotFoundError(f"{part} has no class folders, and no labels lie beside it: {mend}")
+    labels = {}
+    for line in found.read_text(encoding="utf-8").splitlines():
+        name, which = [*re.split(r"[,\s]+", line.strip()), "", ""][:2]  # behind them LOC_val_solution.csv has boxes
+        if not name or which == "PredictionString":
+            continue
+        label = numbers.get(which, int(which) if which.isdecimal() else -1)
+        if not 0 <= label < len(numbers):
+            raise ValueError(f"{found}: {name} has the class {which!r}, which is not in the class list of {len(numbers)} classes")
+        labels[Path(name).stem] = label
+    return labels

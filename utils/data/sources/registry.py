@@ -1,0 +1,195 @@
+"""Data sets behind one interface: labels, stable keys, and uint8 images by index.
+
+`open_source("Digits", "train")` is scikit-learn's digits, `open_source("CIFAR10", "test", root)`
+the torchvision data set, `TinyImagenet` and `Imagenet` are the published folders, and any folder
+`<root>/<class>/*` or `<root>/<split>/<class>/*` is a data set by its path. Of a root with
+ImageNet-C or CIFAR-10-C and no clean images the test part is a listing: keys and labels
+(utils/data/sources/released.py). Validation images are always cut from the training part, class by
+class, with a fixed draw: the test part chooses nothing. The split `trainval` is the training part
+before that cut, for published protocols that train on all of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from undegrade.utils.choices import check_choice
+from undegrade.utils.data.perturbations.degradations import DegradationCompat
+from undegrade.utils.data.sources.folders import image_folder
+from undegrade.utils.data.sources.image_source import TEST_SHARE, ImageSource, array_source, cut, found_at, train_validation_test
+from undegrade.utils.data.sources.imagenet import imagenet, preloaded, read_classes
+from undegrade.utils.data.sources.released import array_listing
+from undegrade.utils.data.sources.tiny_imagenet import tiny_imagenet
+
+SPLITS = ("train", "validation", "test", "trainval")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Which clean images, and how they are degraded: keys that training, evaluation and adaptation
+    have in common.
+
+    Attributes:
+        dataset: `Digits`, `CIFAR10`, `CIFAR100`, `TinyImagenet`, `Imagenet`, or the path of an
+            image folder.
+        root: where downloaded data sets lie. Without clean images the test part of Imagenet,
+            CIFAR10 and CIFAR100 takes keys and labels from a root that is ImageNet-C, CIFAR-10-C or
+            CIFAR-100-C, for views of the images in it.
+        image_size: side in pixels, for image folders (null: of the first image) and Imagenet (null:
+            224 of a shorter side of 256).
+        resize: for both: side to which the shorter side is brought before the centre of image_size
+            is cut (null: image_size).
+        classes: for both: the list that numbers the classes, `imagenet-1k` or a file (null: the
+            training folders; imagenet-1k).
+        subset: file that names the images to use, one a line, by key (`<class>/<name>`) or path
+            (null: all).
+        limit: class-balanced subset of so many images; in training of the training and of the
+            validation part.
+        constants: set of the corruption constants: cifar | tiny | imagenet (null: by image size).
+        compat: how degradations are computed (utils/data/perturbations/degradations.py); the
+            defaults are the right operations.
+    """
+
+    dataset: str = "Digits"
+    root: str = "data"
+    image_size: int | None = None
+    resize: int | None = None
+    classes: str | None = None
+    subset: str | None = None
+    limit: int | None = None
+    constants: Literal["cifar", "tiny", "imagenet"] | None = None
+    compat: DegradationCompat = field(default_factory=DegradationCompat)
+
+    def open(self, split: str) -> ImageSource:
+        """The images of a split (see `open_source`)."""
+        return open_source(
+            self.dataset, split, self.root, self.image_size, self.limit,
+            resize=self.resize, classes=self.classes, subset=self.subset,
+        )  # fmt: skip
+
+
+def open_source(
+    dataset: str,
+    split: str,
+    root: str | Path = "data",
+    image_size: int | None = None,
+    limit: int | None = None,
+    *,
+    resize: int | None = None,
+    classes: str | None = None,
+    subset: str | None = None,
+) -> ImageSource:
+    """Open one split of a data set.
+
+    Args:
+        dataset: a name of `DATASETS`, or the path of an image folder.
+        split: train | validation | test | trainval (training and validation images together, in the
+            order of the training part).
+        root: where downloaded data sets lie, or a released set of corrupted images: its listing can
+            be opened as test part.
+        image_size: side in pixels, for image folders (default: the shorter side of the first image)
+            and Imagenet (224).
+        limit: class-balanced subset of so many images (a fixed draw).
+        resize: for image folders and Imagenet: side to which the shorter side of the files is
+            brought before the centre of `image_size` is cut (default: `image_size` itself; 256 for
+            Imagenet without `image_size`).
+        classes: for image folders and Imagenet: the list that numbers the classes
+            (`imagenet.read_classes`; default: the sorted names of the training folders; the 1,000
+            classes for Imagenet).
+        subset: file that names the images to use, one a line, by key or path below the data set's
+            folder. A test set must have all of them, another split has those that fell into it.
+
+    Raises:
+        ValueError: unknown data set or split, a folder without images or with one class, an image
+            that cannot be decoded, options that the data set does not have, a subset that is not
+            there.
+        FileNotFoundError: data set not there or not in its layout; says what was expected and
+            found, and how to get it.
+    """
+    check_choice(split, SPLITS, "split")
+    if resize is not None and resize < (image_size or 1):
+        raise ValueError(f"data.resize {resize} is smaller than data.image_size {image_size}: nothing could be cut from it")
+    is_folder = dataset not in DATASETS and Path(dataset).is_dir()
+    order = read_classes(classes) if classes is not None else None
+    if dataset == "Imagenet":
+        source = imagenet(split, Path(root), image_size, resize, order)
+    elif is_folder:
+        source = image_folder(Path(dataset), split, image_size, resize, order)
+    elif dataset in DATASETS:
+        for name, value in (("resize", resize), ("classes", classes)):
+            if value is not None:
+                raise ValueError(f"data.{name} is for Imagenet and image folders, {dataset} has its own: leave it out")
+        source = DATASETS[dataset](split, Path(root))
+    elif "/" in dataset:
+        raise FileNotFoundError(
+            f"image folder {dataset} does not exist; expected {dataset}/<class>/* or {dataset}/<split>/<class>/*"
+        )
+    else:
+        check_choice(dataset, [*DATASETS, "<path of an image folder>"], "dataset")
+    if subset is not None:
+        source = source.listed(subset, "data.subset", partly=split != "test")
+    source = source.limited(limit)
+    return preloaded(source) if dataset == "Imagenet" else source
+
+
+def _digits(split: str, root: Path) -> ImageSource:
+    """scikit-learn's copy of the UCI optical digits: 1,797 scans of 8 x 8 pixels, 17 grey levels,
+    enlarged to 32 x 32 (bicubic).
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    large = np.stack([np.asarray(Image.fromarray(g).resize((32, 32), Image.Resampling.BICUBIC)) for g in grey])
+    images = np.repeat(large[:, None], 3, axis=1)
+    names = [f"{i:04d}" for i in range(len(images))]
+    everything = array_source("Digits", images, digits.target, [str(c) for c in range(10)], names)
+    test, rest = cut(everything, [TEST_SHARE], "Digits/test")
+    return train_validation_test(rest, test, split, "Digits")
+
+
+def _cifar(classes: int) -> Callable[[str, Path], ImageSource]:
+    def load(split: str, root: Path) -> ImageSource:
+        from torchvision.datasets import CIFAR10, CIFAR100
+
+        kind = CIFAR10 if classes == 10 else CIFAR100
+        name = kind.__name__
+        listed = array_listing(name, root) if split == "test" and not (root / kind.base_folder).is_dir() else None
+        if listed is not None:
+            return listed
+        parts = []
+        for train in (True, False):
+            try:
+                data = kind(str(root), train=train, download=False)
+            except RuntimeError as error:
+                folder = root.resolve() / kind.base_folder
+                files = [file for file, _ in [*kind.train_list, *kind.test_list]] + [kind.meta["filename"]]
+                raise FileNotFoundError(
+                    f"{name} is not, or not intact, under {folder.parent}: expected {folder}/ with {', '.join(files)} as published "
+                    f"(MD5 is checked), found: {found_at(folder)}; get it with: "
+                    f"python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\", "
+                    f"or point data.root at the folder that holds {kind.base_folder}"
+                    + (f", or at CIFAR-{classes}-C, <corruption>.npy beside labels.npy" if split == "test" else "")
+                ) from error
+            part = "train" if train else "test"
+            names = [f"{part}_{i:05d}" for i in range(len(data.data))]
+            parts.append(array_source(name, data.data.transpose(0, 3, 1, 2), np.asarray(data.targets), data.classes, names))
+        return train_validation_test(parts[0], parts[1], split, name)
+
+    return load
+
+
+DATASETS: dict[str, Callable[[str, Path], ImageSource]] = {
+    "Digits": _digits,
+    "CIFAR10": _cifar(10),
+    "CIFAR100": _cifar(100),
+    "TinyImagenet": tiny_imagenet,
+    "Imagenet": imagenet,
+}

@@ -1,0 +1,67 @@
+"""The `data:` section of a training YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import field
+from typing import Literal
+
+from undegrade.utils.data.batches import AugmentConfig, BatchSet
+from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.data.sources.registry import SourceConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(SourceConfig):
+    """What is trained on; further keys: see SourceConfig.
+
+    Attributes:
+        degradations: any number of degradations, sequences such as `blur+noise` and ImageNet-C
+            corruptions; each image of a step appears once for every one. Empty: clean training.
+        pairing: paired (the same images, flips and crops for every degradation) | independent (each
+            has its own).
+        levels: independent (a level for each image and degradation) | shared (one draw an image, as
+            the reference program does by accident: blur and noise then have the same number).
+        validation: held_out (a tenth of the training images) | test (train on all, choose the best
+            epoch on the test images, as the reference program does; its accuracy is then too high).
+        seed: of order, levels, degradation and augmentation (null: the run's seed).
+        adapted: folder of adapted images (`<adapted>/<degradation>/random/<class>/*`) to train on
+            in place of degrading on the fly.
+        batch_size: images a step and process, before they are multiplied by the degradations.
+        workers: processes that make batches (0: the training process itself).
+        augment: see AugmentConfig.
+    """
+
+    degradations: list[str] = field(default_factory=list)
+    pairing: Literal["paired", "independent"] = "paired"
+    levels: Literal["independent", "shared"] = "independent"
+    validation: Literal["held_out", "test"] = "held_out"
+    seed: int | None = None
+    adapted: str | None = None
+    batch_size: int = 128
+    workers: int = 0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def splits(self) -> dict[str, str]:
+        """Splits of the training and of the validation images, under `train` and `validation`."""
+        if self.validation == "test":
+            return {"train": "trainval", "validation": "test"}
+        return {"train": "train", "validation": "validation"}
+
+    def batches(
+        self,
+        source: ImageSource,
+        seed: int,
+        train: bool,
+        adapted: dict[str, ImageSource] | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> BatchSet:
+        """Batches of `source` as this section describes them; `seed` is the run's, `train` switches
+        augmentation on.
+        """
+        return BatchSet(
+            source, self.degradations, self.batch_size, seed if self.seed is None else self.seed, self.augment if train else None,
+            adapted, rank, world, pairing=self.pairing, levels=self.levels, compat=self.compat,
+            constants=self.constants,
+        )  # fmt: skip

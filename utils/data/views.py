@@ -1,0 +1,246 @@
+"""Views: which images an ensemble member, or a training run, sees of a test cell.
+
+A view gives one `ImageSource` a cell. `OnTheFly` corrupts or degrades a clean source as it is read,
+`ReleasedArrays` reads the published CIFAR-10-C layout (`<corruption>.npy`, `labels.npy`),
+`FolderTree` reads `<root>/<corruption>/<severity>/<class>/*` as the adapter writes it. Images of
+two views are paired by key, never by position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from undegrade.utils.choices import check_choice
+from undegrade.utils.data.cells import CLEAN, Cell
+from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS, default_constants
+from undegrade.utils.data.perturbations.degradations import CORRECT, DegradationCompat
+from undegrade.utils.data.perturbations.registry import draw_levels, perturb, unit_level
+from undegrade.utils.data.perturbations.watermark import WATERMARK, font_file
+from undegrade.utils.data.sources.folders import first_size, folder_source
+from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.data.sources.images import list_images
+from undegrade.utils.data.sources.released import LABELS, array_cell, refuse_to_read
+from undegrade.utils.data.sources.shards import SHARDS, shard_source
+
+RAW = "raw"  # the view that corrupts clean images as they are read
+MANIFEST = "manifest.jsonl"  # beside adapted images: a line an image
+
+
+class View(Protocol):
+    """What an ensemble member looks at."""
+
+    @property
+    def name(self) -> str:
+        """Short name for caches and tables."""
+
+    def source(self, cell: Cell) -> ImageSource:
+        """The images of a cell; the same keys for every cell."""
+
+    def identity(self, cell: Cell) -> str:
+        """Digest of all that the images of a cell depend on, to name them in caches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OnTheFly:
+    """Corrupts a clean source as it is read; an image depends on (pixels, cell, key, seed) and the
+    options here only.
+
+    Attributes:
+        clean: the clean images.
+        seed: of all random streams.
+        constants: set of the ImageNet-C constants: cifar | tiny | imagenet (None: by the image
+            size).
+        compat: of the degradations (None: the right operations).
+    """
+
+    clean: ImageSource
+    seed: int = 0
+    constants: str | None = None
+    compat: DegradationCompat | None = None
+
+    @property
+    def name(self) -> str:
+        return RAW
+
+    def source(self, cell: Cell) -> ImageSource:
+        if cell.corruption == CLEAN:
+            return self.clean
+        return dataclasses.replace(self.clean, name=f"{self.clean.name}/{cell.folder}", read=functools.partial(self._read, cell))
+
+    def _read(self, cell: Cell, rows: np.ndarray) -> Tensor:
+        keys = [self.clean.keys[i] for i in rows]
+        return perturb(
+            self.clean.images(rows), cell.corruption, self.levels(cell, keys), keys=keys, seed=self.seed, compat=self.compat,
+            constants=self.constants,
+        )  # fmt: skip
+
+    def identity(self, cell: Cell) -> str:
+        size, option = self.clean.image_size, ""
+        if cell.is_corruption:
+            option = self.constants or default_constants(size)
+        elif cell.corruption == WATERMARK:
+            option = str(font_file((self.compat or CORRECT).watermark_font))
+        elif cell.corruption != CLEAN and self.compat not in (None, CORRECT):
+            option = str(self.compat)
+        return _digest(self.clean.name, self.clean.frame, self.clean.keys, cell, self.seed, option)
+
+    def levels(self, cell: Cell, keys: list[str]) -> Tensor:
+        """Level of each image in the degradation's own unit (a corruption's severity), [B] (or [B,
+        stages] for a sequence).
+        """
+        if cell.severity is None:
+            return draw_levels(cell.corruption, keys, self.seed)
+        return torch.full((len(keys),), float(cell.severity))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleasedArrays:
+    """CIFAR-10-C / CIFAR-100-C as published: `<corruption>.npy` uint8 [50000, 32, 32, 3], severity
+    s at rows (s-1) * 10000.
+
+    Attributes:
+        root: folder with the `.npy` files.
+        clean: the clean test set in its published order (gives classes, keys and the check of the
+            labels).
+    """
+
+    root: Path
+    clean: ImageSource
+
+    @property
+    def name(self) -> str:
+        return "released"
+
+    def source(self, cell: Cell) -> ImageSource:
+        if cell.corruption == CLEAN:
+            return self.clean
+        check_choice(cell.corruption, ALL_CORRUPTIONS, "corruption", "the released arrays")
+        every = array_cell(self.root, cell.corruption, int(cell.severity or 1), self.clean.classes)
+        source = every.aligned(self.clean.keys, str(self.root / f"{cell.corruption}.npy"))
+        return dataclasses.replace(source, rgb_mean=self.clean.rgb_mean, rgb_std=self.clean.rgb_std)
+
+    def identity(self, cell: Cell) -> str:
+        path = self.root / f"{cell.corruption}.npy"
+        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns)] if path.is_file() else []  # none for clean images
+        return _digest(self.clean.name, self.clean.keys, cell, files)
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderTree:
+    """`<root>/<corruption>/<severity>/<class>/*`: adapted images (files or shards:
+    utils/data/sources/shards.py), or a corrupted set.
+
+    Its images show the part that the clean ones show. Where that is the S x S centre of a shorter
+    side `resize` (ImageNet: 224 of 256), files are cut in the same way, as are images adapted from
+    whole photographs. Two kinds were cut before: files of S x S pixels, such as ImageNet-C as
+    released, are taken as they are, and what was adapted from S x S pixels (of such files, or of
+    the data set as evaluation reads it), enlarged to the size of the diffusion model, is brought
+    back to S whole. The first file of a cell, or the first line of the adapter's manifest, decides
+    for all of the cell. The cell `watermark` may also be `<root>/val/<class>/*`, as ImageNet-W is
+    kept.
+
+    Attributes:
+        root: the folder.
+        clean: source whose keys, labels and classes the images must match; images without partner
+            are an error that names them.
+    """
+
+    root: Path
+    clean: ImageSource
+
+    @property
+    def name(self) -> str:
+        return f"{self.root.parent.name}/{self.root.name}"
+
+    def source(self, cell: Cell) -> ImageSource:
+        folder = self._folder(cell)
+        if not folder.is_dir():
+            if cell.corruption == CLEAN and self.clean.listing_of is not None:
+                refuse_to_read(self.clean.listing_of)
+            have = sorted(str(p.relative_to(self.root)) for p in self.root.glob("*/*") if p.is_dir())
+            raise FileNotFoundError(
+                f"no images for {cell.folder} under {self.root}"
+                + (f" (there: {', '.join(have[:20])})" if have else "")
+                + "; make them with: mpiexec -n 2 python image_adapt/scripts/image_sample.py -c <config> "
+                f"--corruption {cell.corruption} --save_dir {self.root}, or unpack them there if they are of a released set"
+            )
+        clean, name, rows, resize = self.clean, f"{self.root.name}/{cell.folder}", self._manifest(cell), self._resize(cell)
+        if not rows and any(folder.glob(SHARDS)):
+            raise ValueError(f"{folder} holds shards but no {MANIFEST}: the launch that writes them did not end, start it again")
+        if rows and "offset" in rows[0]:
+            found = shard_source(folder, rows, clean, name, resize)
+        else:
+            found = folder_source(folder, clean.image_size, name, clean.classes, resize)
+        return dataclasses.replace(found.aligned(self.clean.keys, str(folder)), level=self._levels(cell))
+
+    def _folder(self, cell: Cell) -> Path:
+        usual, of_imagenet_w = self.root / cell.folder, self.root / "val"
+        return of_imagenet_w if cell.corruption == WATERMARK and not usual.is_dir() and of_imagenet_w.is_dir() else usual
+
+    def _manifest(self, cell: Cell) -> list[dict[str, Any]]:
+        """What the adapter noted of its images; nothing where none was there."""
+        path = self._folder(cell) / MANIFEST
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+    def _resize(self, cell: Cell) -> int | None:
+        """To what the shorter side of the files of a cell is brought: as that of the clean images,
+        or None (see above).
+        """
+        size, resize = self.clean.image_size, self.clean.resize
+        if resize is None:
+            return None
+        if rows := self._manifest(cell):
+            return None if rows[0].get("input_side") == size else resize
+        paths = list_images(self._folder(cell))
+        return None if paths and first_size(paths) == (size, size) else resize
+
+    def _levels(self, cell: Cell) -> Tensor | None:
+        """Level of each image in [0, 1] from the manifest that the adapter leaves beside the
+        images.
+        """
+        level = {row["key"]: row["level"] for row in self._manifest(cell) if row.get("level") is not None}
+        if not all(key in level for key in self.clean.keys):
+            return None
+        return unit_level(cell.corruption, torch.tensor([level[key] for key in self.clean.keys]))
+
+    def identity(self, cell: Cell) -> str:
+        folder = self._folder(cell)
+        paths = sorted(folder.glob(SHARDS)) or list_images(folder)
+        files = [(str(p.relative_to(self.root)), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+        frame = dataclasses.replace(self.clean, resize=self._resize(cell)).frame
+        return _digest(self.clean.keys, frame, cell, files)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).hexdigest()[:16]
+
+
+def open_view(
+    text: str, clean: ImageSource, seed: int, constants: str | None = None, compat: DegradationCompat | None = None
+) -> View:
+    """The view named by `text`: `raw` (corrupted on the fly), a folder of `.npy` files, or a folder
+    tree of images.
+
+    Raises:
+        FileNotFoundError: neither `raw` nor an existing folder.
+    """
+    check_view(text)
+    if text == RAW:
+        return OnTheFly(clean, seed, constants, compat)
+    root = Path(text)
+    return ReleasedArrays(root, clean) if (root / LABELS).is_file() else FolderTree(root, clean)
+
+
+def check_view(text: str) -> None:
+    """Raise FileNotFoundError unless `text` is `raw` or an existing folder."""
+    if text != RAW and not Path(text).is_dir():
+        raise FileNotFoundError(f"view {text!r} is neither `raw` nor an existing folder of images or .npy files")
