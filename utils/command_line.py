@@ -37,6 +37,7 @@ class ScriptParser(argparse.ArgumentParser):
             epilog=_about(keys),
         )
         self.keys = list(keys)
+        self.add_argument("--include", metavar="MODULE", help="Python modules that register rows of their own (docs/extending.md)")
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Tree]:
         """(own flags, configuration keys) of a command line.

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from undegrade.utils.registry import include
 from undegrade.utils.run_log import setup_logging
 
 
@@ -21,6 +22,7 @@ def run_main(main: Callable[[], object]) -> NoReturn:
     """
     setup_logging()
     try:
+        include(sys.argv)  # before the script makes its parser, which lists the options of all rows
         status = main()
     except (ValueError, FileNotFoundError, Stopped) as error:
         if os.environ.get("UNDEGRADE_TRACEBACK"):

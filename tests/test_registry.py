@@ -1,0 +1,68 @@
+"""Rows of this project and of others by name."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib import metadata
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from undegrade.utils.registry import Registry, include
+
+
+def test_a_row_is_found_by_its_name() -> None:
+    rows: Registry[int] = Registry("thing", "undegrade.things")
+    assert rows.add("one", 1) == 1
+    assert rows["one"] == rows.get_row("one") == 1
+    assert list(rows) == ["one"]
+
+
+def test_an_unknown_name_is_refused_with_the_closest() -> None:
+    rows: Registry[int] = Registry("thing", "undegrade.things")
+    rows.add("median", 1)
+    with pytest.raises(ValueError, match="unknown thing 'medain'.*did you mean 'median'"):
+        rows.get_row("medain")
+
+
+def test_two_rows_of_one_name_are_refused_and_both_origins_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: Registry[int] = Registry("thing", "undegrade.things")
+    rows.add("one", 1)
+    rows.add("one", 2)  # the same module again, as in a notebook
+    monkeypatch.setattr(sys, "things_for_the_test", rows, raising=False)
+    (tmp_path / "their_things.py").write_text("import sys\nsys.things_for_the_test.add('one', 3)\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="tests.test_registry.*their_things"):
+        include(["--include", "their_things"])
+    assert rows["one"] == 2
+
+
+def test_entry_points_add_rows_and_one_that_fails_is_named_while_the_rest_works(caplog: pytest.LogCaptureFixture) -> None:
+    rows: Registry[int] = Registry("thing", "undegrade.things")
+    points = [
+        metadata.EntryPoint("broken", "no_such_module_of_theirs", "undegrade.things"),
+        metadata.EntryPoint("theirs", "their_rows", "undegrade.things"),
+    ]
+    module = mock.MagicMock()
+
+    def load(name: str) -> object:
+        if name == "their_rows":
+            rows.add("theirs", 7)
+            return module
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    with (
+        mock.patch("undegrade.utils.registry.metadata.entry_points", return_value=points),
+        mock.patch("importlib.metadata.import_module", side_effect=load),
+        caplog.at_level(logging.WARNING),
+    ):
+        assert rows["theirs"] == 7
+    assert "broken" in caplog.text and "no_such_module_of_theirs" in caplog.text
+
+
+@pytest.mark.parametrize("words", [["--include", "missing_module_of_mine"], ["--include=missing_module_of_mine"]])
+def test_a_module_that_cannot_be_included_is_named(words: list[str]) -> None:
+    with pytest.raises(ValueError, match="missing_module_of_mine"):
+        include(words)
