@@ -19,8 +19,8 @@ from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser
 from undegrade.models.diffusion.inference_blocks import (
     InferenceResnetBlock,
     InferenceUpsample,
-    use_inference_blocks,
     upsampling_kernel,
+    use_inference_blocks,
 )
 from undegrade.models.diffusion.openai import denoiser_from_openai
 from undegrade.models.diffusion.openai_flags import ModelFlags
