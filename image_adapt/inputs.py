@@ -132,7 +132,7 @@ def _folders(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Job
             "images by --dataset <folder> instead of --base_samples"
         )
     cells = {pattern.format(cell=cell, part=parts.get(given.train, "")): cell for cell in given.cells()}
-    if "{cell.folder}" not in pattern:  # all severities are one folder
+    if "{cell.folder}" not in pattern and given.layout not in ONE_CELL:  # all severities are one folder
         cells = {below: drawn_cell(cell.corruption) for below, cell in cells.items()}
     smallest = 0 if given.enlarge else (image_size + 1) // 2
     chosen: list[str] | None = None

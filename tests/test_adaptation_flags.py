@@ -91,7 +91,7 @@ def test_a_missing_model_is_reported_with_the_command_that_makes_it(tmp_path: Pa
         (("--image_size", "256"), "flags contradict the checkpoint: --image_size 256 (the checkpoint: 32)"),
         (("--learn_sigma", "True", "--class_cond", "True"), "--class_cond True (the checkpoint: False); --learn_sigma True"),
         (("--severity", "6"), "gaussian_noise severity 6 is out of range"),
-        (("--severity", "0"), "severities [0] for gaussian_noise"),
+        (("--severity", "0"), "gaussian_noise severity 0 is out of range"),
         (
             ("--severity", "rondom"),
             "--severity 'rondom': write one of 1..5, several joined by commas, or a range such as 1-5, or random",

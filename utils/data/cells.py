@@ -60,7 +60,7 @@ def sweep_cells(name: str) -> list[Cell]:
 
     A sequence, whose sweep would be a product, is one cell: a level drawn for each image and stage.
     """
-    return [Cell(name, level) for level in find_perturbation(name).sweep]
+    return [Cell(name, level) for level in find_perturbation(name).sweep] or [drawn_cell(name)]
 
 
 def drawn_cell(name: str) -> Cell:

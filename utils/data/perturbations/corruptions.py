@@ -50,7 +50,7 @@ class Corruption(Perturbation):
     """
 
     description: str = "severity"
-    sweep: tuple[float | None, ...] = SEVERITIES
+    sweep: tuple[float, ...] = SEVERITIES
     by_severity: bool = True
     function: Callable[..., Tensor]
     constants: Mapping[str, Severities]

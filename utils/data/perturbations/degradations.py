@@ -74,7 +74,7 @@ def sequence_of(name: str) -> Composed:
     """
     allowed = {key: row for key, row in PERTURBATIONS.items() if isinstance(row, Degradation)}
     rows = tuple(allowed[check_choice(part, allowed, "degradation", f"sequence {name!r}")] for part in name.split("+"))
-    return Composed(name=name, description="levels of its stages", sweep=(None,), rows=rows)
+    return Composed(name=name, description="levels of its stages", sweep=(), rows=rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class NamedSequence(Perturbation):
     """
 
     description: str = "levels are fixed"
-    sweep: tuple[float | None, ...] = (0,)
+    sweep: tuple[float, ...] = (0,)
     blur_fraction: float
     noise: float
     quality: float

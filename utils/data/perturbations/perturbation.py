@@ -82,7 +82,7 @@ class Perturbation(abc.ABC):
         description: unit of the level; after a semicolon its meaning. For messages, and the unit
             for axes of plots.
         sweep: all levels of an evaluation sweep, from the first to the last of which any may be
-            given; levels are drawn from them. (None,) where there is no sweep.
+            given; levels are drawn from them. Empty for a sequence, whose sweep would be a product.
         clean: the level at which the image is untouched.
         by_severity: whether `--severity` chooses from the sweep, nothing between its levels exists,
             and a test cell is one of them. Else a cell has a level drawn for each image.
@@ -94,7 +94,7 @@ class Perturbation(abc.ABC):
 
     name: str
     description: str
-    sweep: tuple[float | None, ...]
+    sweep: tuple[float, ...]
     clean: float = 0.0
     by_severity: bool = False
     options: type | None = None
@@ -138,8 +138,14 @@ class Perturbation(abc.ABC):
         Returns:
             float32 [B] in own unit; [B, n] for a sequence of n.
         """
-        levels = draw_levels(self.name, [row.sweep for row in self.stages], keys, seed, shared)
-        return levels if len(self.stages) > 1 else levels.squeeze(1)
+        sweeps = [row.sweep for row in self.stages]
+        first, last = [0] * len(sweeps), [len(sweep) - 1 for sweep in sweeps]
+        if shared:  # one u in [0, 1) for all stages, whose places in a sweep of m levels are floor(u m)
+            places = scaled(RandomFields(seed, "shared level", keys=keys).random64(1), first, last)
+        else:
+            places = RandomFields(seed, "level", self.name, keys=keys).integers(first, last)
+        columns = [torch.tensor(sweep, dtype=torch.float32)[place] for sweep, place in zip(sweeps, places.T, strict=True)]
+        return columns[0] if len(columns) == 1 else torch.stack(columns, 1)
 
     def unit(self, level: Tensor | float) -> Tensor:
         """Levels on one scale for all perturbations: 0 is clean, 1 the worst of the sweep.
@@ -151,15 +157,14 @@ class Perturbation(abc.ABC):
             float32 of the shape of `level`; for a sequence [...], the mean over its stages; ones
             for what has one level only.
         """
-        levels = decimals(level)
-        if self.drawn is not None:
-            return torch.ones_like(levels, dtype=torch.float32)
-        if len(self.stages) > 1:
-            return torch.stack([row._unit64(levels[..., i]) for i, row in enumerate(self.stages)], -1).mean(-1).float()
-        return self._unit64(levels).float()
+        levels, several = decimals(level), len(self.stages) > 1
+        units = [row._share(levels[..., i] if several else levels) for i, row in enumerate(self.stages)]
+        return torch.stack(units).mean(0).float()
 
-    def _unit64(self, levels: Tensor) -> Tensor:
-        worst = max((end for end in (self.sweep[0], self.sweep[-1]) if end is not None), key=lambda end: abs(end - self.clean))
+    def _share(self, levels: Tensor) -> Tensor:
+        if self.drawn is not None:
+            return torch.ones_like(levels)
+        worst = max(self.sweep[0], self.sweep[-1], key=lambda end: abs(end - self.clean))
         return (levels - self.clean) / (worst - self.clean)
 
     def cells(self, severities: Sequence[int] | None) -> list[float | None]:
@@ -200,7 +205,7 @@ class Perturbation(abc.ABC):
         if self.by_severity and level not in self.sweep:
             raise ValueError(f"{self.name} severity {level:g} is out of range: allowed: {self._choices}")
         low, high = self.sweep[0], self.sweep[-1]
-        if low is not None and high is not None and not low <= level <= high:
+        if not low <= level <= high:
             raise ValueError(f"{self.name} level {level:g} is out of range: allowed: {low:g} to {high:g} ({self.description})")
         return level
 
@@ -216,7 +221,7 @@ class Perturbation(abc.ABC):
 
     @property
     def _choices(self) -> str:
-        return ", ".join(f"{level:g}" for level in self.sweep if level is not None)
+        return ", ".join(f"{level:g}" for level in self.sweep)
 
     @property
     def stages(self) -> Sequence[Perturbation]:
@@ -244,26 +249,3 @@ def decimals(level: Tensor | float) -> Tensor:
     0.30000001.
     """
     return torch.as_tensor(level).cpu().double().round(decimals=6)
-
-
-def draw_levels(
-    name: str, sweeps: Sequence[Sequence[float | None]], keys: Sequence[str], seed: int, shared: bool = False
-) -> Tensor:
-    """One level of each of n sweeps for each key, float32 [B, n], every level of a sweep with the
-    same probability.
-
-    Args:
-        name: of the perturbation.
-        sweeps: of each stage.
-        keys: one string for each image.
-        seed: of the run.
-        shared: False: drawn by (seed, name, key), stage by stage. True: by (seed, key) alone, one u
-            in [0, 1) for whatever name and all stages, whose places in a sweep of m are floor(u m).
-    """
-    first, last = [0] * len(sweeps), [len(sweep) - 1 for sweep in sweeps]
-    if shared:
-        places = scaled(RandomFields(seed, "shared level", keys=keys).random64(1), first, last)
-    else:
-        places = RandomFields(seed, "level", name, keys=keys).integers(first, last)
-    columns = [torch.tensor(sweep, dtype=torch.float32)[place] for sweep, place in zip(sweeps, places.T, strict=True)]
-    return torch.stack(columns, 1)
