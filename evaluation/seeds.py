@@ -15,6 +15,7 @@ from undegrade.evaluation.published import AVERAGE, CLEAN_HEADING, UNSEEN
 from undegrade.evaluation.results import CLEAN, MEAN, Cell, Result, read_json
 from undegrade.evaluation.tables import column_names, levels_by_corruption
 from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS
+from undegrade.utils.data.perturbations.registry import with_severities
 
 _SETTINGS = ("split", "constants", "compat", "perturbations")  # of the evaluation (`meta`): the same for all seeds
 
@@ -118,14 +119,15 @@ def layout(rows: Sequence[Result], headings: Mapping[str, str], trained: Sequenc
         ValueError: two columns of one heading, or nothing to show.
     """
     levels = levels_by_corruption(rows)
-    by_severity = {name: row.by_severity for name, row in PERTURBATIONS.items()}
-    several = [n for n, values in levels.items() if n in trained or (len(values) > 1 and by_severity.get(n) is False)]
+    corruptions = with_severities()
+    own_unit = set(PERTURBATIONS) - set(corruptions)
+    several = [name for name, values in levels.items() if name in trained or (name in own_unit and len(values) > 1)]
     swept = [name for name in several if name not in headings]
     if doubled := set(swept) & set(headings.values()):
         raise ValueError(f"heading {doubled.pop()!r} stands for another corruption, and is a swept degradation itself: rename it")
     shown = {name: heading for name, heading in headings.items() if name in levels} | {name: name for name in swept}
     columns = {heading: [(name, level) for level in levels[name]] for name, heading in shown.items()}
-    unseen = [name for name in levels if by_severity.get(name) and name not in shown]
+    unseen = [name for name in levels if name in corruptions and name not in shown]
     clean = sorted({(row.corruption, row.severity) for row in rows if row.corruption == CLEAN})
     extra = {CLEAN_HEADING: clean, UNSEEN: [(name, level) for name in unseen for level in levels[name]]}
     extra = {heading: cells for heading, cells in extra.items() if cells}

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.cells import CLEAN, Cell
-from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
-from undegrade.utils.data.perturbations.registry import find_perturbation
+from undegrade.utils.data.perturbations.registry import find_perturbation, with_severities
 from undegrade.utils.data.sources.folders import first_size, folder_source
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.images import list_images
@@ -107,7 +106,7 @@ class ReleasedArrays:
     def source(self, cell: Cell) -> ImageSource:
         if cell.corruption == CLEAN:
             return self.clean
-        check_choice(cell.corruption, ALL_CORRUPTIONS, "corruption", "the released arrays")
+        check_choice(cell.corruption, with_severities(), "corruption", "the released arrays")
         every = array_cell(self.root, cell.corruption, int(cell.severity or 1), self.clean.classes)
         source = every.aligned(self.clean.keys, str(self.root / f"{cell.corruption}.npy"))
         return dataclasses.replace(source, rgb_mean=self.clean.rgb_mean, rgb_std=self.clean.rgb_std)

@@ -28,6 +28,11 @@ def find_perturbation(name: str) -> Perturbation:
     return sequence_of(name) if "+" in name else PERTURBATIONS.get_row(name)
 
 
+def with_severities() -> list[str]:
+    """Names of the perturbations whose levels are severities: the ImageNet-C family and its like."""
+    return [name for name, row in PERTURBATIONS.items() if row.by_severity]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Clean(Perturbation):
     """The images as they are."""
