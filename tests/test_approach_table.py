@@ -236,6 +236,7 @@ def test_rank_correlation_of_equal_values_is_not_a_number() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"columns": {"clean": "Photographs"}}, "clean images have the column 'Clean'"),
         ({"columns": {"jpg": "JPEG"}}, "unknown perturbation 'jpg': did you mean 'jpeg'"),
         ({"columns": {"jpeg": "JPEG", "noise": "JPEG"}}, "heading 'JPEG' of 'noise' is taken"),
         ({"columns": {"jpeg": "Avg"}}, "heading 'Avg' of 'jpeg' is taken"),

@@ -312,3 +312,9 @@ def test_an_epoch_that_is_asked_for_is_the_one_that_comes() -> None:
     early, late = loader.epoch(4), loader.epoch(5)
     assert_equal(next(early), BatchSet(SOURCE, ["noise"], 5, 3, TRAINING)[4, 0])
     assert_equal(next(late), BatchSet(SOURCE, ["noise"], 5, 3, TRAINING)[5, 0])
+
+
+def test_clean_images_may_stand_among_the_degradations() -> None:
+    batch = BatchSet(SOURCE, ["clean", "noise"], 4, 0)[0, 0]
+    assert torch.equal(batch["degraded"][:4], batch["clean"][:4]) and batch["level"][:4].tolist() == [0] * 4
+    assert not torch.equal(batch["degraded"][4:], batch["clean"][4:])

@@ -12,7 +12,7 @@ import torch
 
 from tests.perturbing import corrupt, degrade, draw
 from tests.photo_like import photo_like, save_all
-from undegrade.utils.data.cells import Cell, parse_cells, parse_severities, sweep_cells
+from undegrade.utils.data.cells import Cell, drawn_cell, parse_cells, parse_severities, sweep_cells
 from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.sources.image_source import ImageSource, array_source
@@ -74,6 +74,17 @@ def test_severities_of_another_form_are_reported(text: str) -> None:
     message = f"--severity {text!r}: write one of 1..5, several joined by commas, or a range such as 1-5"
     with pytest.raises(ValueError, match=re.escape(message)):
         parse_severities(text)
+
+
+def test_the_drawn_cell_is_where_adapted_images_for_training_lie() -> None:
+    assert [drawn_cell(name).folder for name in ("jpeg", "fog", "blur+noise", "weak_seq", "clean")] == [
+        "jpeg/random", "fog/random", "blur+noise/random", "weak_seq/0", "clean/0"
+    ]  # fmt: skip
+    assert parse_cells(["fog", "weak_seq"], None) == [Cell("fog"), Cell("weak_seq", 0)]
+
+
+def test_what_has_no_sweep_is_one_cell() -> None:
+    assert [sweep_cells(name) for name in ("blur+noise", "weak_seq")] == [[Cell("blur+noise")], [Cell("weak_seq", 0)]]
 
 
 def test_a_sweep_has_a_cell_for_each_level_in_the_own_unit() -> None:

@@ -9,7 +9,7 @@ import pickle
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -26,6 +26,7 @@ from undegrade.utils.config import build, dump_yaml, read_yaml, to_tree
 from undegrade.utils.data.batches import BatchSet
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.perturbations.corruptions import Corruption
+from undegrade.utils.data.perturbations.degradations import Degradation
 from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS, PerturbationOptions
 from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.sources.registry import open_source
@@ -135,6 +136,13 @@ def test_options_that_do_not_exist_are_refused(vignette: str, tree: dict, messag
         PerturbationOptions(perturbations=tree)
     with pytest.raises(ValueError, match=re.escape(message)):
         build(DataConfig, {"perturbations": tree}, "data")
+
+
+@pytest.mark.parametrize("wrong", [lambda images, *_: images / 2, lambda images, *_: images[..., :1]])
+def test_a_function_that_gives_something_else_than_images_is_refused(wrong: Callable) -> None:
+    row = Degradation(name="wrong", function=wrong, sweep=(0, 1), description="none")
+    with pytest.raises(ValueError, match=r"the function of 'wrong' gave .*: expected torch.uint8 \[1, 3, 32, 32\]"):
+        row.apply(photo_like(1, 32), 1, ["a"], 0)
 
 
 def test_a_corruption_of_others_may_have_constants_of_some_image_sizes_only() -> None:

@@ -63,7 +63,7 @@ class Composed(Perturbation):
         return _in_turn(self.name, self.rows, images, levels, keys, seed, options)
 
     def identity(self, options: PerturbationOptions, image_size: int) -> dict[str, Any]:
-        return _identity(self.rows, options, image_size)
+        return {key: value for row in self.rows for key, value in row.identity(options, image_size).items()}
 
 
 def sequence_of(name: str) -> Composed:
@@ -78,7 +78,24 @@ def sequence_of(name: str) -> Composed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NamedSequence(Perturbation):
+class _OfImagedegrade(Perturbation):
+    """What is computed as `data.compat` says."""
+
+    def own(self, options: PerturbationOptions) -> DegradationCompat:
+        return options.compat
+
+    def identity(self, options: PerturbationOptions, image_size: int) -> dict[str, Any]:
+        changed = changed_fields(options.compat)
+        return {"compat": changed} if changed else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _One(_OfImagedegrade, Degradation):
+    """One of the four operators."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedSequence(_OfImagedegrade):
     """Blur, then noise, then JPEG at fixed levels (DiffAUD's evaluation sequences, as documented).
 
     Attributes:
@@ -102,9 +119,6 @@ class NamedSequence(Perturbation):
         table = torch.tensor(list(fixed.values()), dtype=torch.float64).expand(len(images), -1)
         return _in_turn(self.name, [DEGRADATIONS[name] for name in fixed], images, table, keys, seed, options)
 
-    def identity(self, options: PerturbationOptions, image_size: int) -> dict[str, Any]:
-        return _identity([DEGRADATIONS[name] for name in self.levels(image_size)], options, image_size)
-
 
 def _in_turn(
     name: str, rows: Sequence[Degradation], images: Tensor, levels: Tensor, keys: Sequence[str], seed: int,
@@ -118,24 +132,11 @@ def _in_turn(
         random, degraded = RandomFields(seed, name, keys=keys[chunk]), images[chunk]
         for row, column in zip(rows, levels[chunk].T, strict=True):
             degraded = row.function(degraded, column, random, row.own(options))
+            if degraded.dtype != torch.uint8 or degraded.shape != images[chunk].shape:
+                given = f"{degraded.dtype} {list(degraded.shape)}"
+                raise ValueError(f"the function of {row.name!r} gave {given}: expected torch.uint8 {list(images[chunk].shape)}")
         result[chunk] = degraded
     return result
-
-
-def _identity(rows: Sequence[Degradation], options: PerturbationOptions, image_size: int) -> dict[str, Any]:
-    return {key: value for row in rows for key, value in row.identity(options, image_size).items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OfImagedegrade(Degradation):
-    """One of the four, whose options are `data.compat`."""
-
-    def own(self, options: PerturbationOptions) -> DegradationCompat:
-        return options.compat
-
-    def identity(self, options: PerturbationOptions, image_size: int) -> dict[str, Any]:
-        changed = changed_fields(options.compat)
-        return {"compat": changed} if changed else {}
 
 
 def steps(first: int, last: int, scale: int = 1) -> tuple[float, ...]:
@@ -146,17 +147,17 @@ def steps(first: int, last: int, scale: int = 1) -> tuple[float, ...]:
 DEGRADATIONS: dict[str, Degradation] = {
     row.name: row
     for row in (
-        _OfImagedegrade(
+        _One(
             name="jpeg", function=jpeg, sweep=steps(1, 101), clean=101.0,
             description="JPEG quality, 4:2:0 chroma; 101 is untouched",
         ),
-        _OfImagedegrade(
+        _One(
             name="noise", function=noise, sweep=steps(0, 50), description="standard deviation of Gaussian noise in grey levels"
         ),
-        _OfImagedegrade(
+        _One(
             name="blur", function=blur, sweep=steps(0, 50, 10), description="standard deviation of the Gaussian in pixels"
         ),
-        _OfImagedegrade(
+        _One(
             name="saltpepper", function=saltpepper, sweep=steps(0, 25, 100),
             description="probability that a channel value is hit",
         ),
