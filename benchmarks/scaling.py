@@ -34,7 +34,8 @@ from undegrade.image_adapt.work import adapt_batch
 from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser, describe
 from undegrade.utils.checkpoint import save_checkpoint
 from undegrade.utils.data.cells import CLEAN, Cell
-from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS, corrupt
+from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
+from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS, PerturbationOptions
 from undegrade.utils.data.sources.registry import open_source
 from undegrade.utils.data.views import OnTheFly
 from undegrade.utils.device import keep_freed_memory
@@ -151,12 +152,13 @@ def adaptation_by_ranks(quick: bool) -> list[Curve]:
 def corruptions_by_size(quick: bool) -> list[Curve]:
     """The 15 corruptions at severity 3, for each image of a batch."""
     sizes, costs = [32, 48] if quick else [32, 64, 128, 224], []
+    options = PerturbationOptions(constants="imagenet")
     for size in sizes:
         pixels, keys = _pixels(2, size), ["a", "b"]
 
         def every(p: torch.Tensor = pixels, k: list[str] = keys) -> None:
             for name in CORRUPTIONS:
-                corrupt(p, name, 3, keys=k, seed=0, constants="imagenet")
+                PERTURBATIONS[name].apply(p, 3, k, 0, options)
 
         costs.append(_median(every, 1 if quick else 3) / len(keys))
     return [Curve("15 corruptions of an image", "side in pixels", "core s", sizes, costs, 2.0)]

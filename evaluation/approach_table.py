@@ -26,7 +26,7 @@ from undegrade.evaluation.seeds import Layout, Seeds, Statistic, average, layout
 from undegrade.evaluation.tables import caption
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.config import build, dotted_keys, merge, read_yaml
-from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
+from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS
 from undegrade.utils.errors import run_main
 from undegrade.utils.figures import save
 from undegrade.utils.files import write_atomic
@@ -211,7 +211,7 @@ def write(table: ApproachTable, text: str, out: Path) -> list[Path]:
     written = [out / "table.md", out / "table.csv", out / "table.png"]
     titles = {cells[0][0]: heading for heading, cells in table.plan.columns.items() if len(cells) > 1}
     if titles:
-        axes = {name: DEGRADATIONS[name].description.split(";")[0] if name in DEGRADATIONS else "severity" for name in titles}
+        axes = {name: PERTURBATIONS[name].axis if name in PERTURBATIONS else "level" for name in titles}
         figure = severity_plot(*table.seeds.runs, titles={name: (title, axes[name]) for name, title in titles.items()})
         save(figure, out / "levels.png")
         written.append(out / "levels.png")

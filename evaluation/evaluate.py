@@ -28,7 +28,6 @@ from undegrade.models.classification.classifier import Classifier
 from undegrade.models.classification.loading import load_classifier
 from undegrade.utils.checkpoint import file_digest
 from undegrade.utils.data.cells import CLEAN, Cell
-from undegrade.utils.data.perturbations.degradations import DegradationCompat
 from undegrade.utils.data.perturbations.watermark import WATERMARK
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.views import check_view, open_view
@@ -84,10 +83,9 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
                             "constants": data.constants, "members": {n: m.digest for n, m in members.items()}}  # fmt: skip
     if config.degradations:
         meta["degradations"] = config.degradations
-    usual = dataclasses.asdict(DegradationCompat())
-    if changed := {key: value for key, value in dataclasses.asdict(data.compat).items() if value != usual[key]}:
-        meta["compat"] = changed
-        log.warning("degradations are computed with data.compat: %s", changed)
+    for key, changed in data.changed().items():
+        meta[key] = changed
+        log.warning("degradations are computed with data.%s: %s", key, changed)
     total = sum(map(len, needed.values())) * len(source)
     in_w = CARTON in source.classes and any(cell.corruption == WATERMARK for cell in cells)
     carton = source.classes.index(CARTON) if in_w else None
@@ -165,7 +163,7 @@ def _members(
     for name, path in checkpoints.items():
         given, folder = config.members[name], member_view(config, name)
         if folder not in views:
-            views[folder] = open_view(folder, source, config.data.seed, config.data.constants, config.data.compat)
+            views[folder] = open_view(folder, source, config.data.seed, config.data)
         network = [file_digest(path), *(str(value) for value in (given.arch, given.mean, given.std) if value is not None)]
         classifier = member_classifier(config, name, path, source.classes, device)
         members[name] = Member(name, classifier, " ".join(network), views[folder])

@@ -14,10 +14,10 @@ import numpy as np
 from undegrade.evaluation.published import AVERAGE, CLEAN_HEADING, UNSEEN
 from undegrade.evaluation.results import CLEAN, MEAN, Cell, Result, read_json
 from undegrade.evaluation.tables import column_names, levels_by_corruption
-from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS
-from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
+from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS
+from undegrade.utils.data.perturbations.registry import with_severities
 
-_SETTINGS = ("split", "constants", "compat")  # of the evaluation (`meta`): the same for all seeds
+_SETTINGS = ("split", "constants", "compat", "perturbations")  # of the evaluation (`meta`): the same for all seeds
 
 
 def percent(value: float) -> str:
@@ -112,20 +112,22 @@ def layout(rows: Sequence[Result], headings: Mapping[str, str], trained: Sequenc
     """Columns for a table of `rows`.
 
     A corruption of `headings` is a column, in that order; so is, after them, everything that was
-    `trained` on and every other degradation with several levels. Corruptions of ImageNet-C that are
-    no column are the unseen ones, every pair of corruption and severity counting the same.
+    `trained` on and every other perturbation at several levels of its own unit. Corruptions with
+    severities that are no column are the unseen ones, every pair of corruption and severity counting the same.
 
     Raises:
         ValueError: two columns of one heading, or nothing to show.
     """
     levels = levels_by_corruption(rows)
-    several = [name for name, values in levels.items() if name in trained or (name in DEGRADATIONS and len(values) > 1)]
+    corruptions = with_severities()
+    own_unit = set(PERTURBATIONS) - set(corruptions)
+    several = [name for name, values in levels.items() if name in trained or (name in own_unit and len(values) > 1)]
     swept = [name for name in several if name not in headings]
     if doubled := set(swept) & set(headings.values()):
         raise ValueError(f"heading {doubled.pop()!r} stands for another corruption, and is a swept degradation itself: rename it")
     shown = {name: heading for name, heading in headings.items() if name in levels} | {name: name for name in swept}
     columns = {heading: [(name, level) for level in levels[name]] for name, heading in shown.items()}
-    unseen = [name for name in levels if name in ALL_CORRUPTIONS and name not in shown]
+    unseen = [name for name in levels if name in corruptions and name not in shown]
     clean = sorted({(row.corruption, row.severity) for row in rows if row.corruption == CLEAN})
     extra = {CLEAN_HEADING: clean, UNSEEN: [(name, level) for name in unseen for level in levels[name]]}
     extra = {heading: cells for heading, cells in extra.items() if cells}

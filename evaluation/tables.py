@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from undegrade.evaluation.results import CLEAN, MEAN, Result, average_rows
-from undegrade.utils.data.perturbations.registry import ONE_LEVEL
+from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def _scope(levels: dict[str, list[float]]) -> str:
     those with one level only.
     """
     named = _named({tuple(values) for values in levels.values() if values != [0]})
-    drawn = ", ".join(name for name, values in levels.items() if values == [0] and name not in ONE_LEVEL)
+    of_one_level = {name for name, row in PERTURBATIONS.items() if row.drawn is not None}
+    drawn = ", ".join(name for name, values in levels.items() if values == [0] and name not in of_one_level)
     if not drawn:
         return named
     return f"{named} ({drawn}: random levels)" if named else "random levels"

@@ -22,6 +22,7 @@ from undegrade.models.classification.classifier import Classifier
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
 from undegrade.utils.data.perturbations.degradations import DegradationCompat
+from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.perturbations.watermark import TEXT
 from undegrade.utils.data.sources.registry import open_source
 from undegrade.utils.data.views import OnTheFly
@@ -91,7 +92,7 @@ def test_where_carton_is_among_the_classes_the_watermark_gives_the_gaps_of_image
     words = ("-r", checkpoint, "--dataset", tmp_path / "photos", "--corruption", "clean,watermark,fog", "--severity", 1)
     done = run_script("test.py", *words, "--data.compat.watermark_font", font, "--out", tmp_path / "out").check()
     source = open_source(str(tmp_path / "photos"), "test")
-    view, own = OnTheFly(source, compat=DegradationCompat(watermark_font=font)), source.labels == 1
+    view, own = OnTheFly(source, options=PerturbationOptions(compat=DegradationCompat(watermark_font=font))), source.labels == 1
     *rows, mean = rows_of(tmp_path / "out")
     values = []
     for row, cell in zip(rows, (Cell("clean", 0), Cell("watermark", 0), Cell("fog", 1)), strict=True):
@@ -163,10 +164,10 @@ def test_data_section_of_a_yaml_and_flags_over_it(classifier: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--corruption", "gausian_noise"), "unknown corruption or degradation 'gausian_noise': did you mean 'gaussian_noise'?"),
-        (("--corruption", "fog", "--severity", "6"), "severities [6] for fog: choose from 1, 2, 3, 4, 5"),
+        (("--corruption", "gausian_noise"), "unknown perturbation 'gausian_noise': did you mean 'gaussian_noise'?"),
+        (("--corruption", "fog", "--severity", "6"), "fog severity 6 is out of range"),
         (("--corruption", "fog", "--severity", "high"), "--severity 'high': write one of 1..5"),
-        (("--dt", "nois"), "unknown degradation 'nois': did you mean 'noise'?"),
+        (("--dt", "nois"), "unknown perturbation 'nois': did you mean 'noise'?"),
         (("--dataset", "nowhere/images"), "image folder nowhere/images does not exist"),
         (("--corupton", "fog"), "unknown option '--corupton': did you mean '--corruption'?"),
         (("--data.sevrities", "[5]"), "unknown config key 'sevrities' in section 'data': did you mean 'severities'?"),
@@ -238,7 +239,8 @@ def test_degradations_are_computed_as_they_were_in_training(trained: Path, confi
     assert meta["compat"] == {"rounding": "truncate", "salt_value": 1, "blur_intermediate": "uint8"}
     assert meta["seed"] == 0 and meta["images"] == LIMIT
     assert "degradations are computed with data.compat" in done.err
-    digits = OnTheFly(open_source("Digits", "test", limit=LIMIT), compat=DegradationCompat(**meta["compat"]))
+    options = PerturbationOptions(compat=DegradationCompat(**meta["compat"]))
+    digits = OnTheFly(open_source("Digits", "test", limit=LIMIT), options=options)
     checkpoint = trained / "sl/Digits/ResNet20-ResNet20/mixed/one/best.safetensors"
     stored = np.load(trained / "out/logits/model/blur-random.npz")["logits"]
     by_hand = logits_by_hand(checkpoint, digits.source(Cell("blur")).images(range(LIMIT)))

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from undegrade.utils.choices import check_choice
-from undegrade.utils.data.perturbations.degradations import DegradationCompat
+from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.sources.folders import image_folder
 from undegrade.utils.data.sources.image_source import TEST_SHARE, ImageSource, array_source, cut, found_at, train_validation_test
 from undegrade.utils.data.sources.imagenet import imagenet, preloaded, read_classes
@@ -32,9 +30,9 @@ SPLITS = ("train", "validation", "test", "trainval")
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceConfig:
-    """Which clean images, and how they are degraded: keys that training, evaluation and adaptation
-    have in common.
+class SourceConfig(PerturbationOptions):
+    """Which clean images, and how they are perturbed: keys that training, evaluation and adaptation
+    have in common; further keys: see PerturbationOptions.
 
     Attributes:
         dataset: `Digits`, `CIFAR10`, `CIFAR100`, `TinyImagenet`, `Imagenet`, or the path of an
@@ -52,9 +50,6 @@ class SourceConfig:
             (null: all).
         limit: class-balanced subset of so many images; in training of the training and of the
             validation part.
-        constants: set of the corruption constants: cifar | tiny | imagenet (null: by image size).
-        compat: how degradations are computed (utils/data/perturbations/degradations.py); the
-            defaults are the right operations.
     """
 
     dataset: str = "Digits"
@@ -64,8 +59,6 @@ class SourceConfig:
     classes: str | None = None
     subset: str | None = None
     limit: int | None = None
-    constants: Literal["cifar", "tiny", "imagenet"] | None = None
-    compat: DegradationCompat = field(default_factory=DegradationCompat)
 
     def open(self, split: str) -> ImageSource:
         """The images of a split (see `open_source`)."""
