@@ -22,7 +22,8 @@ import numpy as np
 from undegrade.evaluation.published import AVERAGE, UNSEEN, PublishedConfig, check_published, published_rows
 from undegrade.evaluation.report.plots import severity_plot, system_colours
 from undegrade.evaluation.report.plots_approaches import dot_plot
-from undegrade.evaluation.seeds import Layout, Seeds, Statistic, average, layout, percent, read_seeds, statistics
+from undegrade.evaluation.results import percent
+from undegrade.evaluation.seeds import Layout, Seeds, Statistic, average, layout, read_seeds, statistics
 from undegrade.evaluation.tables import caption
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.config import build, dotted_keys, merge, read_yaml
@@ -233,11 +234,12 @@ def _csv(table: ApproachTable) -> str:
     writer.writerow(["approach", "source", "seeds", *table.headings, *spread])
     for name, values in table.ours.items():
         found = [values.get(heading) for heading in table.headings]
-        means = ["" if value is None else f"{value.mean:.4f}" for value in found]
-        deviations = ["" if value is None else f"{value.deviation:.4f}" for value in found] if several else []
+        means = ["" if value is None else percent(value.mean, digits=4) for value in found]
+        spreads = [None if value is None else value.deviation for value in found] if several else []
+        deviations = ["" if value is None else percent(value, digits=4) for value in spreads]
         writer.writerow([name, "ours", len(table.seeds.runs), *means, *deviations])
         if name in table.published:
-            cells = [f"{table.published[name][h]:.4f}" if h in table.published[name] else "" for h in table.headings]
+            cells = [percent(table.published[name][h], digits=4) if h in table.published[name] else "" for h in table.headings]
             writer.writerow([name, "published", "", *cells, *("" for _ in spread)])
     return text.getvalue()
 

@@ -12,19 +12,12 @@ from typing import Any
 import numpy as np
 
 from undegrade.evaluation.published import AVERAGE, CLEAN_HEADING, UNSEEN
-from undegrade.evaluation.results import CLEAN, MEAN, Cell, Result, read_json
+from undegrade.evaluation.results import CLEAN, MEAN, Cell, Result, percent, read_json
 from undegrade.evaluation.tables import column_names, levels_by_corruption
 from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS
 from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
 
 _SETTINGS = ("split", "constants", "compat")  # of the evaluation (`meta`): the same for all seeds
-
-
-def percent(value: float) -> str:
-    """One decimal; a mean that ends in 5, such as 63.05, is rounded up as papers do, whichever side
-    its binary form lies.
-    """
-    return f"{value + 1e-9:.1f}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,7 +87,7 @@ LABELS = np.array([0, 1, 2, 2])
 
 def scored(name: str, probabilities: np.ndarray, labels: np.ndarray = LABELS) -> Result:
     metrics = carton_metrics(probabilities, labels, 2)
-    return cell_result("s", "d", name, 0, "first", probabilities.argmax(1) == labels, **metrics)
+    return cell_result("s", "d", name, 0, "first", probabilities.argmax(1) == labels, metrics)
 
 
 def test_carton_metrics_by_hand() -> None:
@@ -117,10 +117,7 @@ def test_without_photographs_of_carton_only_their_gaps_are_missing() -> None:
 
 def test_there_are_no_gaps_without_both_cells_or_for_rows_that_do_not_know_carton() -> None:
     clean, marked = scored("clean", CLEAN_SCORES), scored("watermark", MARKED_SCORES)
-    old = [
-        dataclasses.replace(row, p_carton=None, carton_n=None, carton_accuracy=None, carton_p_carton=None)
-        for row in (clean, marked)
-    ]
+    old = [dataclasses.replace(row, metrics={}) for row in (clean, marked)]
     for given in ([clean], [marked], [clean, scored("fog", MARKED_SCORES)], old, [clean, old[1]], []):
         assert watermark_gaps(given) == {}
     assert summary(old, imagenet=True) == {"clean error": 25.0}
