@@ -103,7 +103,7 @@ def test_where_carton_is_among_the_classes_the_watermark_gives_the_gaps_of_image
             values[-1]
         )
         assert (row["n"], found["carton_n"]) == (12, 4)
-    assert mean["corruption"] == "mean" and mean["metrics"]["p_carton"] == pytest.approx((values[1][1] + values[2][1]) / 2)
+    assert mean["corruption"] == "mean" and mean["metrics"] == {}
     heading, line = next((a, b) for a, b in itertools.pairwise(done.out.splitlines()) if a.startswith("in %"))
     told = dict(zip(re.split(r"\s{2,}", heading)[1:], line.split()[1:], strict=True))
     gaps = 100 * (np.array(values[1]) - values[0])
