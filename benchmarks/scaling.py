@@ -29,6 +29,7 @@ from benchmarks.memory import evaluation, with_files
 from benchmarks.networks import classifier, images
 from benchmarks.report import write_json
 from undegrade.evaluation.ensemble import Member, Scorer
+from undegrade.evaluation.predictors import Frozen
 from undegrade.image_adapt.dda import DDA
 from undegrade.image_adapt.work import adapt_batch
 from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser, describe
@@ -114,7 +115,7 @@ def evaluation_by_images(quick: bool) -> list[Curve]:
     network = classifier("ResNet20").to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     counts, costs = [5, 10] if quick else [40, 80, 160, 320], []
     for count in counts:
-        member = Member("one", network, "", OnTheFly(open_source("Digits", "test", limit=count)))
+        member = Member("one", Frozen(network), "", OnTheFly(open_source("Digits", "test", limit=count)))
         costs.append(_median(lambda m=member: Scorer(None).logits(m, Cell(CLEAN, 0)), 1 if quick else 5))  # type: ignore[misc]
     files = [20, 40] if quick else [500, 2000, 8000]
     peaks = [with_files(evaluation, count, apart=not quick) for count in files]

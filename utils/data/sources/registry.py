@@ -12,6 +12,7 @@ before that cut, for published protocols that train on all of it.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,14 +137,14 @@ def _digits(split: str, root: Path) -> ImageSource:
     """scikit-learn's copy of the UCI optical digits: 1,797 scans of 8 x 8 pixels, 17 grey levels,
     enlarged to 32 x 32 (bicubic).
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    found = importlib.util.find_spec("sklearn")  # to import it takes a second
+    assert found is not None and found.origin is not None
+    table = np.loadtxt(Path(found.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    grey = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     large = np.stack([np.asarray(Image.fromarray(g).resize((32, 32), Image.Resampling.BICUBIC)) for g in grey])
     images = np.repeat(large[:, None], 3, axis=1)
     names = [f"{i:04d}" for i in range(len(images))]
-    everything = array_source("Digits", images, digits.target, [str(c) for c in range(10)], names)
+    everything = array_source("Digits", images, table[:, -1].astype(int), [str(c) for c in range(10)], names)
     test, rest = cut(everything, [TEST_SHARE], "Digits/test")
     return train_validation_test(rest, test, split, "Digits")
 
