@@ -21,7 +21,7 @@ from undegrade.image_adapt.job import Job
 from undegrade.image_adapt.mpi import World
 from undegrade.image_adapt.output import check_settings, outputs, prepare, write_manifest
 from undegrade.image_adapt.plan import BYTES
-from undegrade.image_adapt.work import Made, Outcome, cut_pieces, share_out
+from undegrade.image_adapt.work import BatchResult, Outcome, cut_pieces, share_out
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.pixels import from_signed
 from undegrade.utils.data.sources.folders import CLASS_MAP
@@ -104,12 +104,12 @@ def generate(opened: Opened, config: GenerateConfig, world: World) -> Outcome:
     generator, folder = opened.generator, Path(config.fill(config.save_dir))
     numbers = _asked(config, generator)
 
-    def make(job: Job, rows: list[int]) -> Made:
+    def make(job: Job, rows: list[int]) -> BatchResult:
         keys = [job.source.keys[i] for i in rows]
         filled = [keys[min(i, len(keys) - 1)] for i in range(config.batch_size)]  # kernels differ by shape
         streams = [torch_generator(config.seed, "generate", number_of(key)) for key in filled]
         images = generator.generate([number_of(key) % generator.num_classes for key in filled], streams)
-        return rows, from_signed(images[: len(rows)].cpu()), []
+        return rows, list(from_signed(images[: len(rows)].cpu()).numpy()), []
 
     if world.rank == 0:
         settings = settings_of(opened, config)

@@ -24,16 +24,15 @@ import torch
 from undegrade.image_adapt.generate import describe_generation, generate, parse_classes
 from undegrade.image_adapt.generator import NETWORKS, GenerateConfig, open_generator
 from undegrade.image_adapt.mpi import World, connect
-from undegrade.image_adapt.scripts.ranks import check_needed, given_tree, ranks_parser
+from undegrade.image_adapt.scripts.ranks import check_needed, flag_value, given_tree, ranks_parser
 from undegrade.image_adapt.work import Outcome
-from undegrade.models.diffusion.openai_flags import parse_flag
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
-from undegrade.utils.config import Tree, build, parse_value
+from undegrade.utils.config import Tree, build
 from undegrade.utils.data.sources.imagenet import IMAGENET_1K
 from undegrade.utils.device import choose_device
 from undegrade.utils.errors import run_main
-from undegrade.utils.key_help import key_help, key_values
+from undegrade.utils.key_help import key_help, key_types, key_values
 from undegrade.utils.run_log import setup_logging
 
 log = logging.getLogger("generate")
@@ -58,8 +57,6 @@ _FLAGS: dict[str, tuple[str, ...]] = {
     "overwrite": ("--overwrite",),
     "runs": ("--runs",),
 }
-_BOOLEANS = ("use_fp16", "overwrite")
-_TEXTS = ("model", "vae", "save_dir", "dataset", "classes", "class_names", "runs")  # taken literally
 _VAES = {"ema": "sd-vae-ft-ema", "mse": "sd-vae-ft-mse"}  # the published names -> folder beside the checkpoint
 
 
@@ -67,7 +64,7 @@ def parser() -> ScriptParser:
     """The command line; further keys of the YAML may be given as `--key value`."""
     p = ranks_parser(__doc__, GenerateConfig, "image_adapt/generator.py")
     for key, names in _FLAGS.items():
-        alone: dict[str, Any] = {"nargs": "?", "const": "true"} if key in _BOOLEANS else {}
+        alone: dict[str, Any] = {"nargs": "?", "const": "true"} if bool in key_types(GenerateConfig, key) else {}
         p.add_argument(*names, dest=key, metavar=key_values(GenerateConfig, key), help=key_help(GenerateConfig, key), **alone)
     p.add_argument("--ckpt", help="weights of a published DiT, of which --model is then the name (default: DiT-XL/2)")
     p.add_argument("--sample-dir", help="with --ckpt: images go to <sample-dir>/<network, weights, size, vae, cfg and seed>")
@@ -80,9 +77,8 @@ def parse(argv: Sequence[str] | None) -> tuple[GenerateConfig, argparse.Namespac
     args, overrides = parser().parse(argv)
     tree = given_tree(args, overrides)
     for key in _FLAGS:
-        text = getattr(args, key)
-        if text is not None:
-            tree[key] = text if key in _TEXTS else parse_flag(key, text, bool) if key in _BOOLEANS else parse_value(text)
+        if (text := getattr(args, key)) is not None:
+            tree[key] = flag_value(GenerateConfig, key, key, text)
     _check_published(args, tree)
     if args.ckpt is not None:
         network = check_choice(args.model or "DiT-XL/2", NETWORKS, "network", "--model, which names that of --ckpt")
@@ -90,7 +86,8 @@ def parse(argv: Sequence[str] | None) -> tuple[GenerateConfig, argparse.Namespac
         tree = usual | tree | {"model": args.ckpt, "network": network}
     if args.sample_dir is not None:
         tree["save_dir"] = args.sample_dir
-    check_needed(tree)
+    for key, flag in (("model", "--model_path"), ("save_dir", "--save_dir")):
+        check_needed(tree, key, flag)
     return _with_folders(build(GenerateConfig, tree), args), args
 
 

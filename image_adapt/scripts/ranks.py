@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+from undegrade.models.diffusion.openai_flags import parse_flag
 from undegrade.utils.command_line import ScriptParser
-from undegrade.utils.config import Tree, dotted_keys, merge, read_yaml
+from undegrade.utils.config import Tree, dotted_keys, merge, parse_value, read_yaml
+from undegrade.utils.key_help import key_types
 
 
 def ranks_parser(description: str | None, schema: type, listed_in: str) -> ScriptParser:
@@ -32,8 +35,20 @@ def given_tree(args: argparse.Namespace, overrides: Tree) -> Tree:
     return merge(tree, overrides)
 
 
-def check_needed(tree: Tree) -> None:
-    """Raise ValueError unless it says which model and where to."""
-    for needed, flag in (("model", "--model_path"), ("save_dir", "--save_dir")):
-        if needed not in tree:
-            raise ValueError(f"{flag} is missing: give it, or `{needed}:` in the YAML")
+def check_needed(tree: Tree, key: str, flag: str) -> None:
+    """Raise ValueError unless the configuration has the key, which the flag sets, too."""
+    if tree.get(key) is None:
+        raise ValueError(f"{flag} is missing: give it, or `{key}:` in the YAML")
+
+
+def flag_value(schema: type, place: str, flag: str, text: str) -> Any:
+    """Value of a key from the text of its flag: true and false in all ways of guided-diffusion's
+    command line, texts literally, anything else as in a YAML.
+
+    Raises:
+        ValueError: neither true nor false; names the flag.
+    """
+    kinds = key_types(schema, place)
+    if bool in kinds:
+        return parse_flag(flag, text, bool)
+    return text if str in kinds else parse_value(text)
