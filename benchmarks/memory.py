@@ -101,7 +101,7 @@ def adaptation(folder: Path, count: int) -> float:
     with quiet(), tempfile.TemporaryDirectory() as out:
         config = AdaptConfig(out, input=InputConfig(folder=str(folder / "test")))
         outcome = run_jobs(plan_jobs(config, SIDE), _Unchanged(), config, World(), torch.device("cpu"))
-    assert outcome.made == count
+    assert outcome.written == count
     return peak()
 
 

@@ -132,11 +132,15 @@ def adapt_schema() -> type[AdaptConfig]:
     """`AdaptConfig` with a section for each registered adapter.
 
     Raises:
-        ValueError: an adapter that is called like another key.
+        ValueError: an adapter that is called like another key, or has an option without default.
     """
     taken = sorted({key.name for key in dataclasses.fields(AdaptConfig)} & set(ADAPTERS))
     if taken:
         raise ValueError(f"the adapter {taken[0]!r} is called like a key of the adaptation YAML: give it another name")
+    for name, row in ADAPTERS.items():
+        bare = [key.name for key in dataclasses.fields(row.Options) if key.default is key.default_factory is dataclasses.MISSING]
+        if bare:
+            raise ValueError(f"the option {bare[0]} of the adapter {name} has no default: give it one, None if it must be set")
     names: Any = Literal[tuple(ADAPTERS)]
     sections = [(name, row.Options, field(default_factory=row.Options)) for name, row in ADAPTERS.items()]
     return dataclasses.make_dataclass(

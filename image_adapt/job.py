@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ class Job:
         """Images of a shard in the order of their keys."""
         assert self.shard_size is not None
         return self.by_key[number * self.shard_size : (number + 1) * self.shard_size]
+
+    def batches(self, rows: list[int], size: int) -> Iterator[list[int]]:
+        """`rows` in batches of at most `size` images, of one where each keeps its own size."""
+        size = 1 if self.whole else size
+        return (rows[k : k + size] for k in range(0, len(rows), size))
 
     def file(self, i: int) -> str:
         """Name of the output of image i, relative to `folder`."""

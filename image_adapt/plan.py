@@ -84,7 +84,8 @@ def time_batch(jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, devic
         ValueError: none of its images can be read.
     """
     start = time.perf_counter()
-    adapted, _, broken = adapt_rows(jobs[0], list(range(min(config.batch_size, len(jobs[0].source)))), adapter, config, device)
-    if not adapted:
-        raise ValueError(f"none of the images of the first batch can be read, e.g. {broken[0]}")
+    first = list(range(min(config.batch_size, len(jobs[0].source))))
+    results = [adapt_rows(jobs[0], rows, adapter, config, device) for rows in jobs[0].batches(first, config.batch_size)]
+    if not any(adapted for adapted, _, _ in results):
+        raise ValueError(f"none of the images of the first batch can be read, e.g. {results[0][2][0]}")
     return time.perf_counter() - start

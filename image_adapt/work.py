@@ -103,14 +103,14 @@ def adapt_batch(
 
 @dataclasses.dataclass
 class Outcome:
-    """What a launch did: images found finished, made now, broken (job, then key, tab, reason), and
+    """What a launch did: images found finished, written now, broken (job, then key, tab, reason), and
     seconds.
 
     On the first rank also `places`, those of the images of each job in its shards.
     """
 
     found: int
-    made: int
+    written: int
     broken: list[tuple[int, str]]
     seconds: float
     places: list[dict[int, Place | None]]
@@ -118,19 +118,16 @@ class Outcome:
     @property
     def speed(self) -> float:
         """Images a second."""
-        return self.made / self.seconds if self.seconds else 0.0
+        return self.written / self.seconds if self.seconds else 0.0
 
 
-# rows that were adapted, their images uint8 [3, H, W], what is wrong with the others (key, tab,
+# rows that could be read, their new images uint8 [3, H, W], what is wrong with the others (key, tab,
 # reason)
 BatchResult = tuple[list[int], list[np.ndarray], list[str]]
 
 
 def adapt_rows(job: Job, rows: list[int], adapter: Adapter, config: AdaptConfig, device: torch.device) -> BatchResult:
-    """Read and adapt a batch of a job; images at their own sizes one by one."""
-    if job.whole and len(rows) > 1:
-        parts = [adapt_rows(job, [row], adapter, config, device) for row in rows]
-        return tuple(sum((list(part[k]) for part in parts), []) for k in range(3))  # type: ignore[return-value]
+    """Read and adapt a batch of a job."""
     readable, images, broken = job.source.readable(rows)
     if not readable:
         return [], [], broken
@@ -159,16 +156,16 @@ def run_jobs(jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, world: 
 
 
 def share_out(
-    jobs: Sequence[Job], make: Callable[[Job, list[int]], BatchResult], world: World, batch_size: int, output: str, doing: str
+    jobs: Sequence[Job], compute: Callable[[Job, list[int]], BatchResult], world: World, batch_size: int, output: str, doing: str
 ) -> Outcome:
-    """Make and save every image that is not there yet, shared out over the ranks in batches or
+    """Compute and save every image that is not there yet, shared out over the ranks in batches or
     shards, under one progress bar.
 
     Args:
         jobs: images and their files.
-        make: makes at most `batch_size` images of a job, by their rows.
+        compute: gives the images of a batch of a job, by their rows.
         world: all ranks call this together.
-        batch_size: images of a batch.
+        batch_size: images of a batch, at most.
         output: name in `image_adapt.output.ENCODINGS`.
         doing: what the progress bar says.
     """
@@ -183,10 +180,10 @@ def share_out(
     start = time.perf_counter()
     for j, rows in (pieces[p] for p in dequeue(world, len(pieces), progress.take_in)):
         files: dict[int, bytes] = {}
-        for batch in (rows[k : k + batch_size] for k in range(0, len(rows), batch_size)):
-            made, images, bad = make(jobs[j], batch)
+        for batch in jobs[j].batches(rows, batch_size):
+            computed, images, bad = compute(jobs[j], batch)
             broken += [(j, line) for line in bad]
-            files |= {i: encode(image, output) for i, image in zip(made, images, strict=True)}
+            files |= {i: encode(image, output) for i, image in zip(computed, images, strict=True)}
             progress.add(len(batch))
         stored.append((j, store(jobs[j], files)))
     progress.finish()
@@ -197,7 +194,7 @@ def share_out(
     return Outcome(total - pending, pending - len(everyone), sorted(everyone, key=lambda entry: entry[1]), seconds, there)
 
 
-Piece = tuple[int, list[int]]  # a job, and images of it that one rank makes and writes
+Piece = tuple[int, list[int]]  # a job, and images of it that one rank computes and writes
 
 
 def cut_pieces(jobs: Sequence[Job], there: Sequence[Collection[int]], batch_size: int) -> list[Piece]:

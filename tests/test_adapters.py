@@ -232,13 +232,18 @@ def test_two_adapters_of_one_name_are_refused_and_the_first_stays(place: Path) -
     assert done.status == 2 and "two adapters are called 'dda'" in done.err and "their_dda" in done.err
 
 
-def test_an_adapter_that_is_called_like_a_key_is_refused() -> None:
+class Bare(Adapter):
+    Options = dataclasses.make_dataclass("Options", [("weights", str)], frozen=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [("input", Adapter, "'input' is called like a key"), ("bare", Bare, "the option weights of the adapter bare has no default")],
+)
+def test_a_row_that_does_not_fit_the_configuration_is_refused(name: str, row: type[Adapter], message: str) -> None:
     rows: Registry[type[Adapter]] = Registry("adapter", "nobody.adapters")
-    rows.add("input", Adapter)
-    with (
-        mock.patch("undegrade.image_adapt.config.ADAPTERS", rows),
-        pytest.raises(ValueError, match="'input' is called like a key"),
-    ):
+    rows.add(name, row)
+    with mock.patch("undegrade.image_adapt.config.ADAPTERS", rows), pytest.raises(ValueError, match=message):
         adapt_schema()
 
 

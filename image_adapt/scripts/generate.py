@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if world.rank == 0 and outcome:
         log.info(
             "generated %d images in %.1f s (%.2f images/s), %d were there already -> %s",
-            outcome.made, outcome.seconds, outcome.speed, outcome.found, config.fill(config.save_dir),
+            outcome.written, outcome.seconds, outcome.speed, outcome.found, config.fill(config.save_dir),
         )  # fmt: skip
     return 0
 

@@ -187,7 +187,7 @@ def report(outcome: Outcome, config: AdaptConfig) -> int:
     """Say what was done; the exit status."""
     log.info(
         "adapted %d images in %.1f s (%.2f images/s), %d were there already, %d broken -> %s",
-        outcome.made, outcome.seconds, outcome.speed, outcome.found, len(outcome.broken),
+        outcome.written, outcome.seconds, outcome.speed, outcome.found, len(outcome.broken),
         config.fill(config.save_dir),
     )  # fmt: skip
     for _, line in outcome.broken:
