@@ -37,34 +37,25 @@ from undegrade.utils.run_log import setup_logging
 
 log = logging.getLogger("generate")
 
-# key of the YAML -> its flags
-_FLAGS: dict[str, tuple[str, ...]] = {
-    "model": ("--model_path", "--model"),
-    "vae": ("--vae",),
-    "save_dir": ("--save_dir",),
-    "dataset": ("--dataset",),
-    "num_per_class": ("--num_per_class",),
-    "classes": ("--classes",),
-    "class_names": ("--class_names",),
-    "guidance_scale": ("--guidance_scale", "--cfg-scale"),
-    "respacing": ("--timestep_respacing", "--num-sampling-steps"),
-    "num_heads": ("--num_heads",),
-    "image_size": ("--image_size", "--image-size"),
-    "num_classes": ("--num_classes", "--num-classes"),
-    "batch_size": ("--batch_size", "--per-proc-batch-size"),
-    "seed": ("--seed", "--global-seed"),
-    "use_fp16": ("--use_fp16",),
-    "overwrite": ("--overwrite",),
-    "runs": ("--runs",),
+_KEYS = [key.name for key in dataclasses.fields(GenerateConfig)]  # of the YAML; each is a flag
+_ALIASES = {
+    "model": ["--model_path"],
+    "guidance_scale": ["--cfg-scale"],
+    "respacing": ["--timestep_respacing", "--num-sampling-steps"],
+    "image_size": ["--image-size"],
+    "num_classes": ["--num-classes"],
+    "batch_size": ["--per-proc-batch-size"],
+    "seed": ["--global-seed"],
 }
 _VAES = {"ema": "sd-vae-ft-ema", "mse": "sd-vae-ft-mse"}  # the published names -> folder beside the checkpoint
 
 
 def parser() -> ScriptParser:
-    """The command line; further keys of the YAML may be given as `--key value`."""
+    """The command line."""
     p = ranks_parser(__doc__, GenerateConfig, "image_adapt/generator.py")
-    for key, names in _FLAGS.items():
+    for key in _KEYS:
         alone: dict[str, Any] = {"nargs": "?", "const": "true"} if bool in key_types(GenerateConfig, key) else {}
+        names = [f"--{key}", *_ALIASES.get(key, ())]
         p.add_argument(*names, dest=key, metavar=key_values(GenerateConfig, key), help=key_help(GenerateConfig, key), **alone)
     p.add_argument("--ckpt", help="weights of a published DiT, of which --model is then the name (default: DiT-XL/2)")
     p.add_argument("--sample-dir", help="with --ckpt: images go to <sample-dir>/<network, weights, size, vae, cfg and seed>")
@@ -76,7 +67,7 @@ def parse(argv: Sequence[str] | None) -> tuple[GenerateConfig, argparse.Namespac
     """(configuration, other arguments) of the command line."""
     args, overrides = parser().parse(argv)
     tree = given_tree(args, overrides)
-    for key in _FLAGS:
+    for key in _KEYS:
         if (text := getattr(args, key)) is not None:
             tree[key] = flag_value(GenerateConfig, key, key, text)
     _check_published(args, tree)

@@ -13,6 +13,7 @@ adapters of your own. Flags that take true or false also take yes, no, t, f, y, 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,23 +43,10 @@ log = logging.getLogger("image_sample")
 
 FLAGS = {  # flag -> key of the YAML
     "model_path": "model",
-    "save_dir": "save_dir",
     "base_samples": "input.folder",
-    "adapter": "adapter",
-    "batch_size": "batch_size",
-    "num_samples": "num_samples",
     "list": "input.list_file",
-    "train": "input.train",
-    "enlarge": "input.enlarge",
-    "use_fp16": "use_fp16",
-    "split": "input.split",
-    "limit": "input.limit",
-    "output": "output",
-    "shard_size": "shard_size",
-    "seed": "seed",
-    "skip_broken": "skip_broken",
-    "overwrite": "overwrite",
-    "runs": "runs",
+    **{name: f"input.{name}" for name in ("split", "limit", "train", "enlarge")},
+    **{key.name: key.name for key in dataclasses.fields(AdaptConfig) if key.name not in ("model", "input")},
 }
 _WITHOUT_EFFECT = ("use_ddim", "save_latents")  # in the published program too
 

@@ -16,6 +16,7 @@ def ranks_parser(description: str | None, schema: type, listed_in: str) -> Scrip
     `listed_in` the file that documents it.
     """
     p = ScriptParser(description, dotted_keys(schema))
+    p.usage = "%(prog)s [-c CONFIG ...] [--flag value ...]"
     p.add_argument("-c", "--config", nargs="+", help=f"YAML file ({listed_in} lists the keys); of several the later ones win")
     p.add_argument(
         "-d", "--device", help="cpu, cuda, cuda:N, or GPU numbers such as 0,1; default: a GPU a local rank if there are any"
@@ -43,12 +44,14 @@ def check_needed(tree: Tree, key: str, flag: str) -> None:
 
 def flag_value(schema: type, place: str, flag: str, text: str) -> Any:
     """Value of a key from the text of its flag: true and false in all ways of guided-diffusion's
-    command line, texts literally, anything else as in a YAML.
+    command line, texts but `null` literally, anything else as in a YAML.
 
     Raises:
         ValueError: neither true nor false; names the flag.
     """
     kinds = key_types(schema, place)
+    if text == "null" and type(None) in kinds:
+        return None
     if bool in kinds:
         return parse_flag(flag, text, bool)
     return text if str in kinds else parse_value(text)
