@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,7 @@ from torch import Tensor
 from benchmarks.measure import Row, in_turn, timed_row
 from benchmarks.memory import peak
 from benchmarks.networks import forward_work, published_unet, randomised
-from undegrade.image_adapt.adapters import build_adapter
-from undegrade.image_adapt.config import AdaptConfig
+from undegrade.image_adapt.config import adapt_schema
 from undegrade.image_adapt.dda import DDA
 from undegrade.image_adapt.lowpass import LowPass
 from undegrade.models.diffusion.denoiser import build_denoiser
@@ -159,9 +159,9 @@ def _passes() -> Row:
 
 
 def _count(name: str) -> float:
-    config = build(AdaptConfig, read_yaml(CONFIGS / name))
+    config: Any = build(adapt_schema(), read_yaml(CONFIGS / name))
     denoiser = build_denoiser(8, [8], learn_sigma=False)
-    adapter = build_adapter(config, denoiser)
+    adapter = DDA(denoiser, **vars(config.dda))
     calls: list[int] = []
     denoiser.unet.register_forward_hook(lambda *_: calls.append(1))
     adapter.adapt(torch.zeros(1, 3, 8, 8), _streams(1))

@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unittest import mock
@@ -26,6 +26,7 @@ from benchmarks.measure import Row, quiet
 from benchmarks.networks import CLASSES, images, save_classifier
 from undegrade.evaluation.config import EvaluationConfig, MemberConfig, SystemConfig, TestDataConfig
 from undegrade.evaluation.evaluate import evaluate
+from undegrade.image_adapt.adapters import Adapter
 from undegrade.image_adapt.config import AdaptConfig, InputConfig
 from undegrade.image_adapt.mpi import World
 from undegrade.image_adapt.work import plan_jobs, run_jobs
@@ -98,14 +99,14 @@ def adaptation(folder: Path, count: int) -> float:
     """
     choose_device("cpu")
     with quiet(), tempfile.TemporaryDirectory() as out:
-        config = AdaptConfig("none", out, input=InputConfig(folder=str(folder / "test")))
-        outcome = run_jobs(plan_jobs(config, SIDE), _Unchanged(), config, "none", World(), torch.device("cpu"))
-    assert outcome.made == count
+        config = AdaptConfig(out, input=InputConfig(folder=str(folder / "test")))
+        outcome = run_jobs(plan_jobs(config, SIDE), _Unchanged(), config, World(), torch.device("cpu"))
+    assert outcome.written == count
     return peak()
 
 
-class _Unchanged:
-    def adapt(self, x: Tensor, generators: list[torch.Generator]) -> Tensor:
+class _Unchanged(Adapter):
+    def adapt(self, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         return x
 
 

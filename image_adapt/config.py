@@ -1,85 +1,16 @@
-"""The keys of an adaptation YAML, and the flags of the published command line that mean the same."""
+"""The keys of an adaptation YAML: what all adapters share here, the options of each in its own file."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from undegrade.image_adapt.adapters import ADAPTERS, DEFAULT
 from undegrade.utils.data.cells import Cell, parse_cells
 from undegrade.utils.data.perturbations.watermark import WATERMARK
 from undegrade.utils.data.sources.registry import SourceConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class ChainConfig:
-    """What all adapters have; each is explained at `image_adapt.reverse.ReverseChain`.
-
-    Attributes:
-        respacing: chain as guided-diffusion writes it: "100" evenly spaced steps of the full chain.
-        start_step: number of reverse steps, i.e. index of the respaced chain from which the noised
-            image is denoised (paper: N). 50 where neither this nor `noise_level` is given.
-        noise_level: in place of start_step: alpha_bar in (0, 1), share of the signal in the
-            variance of the noised image.
-        downscale_factor: of the low-pass filter whose output is kept (paper: D).
-        border: of the low-pass filter: reflect | zero (as the paper's code, which weakens guidance
-            in a frame of 14 px).
-        variance: of a reverse step: learned | fixed_large | fixed_small (null: learned if the model
-            has it, else fixed_large).
-        clip_denoised: clamp the predicted clean image to [-1, 1].
-        start_mismatch: noise one index more than is denoised (as the paper's code).
-    """
-
-    respacing: str | int = "100"
-    start_step: int | None = None
-    noise_level: float | None = None
-    downscale_factor: int = 4
-    border: Literal["reflect", "zero"] = "reflect"
-    variance: Literal["learned", "fixed_large", "fixed_small"] | None = None
-    clip_denoised: bool = True
-    start_mismatch: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "respacing", str(self.respacing))  # 100 and "100" are the same settings
-
-
-@dataclasses.dataclass(frozen=True)
-class DDAConfig(ChainConfig):
-    """Diffusion-driven adaptation (Gao et al., CVPR 2023).
-
-    Attributes:
-        guidance_weight: strength of the pull towards the input's low frequencies, for each image
-            (paper: w, there for batches of 4: w = 6 is 3 an image). 0 leaves the gradient out and
-            costs a third.
-        guidance_norm: per_image | batch (as the paper's code: images of a batch share one norm, so
-            results depend on batch mates; the last batch is then not filled up).
-        guidance: full (gradient through the network) | jacobian_free (past it: no pass backward, a
-            third of the time).
-        sampler: ddpm | ddim (no new noise in a step, for short chains).
-    """
-
-    guidance_weight: float = 3.0
-    guidance_norm: Literal["per_image", "batch"] = "per_image"
-    guidance: Literal["full", "jacobian_free"] = "full"
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
-
-
-@dataclasses.dataclass(frozen=True)
-class ILVRConfig(ChainConfig):
-    """Iterative latent variable refinement (Choi et al., ICCV 2021), as DDA's first version used
-    it: D = 8.
-
-    Attributes:
-        range_t: reverse steps from this index of the chain and below are left free (DDA's first
-            version: 20 of N = 50).
-        reference_mismatch: noise the input one index more than the step has reached (as the
-            published code).
-    """
-
-    downscale_factor: int = 8
-    range_t: int = 20
-    reference_mismatch: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +76,14 @@ DATATYPES = {"D": ("plain", "DiT-Syn"), "C": ("imagenetc", "ImageNet-C-Syn"), "W
 
 @dataclasses.dataclass(frozen=True)
 class AdaptConfig:
-    """An adaptation YAML.
+    """An adaptation YAML without the adapters' options: those are sections of `adapt_schema`.
 
     Attributes:
-        model: checkpoint file, run folder or run name of the diffusion model; `{dataset}` is
-            replaced.
         save_dir: adapted images go to `<save_dir>/<corruption>/<severity>/<class>/<name>.png`;
             `{dataset}`, `{split}` and `{adapter}` are replaced.
-        adapter: dda | ilvr; its options are those of the section of that name.
+        model: checkpoint file, run folder or run name of the diffusion model, for adapters that
+            have one; `{dataset}` is replaced.
+        adapter: what adapts the images; its options are those of the section of that name.
         runs: root of the runs, for `model` by name.
         batch_size: images adapted together on a rank; the last batch is filled up, so that every
             batch has this shape.
@@ -163,18 +94,18 @@ class AdaptConfig:
         shard_size: images of a tar file; ranks share out whole tar files.
         rounding: of grey levels: round | truncate (as the paper's code, which darkens by half a
             level).
-        seed: of the diffusion noise; with an image's key it fixes the result.
+        seed: of the adapter's noise; with an image's key it fixes the result.
         use_fp16: bfloat16 autocast of the network.
         skip_broken: files that cannot be decoded do not make the command fail (they are always
             listed, counted and passed over).
         overwrite: delete what the output folders hold if it was made with other settings (default:
             refuse).
-        input, dda, ilvr: see there.
+        input: see there.
     """
 
-    model: str
     save_dir: str
-    adapter: Literal["dda", "ilvr"] = "dda"
+    model: str | None = None
+    adapter: str = DEFAULT
     runs: str = "runs"
     batch_size: int = 16
     num_samples: int | None = None
@@ -186,18 +117,6 @@ class AdaptConfig:
     skip_broken: bool = False
     overwrite: bool = False
     input: InputConfig = field(default_factory=InputConfig)
-    dda: DDAConfig = field(default_factory=DDAConfig)
-    ilvr: ILVRConfig = field(default_factory=ILVRConfig)
-
-    @property
-    def options(self) -> ChainConfig:
-        """Those of the adapter that is used."""
-        return self.ilvr if self.adapter == "ilvr" else self.dda
-
-    @property
-    def batch_matters(self) -> bool:
-        """Whether an image's result depends on its batch."""
-        return isinstance(self.options, DDAConfig) and self.options.guidance_norm == "batch"
 
     def fill(self, text: str) -> str:
         """`{dataset}`, `{split}` and `{adapter}` replaced in names and paths."""
@@ -205,3 +124,27 @@ class AdaptConfig:
         for word, value in words.items():
             text = text.replace(word, value)
         return text
+
+
+def adapt_schema() -> type[AdaptConfig]:
+    """`AdaptConfig` with a section for each registered adapter.
+
+    Raises:
+        ValueError: an adapter that is called like another key, or has an option without default.
+    """
+    taken = sorted({key.name for key in dataclasses.fields(AdaptConfig)} & set(ADAPTERS))
+    if taken:
+        raise ValueError(f"the adapter {taken[0]!r} is called like a key of the adaptation YAML: give it another name")
+    for name, row in ADAPTERS.items():
+        bare = [key.name for key in dataclasses.fields(row.Options) if key.default is key.default_factory is dataclasses.MISSING]
+        if bare:
+            raise ValueError(f"the option {bare[0]} of the adapter {name} has no default: give it one, None if it must be set")
+    names: Any = Literal[tuple(ADAPTERS)]
+    sections = [(name, row.Options, field(default_factory=row.Options)) for name, row in ADAPTERS.items()]
+    return dataclasses.make_dataclass(
+        "AdaptConfig",
+        [("adapter", names, DEFAULT), *sections],
+        bases=(AdaptConfig,),
+        namespace={"__module__": __name__},  # where the names of types are looked up
+        frozen=True,
+    )

@@ -21,7 +21,7 @@ from undegrade.image_adapt.job import Job
 from undegrade.image_adapt.mpi import World
 from undegrade.image_adapt.output import check_settings, outputs, prepare, write_manifest
 from undegrade.image_adapt.plan import BYTES
-from undegrade.image_adapt.work import Made, Outcome, cut_pieces, share_out
+from undegrade.image_adapt.work import BatchResult, Outcome, cut_pieces, share_out
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.pixels import from_signed
 from undegrade.utils.data.sources.folders import CLASS_MAP
@@ -61,7 +61,7 @@ def job_of(numbers: Iterable[int], num_classes: int, image_size: int, folder: Pa
 
 
 def _no_pixels(rows: np.ndarray) -> Tensor:
-    raise AssertionError("generated images are made, not read")
+    raise AssertionError("generated images are computed, not read")
 
 
 def number_of(key: str) -> int:
@@ -104,12 +104,12 @@ def generate(opened: Opened, config: GenerateConfig, world: World) -> Outcome:
     generator, folder = opened.generator, Path(config.fill(config.save_dir))
     numbers = _asked(config, generator)
 
-    def make(job: Job, rows: list[int]) -> Made:
+    def compute(job: Job, rows: list[int]) -> BatchResult:
         keys = [job.source.keys[i] for i in rows]
         filled = [keys[min(i, len(keys) - 1)] for i in range(config.batch_size)]  # kernels differ by shape
         streams = [torch_generator(config.seed, "generate", number_of(key)) for key in filled]
         images = generator.generate([number_of(key) % generator.num_classes for key in filled], streams)
-        return rows, from_signed(images[: len(rows)].cpu()), []
+        return rows, list(from_signed(images[: len(rows)].cpu()).numpy()), []
 
     if world.rank == 0:
         settings = settings_of(opened, config)
@@ -119,7 +119,7 @@ def generate(opened: Opened, config: GenerateConfig, world: World) -> Outcome:
         if opened.class_names:
             lines = [f"{c:04d} {name}\n" for c, name in enumerate(opened.class_names)]
             write_atomic(folder / CLASS_MAP, "".join(lines))
-    outcome = share_out([_job(numbers, opened, folder)], make, world, config.batch_size, "png", "generating")
+    outcome = share_out([_job(numbers, opened, folder)], compute, world, config.batch_size, "png", "generating")
     if world.rank == 0:
         write_manifest(_job(everything, opened, folder), settings, [])
     return outcome

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from undegrade.image_adapt.job import Job
 from undegrade.utils.data.cells import CLEAN, Cell, drawn_cell
 from undegrade.utils.data.sources.folders import first_size, plain_source, read_files
 from undegrade.utils.data.sources.image_source import ImageSource
-from undegrade.utils.data.sources.images import center_crop, list_images
+from undegrade.utils.data.sources.images import center_crop, list_images, read_image
 from undegrade.utils.data.sources.registry import open_source
 from undegrade.utils.data.sources.released import LABELS, dataset_of_arrays
 from undegrade.utils.data.views import OnTheFly, ReleasedArrays
@@ -28,18 +28,19 @@ from undegrade.utils.data.views import OnTheFly, ReleasedArrays
 log = logging.getLogger(__name__)
 
 
-def open_inputs(config: AdaptConfig, image_size: int) -> list[Job]:
+def open_inputs(config: AdaptConfig, image_size: int | None) -> list[Job]:
     """One job a cell, its folder relative to `save_dir`; a subset (`list_file`, `limit`,
     `num_samples`) has the same keys in each.
 
     Args:
         config: what is adapted.
-        image_size: side that the diffusion model was trained on, pixels.
+        image_size: side of the images that the adapter takes, pixels; None: any size. Images of a
+            folder then stay whole, and those of a data set as large as they are there.
 
     Raises:
         ValueError, FileNotFoundError: data set, folder, array or listed image missing, nothing
             there, cells that lack images of the subset, image side of the data set other than the
-            model's, options that have no meaning for the kind of input.
+            adapter's, options that have no meaning for the kind of input.
     """
     given = config.input
     if given.folder is None:
@@ -47,6 +48,8 @@ def open_inputs(config: AdaptConfig, image_size: int) -> list[Job]:
     for key in given.changed():
         raise ValueError(f"input.{key} is about degrading clean images, those of a folder are taken as they are: leave it out")
     folder = Path(given.folder)
+    if given.enlarge and image_size is None:
+        raise ValueError(f"--enlarge has no meaning for the adapter {config.adapter}, which takes images of any size: leave it out")
     return list(_arrays(folder, config, image_size) if (folder / LABELS).is_file() else _folders(folder, config, image_size))
 
 
@@ -58,25 +61,21 @@ def _chosen(source: ImageSource, config: AdaptConfig) -> ImageSource:
     return source.limited(given.limit).limited(config.num_samples)
 
 
-def _check_size(source: ImageSource, image_size: int, name: str) -> None:
-    if source.image_size != image_size:
-        raise ValueError(f"{name} has {source.image_size} px images, the diffusion model was trained on {image_size} px")
-
-
-def _generated(config: AdaptConfig, image_size: int) -> Iterator[Job]:
+def _generated(config: AdaptConfig, image_size: int | None) -> Iterator[Job]:
     """Clean images of a data set, corrupted as they are read."""
     given = config.input
     clean = _chosen(_with_images(given.open(given.split)), config)
-    if not given.enlarge and clean.image_size < (image_size + 1) // 2:
+    size = image_size or clean.image_size
+    if not given.enlarge and clean.image_size < (size + 1) // 2:
         raise ValueError(
-            f"{given.dataset} has {clean.image_size} px images, too small to be enlarged to the {image_size} px of the diffusion "
-            "model (--enlarge true does it anyway)"
+            f"{given.dataset} has {clean.image_size} px images, too small to be enlarged to the {size} px of the adapter "
+            f"{config.adapter} (--enlarge true does it anyway)"
         )
     view = OnTheFly(clean, given.seed, given)
     for cell in given.cells():
         drawn = cell.severity is None
         levels = view.levels(cell, clean.keys).tolist() if drawn else [None] * len(clean)
-        yield Job(cell, _resized(view.source(cell), image_size), Path(cell.folder), levels, input_side=clean.image_size)
+        yield Job(cell, _resized(view.source(cell), size), Path(cell.folder), levels, input_size=(clean.image_size,) * 2)
 
 
 def _with_images(source: ImageSource) -> ImageSource:
@@ -89,8 +88,8 @@ def _with_images(source: ImageSource) -> ImageSource:
 
 
 def _resized(source: ImageSource, size: int) -> ImageSource:
-    """The images as they are corrupted, then brought to the size of the diffusion model as files of
-    that size are.
+    """The images as they are corrupted, then brought to the size of the adapter as files of that
+    size are.
     """
     if source.image_size == size:
         return source
@@ -102,7 +101,7 @@ def _read_resized(source: ImageSource, size: int, rows: np.ndarray) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(center_crop(image, size)).transpose(2, 0, 1) for image in images]))
 
 
-def _arrays(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Job]:
+def _arrays(folder: Path, config: AdaptConfig, image_size: int | None) -> Iterator[Job]:
     """The published arrays; keys are those of the clean test set, `<class>/test_<row>`."""
     given = config.input
     cells = given.cells()
@@ -114,13 +113,14 @@ def _arrays(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Job]
     read = CLEAN in given.corruptions
     clean = open_source(dataset_of_arrays(folder), "test", given.root if read else folder)
     view = ReleasedArrays(folder, _chosen(_with_images(clean) if read else clean, config))
-    _check_size(view.clean, image_size, str(folder))
+    if image_size not in (None, view.clean.image_size):
+        raise ValueError(f"{folder} has {view.clean.image_size} px images, the adapter {config.adapter} takes {image_size} px")
     for cell in cells:
         source = view.source(cell)
         yield Job(cell, source, Path(cell.folder), [None] * len(source))
 
 
-def _folders(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Job]:
+def _folders(folder: Path, config: AdaptConfig, image_size: int | None) -> Iterator[Job]:
     """Images on disk, in one of the `LAYOUTS`."""
     given = config.input
     pattern, parts = LAYOUTS[given.layout]
@@ -134,12 +134,11 @@ def _folders(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Job
     cells = {pattern.format(cell=cell, part=parts.get(given.train, "")): cell for cell in given.cells()}
     if "{cell.folder}" not in pattern and given.layout not in ONE_CELL:  # all severities are one folder
         cells = {below: drawn_cell(cell.corruption) for below, cell in cells.items()}
-    smallest = 0 if given.enlarge else (image_size + 1) // 2
     chosen: list[str] | None = None
     for below, cell in cells.items():
         paths = list_images(folder / below)
-        found = plain_source(folder / below, image_size, below or "images", paths)
-        found = dataclasses.replace(found, read=functools.partial(read_files, paths, image_size, None, smallest=smallest))
+        found = plain_source(folder / below, image_size or 0, below or "images", paths)
+        found = dataclasses.replace(found, read=_reader(paths, image_size, given.enlarge))
         if chosen is None:
             chosen, origin = _chosen(_by_folder(found, given.layout), config).keys, found
         if len(chosen) < len(origin):
@@ -147,16 +146,26 @@ def _folders(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Job
             found = found.aligned(chosen, below)
         else:
             _compare(origin, found)
-        yield Job(cell, found, Path(below), [None] * len(found), input_side=_side(paths))
+        yield Job(cell, found, Path(below), [None] * len(found), input_size=_first_size(paths), whole=image_size is None)
 
 
-def _side(paths: Sequence[Path]) -> int | None:
-    """Side of the first picture if it is a square."""
+def _reader(paths: Sequence[Path], image_size: int | None, enlarge: bool) -> Callable[[np.ndarray], Tensor]:
+    """`read` of squares of `image_size`, or of whole pictures, one at a time."""
+    if image_size is None:
+        return functools.partial(_read_whole, paths)
+    return functools.partial(read_files, paths, image_size, None, smallest=0 if enlarge else (image_size + 1) // 2)
+
+
+def _read_whole(paths: Sequence[Path], rows: np.ndarray) -> Tensor:
+    (row,) = rows
+    return torch.from_numpy(read_image(paths[row], None)[None].copy())
+
+
+def _first_size(paths: Sequence[Path]) -> tuple[int, int] | None:
     try:
-        width, height = first_size(paths)
+        return first_size(paths)
     except ValueError:  # none can be read: each will be named
         return None
-    return width if width == height else None
 
 
 def _by_folder(source: ImageSource, name: str) -> ImageSource:

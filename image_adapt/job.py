@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ class Job:
         folder: of the adapted images.
         levels: degradation level of each image, None where it has none.
         suffix: of the adapted images.
-        input_side: side of the input files where they are squares (by the first), pixels;
-            evaluation reads the adapted images by it (`utils.data.cells.FolderTree`).
+        input_size: width and height of the input files, pixels (by the first; None: not known).
+        whole: each image is adapted at its own size, alone; else all are squares of
+            `source.image_size`.
         shard_size: images of a tar file, None for a file an image.
     """
 
@@ -32,8 +34,23 @@ class Job:
     folder: Path
     levels: list[Any]
     suffix: str = ".png"
-    input_side: int | None = None
+    input_size: tuple[int, int] | None = None
+    whole: bool = False
     shard_size: int | None = None
+
+    @property
+    def input_side(self) -> int | None:
+        """Side of the input files where they are squares; evaluation reads the adapted images by it
+        (`utils.data.views.FolderTree`).
+        """
+        width, height = self.input_size or (0, 1)
+        return width if width == height else None
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of an adapted image, about."""
+        width, height = self.input_size if self.whole and self.input_size else (self.source.image_size,) * 2
+        return width * height
 
     @functools.cached_property
     def by_key(self) -> list[int]:
@@ -54,6 +71,11 @@ class Job:
         """Images of a shard in the order of their keys."""
         assert self.shard_size is not None
         return self.by_key[number * self.shard_size : (number + 1) * self.shard_size]
+
+    def batches(self, rows: list[int], size: int) -> Iterator[list[int]]:
+        """`rows` in batches of at most `size` images, of one where each keeps its own size."""
+        size = 1 if self.whole else size
+        return (rows[k : k + size] for k in range(0, len(rows), size))
 
     def file(self, i: int) -> str:
         """Name of the output of image i, relative to `folder`."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from undegrade.image_adapt.adapter import Adapter
 from undegrade.image_adapt.config import AdaptConfig
 from undegrade.image_adapt.inputs import LABELS
 from undegrade.image_adapt.job import Job
@@ -39,34 +40,28 @@ ENCODINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "tar": (".png", _PNG),
 }
 Place = tuple[int, int]  # offset and size of an image in its shard
-# options that came after the first adapted folders: not part of their settings where they change
-# nothing
-_LATER = {"noise_level": None, "variance": None, "clip_denoised": True, "guidance": "full", "sampler": "ddpm"}
 
 
-def settings_of(config: AdaptConfig, model: str, job: Job) -> dict[str, Any]:
+def settings_of(config: AdaptConfig, adapter: Adapter, job: Job) -> dict[str, Any]:
     """Everything that the images of a job depend on besides their own pixels and keys."""
     data = dataclasses.asdict(config.input)
     given = {k: data[k] for k in (("folder", "layout") if config.input.folder else ("dataset", "split", "seed"))}
     if not config.input.folder:
         assert job.input_side is not None
         given |= find_perturbation(job.cell.corruption).identity(config.input, job.input_side)
-    options = dataclasses.asdict(config.options)
     settings = {
         "adapter": config.adapter,
-        "parameters": {k: v for k, v in options.items() if k not in _LATER or v != _LATER[k]},
-        "model": model,
+        **adapter.identity(),
         "seed": config.seed,
         "bfloat16": config.use_fp16,
+        "rounding": config.rounding,
+        "output": "png" if config.output == "npy" else config.output,  # arrays are made of the png files
         "corruption": job.cell.corruption,
         "severity": job.cell.severity,
         "input": given,
     }
-    if config.batch_matters:
+    if adapter.batch_matters:
         settings["batch_size"] = config.batch_size
-    for name, usual in (("rounding", ("round",)), ("output", ("png", "npy"))):
-        if getattr(config, name) not in usual:
-            settings[name] = getattr(config, name)
     if job.shard_size is not None:  # the same images are cut into the same shards
         keys = [job.source.keys[i] for i in job.by_key]
         digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
@@ -82,7 +77,7 @@ def other_settings(job: Job, settings: dict[str, Any]) -> list[str]:
     if not path.is_file():
         return []
     stored = json.loads(path.read_text(encoding="utf-8"))
-    there, now = (_LATER | _flat(found) for found in (stored, json.loads(json.dumps(settings))))
+    there, now = (_flat(found) for found in (stored, json.loads(json.dumps(settings))))
     return [f"{k}: {there.get(k)} there, {now.get(k)} now" for k in sorted({*there, *now}) if there.get(k) != now.get(k)]
 
 

@@ -9,32 +9,29 @@ from collections.abc import Sequence
 
 import torch
 
+from undegrade.image_adapt.adapter import Adapter
 from undegrade.image_adapt.config import AdaptConfig
 from undegrade.image_adapt.job import Job
 from undegrade.image_adapt.output import check_settings, outputs, settings_of
-from undegrade.image_adapt.reverse import ReverseChain
-from undegrade.image_adapt.work import Piece, adapt_batch, cut_pieces
+from undegrade.image_adapt.work import Piece, adapt_rows, cut_pieces
 
 # bytes a pixel, on the generous side: png of noisy photographs, jpeg of quality 75, arrays beside
 # png
 BYTES = {"png": 3.0, "jpeg": 0.5, "npy": 6.0, "tar": 3.0}
 
 
-def describe_plan(
-    jobs: Sequence[Job], adapter: ReverseChain, config: AdaptConfig, model: str, ranks: int, seconds: float | None = None
-) -> str:
+def describe_plan(jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, ranks: int, seconds: float | None = None) -> str:
     """The table as text; nothing is written.
 
     Args:
         jobs, adapter, config: of the launch.
-        model: digest of the model, to compare settings with those of images that are there.
         ranks: number of processes.
         seconds: that one batch takes, None if that was not measured.
 
     Raises:
         ValueError: as the launch would (images of other settings in an output folder).
     """
-    stale = {j for j, job in enumerate(jobs) if check_settings(job, settings_of(config, model, job), config.overwrite)}
+    stale = {j for j, job in enumerate(jobs) if check_settings(job, settings_of(config, adapter, job), config.overwrite)}
     pieces = cut_pieces(jobs, [{} if j in stale else outputs(job) for j, job in enumerate(jobs)], config.batch_size)
     lines = [["cell", "images", "there", "to do", "batches"]]
     for j, job in enumerate(jobs):
@@ -48,28 +45,28 @@ def describe_plan(
     table = [
         "  ".join([line[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(line[1:], widths[1:], strict=True))]) for line in lines
     ]
-    return "\n".join([*table, *_summary(adapter, config, ranks, pieces, seconds)]) + "\n"
+    return "\n".join([*table, *_summary(jobs, adapter, config, ranks, pieces, seconds)]) + "\n"
 
 
 def _batches(rows: Sequence[int], config: AdaptConfig) -> int:
     return -(-len(rows) // config.batch_size)
 
 
-def _summary(adapter: ReverseChain, config: AdaptConfig, ranks: int, pieces: Sequence[Piece], seconds: float | None) -> list[str]:
+def _summary(
+    jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, ranks: int, pieces: Sequence[Piece], seconds: float | None
+) -> list[str]:
     images, longest = sum(len(rows) for _, rows in pieces), max((_batches(rows, config) for _, rows in pieces), default=0)
-    rounds, steps, size = -(-len(pieces) // ranks) * longest, adapter.start_step, adapter.denoiser.image_size
-    alpha_bar = adapter.schedule.alpha_bar[adapter.start_level].item()
-    backward = steps if adapter.uses_gradient else 0
-    mib = images * size * size * BYTES[config.output] / 2**20
+    rounds, (forward, backward) = -(-len(pieces) // ranks) * longest, adapter.passes
+    mib = sum(len(rows) * jobs[j].pixels for j, rows in pieces) * BYTES[config.output] / 2**20
     lines = [
         f"ranks: {ranks}, at most {rounds} batches of {config.batch_size} each",
-        f"steps: {steps} of a chain of {len(adapter.schedule)}, from noise level alpha_bar {alpha_bar:.4g}",
-        f"U-Net passes an image: {steps} forward, {backward} backward; in all {images * steps} and {images * backward}",
+        adapter.describe(),
+        f"network passes an image: {forward} forward, {backward} backward; in all {images * forward} and {images * backward}",
         f"disk: at most about {mib:.1f} MiB ({config.output}) in {config.fill(config.save_dir)}",
     ]
     if seconds is not None:
         lines.append(f"time: {_duration(rounds * seconds)} ({seconds:.2f} s for a batch on this machine)")
-    return lines
+    return [line for line in lines if line]
 
 
 def _duration(seconds: float) -> str:
@@ -79,17 +76,16 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} seconds"
 
 
-def time_batch(jobs: Sequence[Job], adapter: ReverseChain, config: AdaptConfig, device: torch.device) -> float:
+def time_batch(jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, device: torch.device) -> float:
     """Seconds for the first batch of the first cell, reading and the network's first call included;
     nothing is written.
 
     Raises:
         ValueError: none of its images can be read.
     """
-    job = jobs[0]
     start = time.perf_counter()
-    rows, images, broken = job.source.readable(list(range(min(config.batch_size, len(job.source)))))
-    if not rows:
-        raise ValueError(f"none of the images of the first batch can be read, e.g. {broken[0]}")
-    adapt_batch(adapter, images, [job.source.keys[i] for i in rows], config.seed, config.batch_size, device)
+    first = list(range(min(config.batch_size, len(jobs[0].source))))
+    results = [adapt_rows(jobs[0], rows, adapter, config, device) for rows in jobs[0].batches(first, config.batch_size)]
+    if not any(adapted for adapted, _, _ in results):
+        raise ValueError(f"none of the images of the first batch can be read, e.g. {results[0][2][0]}")
     return time.perf_counter() - start

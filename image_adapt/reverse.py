@@ -1,85 +1,131 @@
-"""What every adapter here does: noise an image to a level of the chain, denoise it step by step (Ho
-et al. 2020).
+"""What DDA and ILVR do alike: noise an image to a level of a diffusion model's chain, denoise it step
+by step (Ho et al. 2020).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from undegrade.image_adapt.adapter import Adapter, Context, Passes, option
 from undegrade.image_adapt.lowpass import LowPass
 from undegrade.models.diffusion.denoiser import Denoiser
+from undegrade.models.diffusion.loading import denoiser_digest, diffusers_folder, open_denoiser
+from undegrade.models.diffusion.openai_flags import MODEL_FLAGS, ModelFlags
 from undegrade.models.diffusion.sampling import ReverseStep, check_variance, draw_noise, p_mean_variance
+from undegrade.utils.choices import check_choice
+from undegrade.utils.config import literal_of
+from undegrade.utils.key_help import attribute_texts
+from undegrade.utils.runs import resolve_checkpoint
+from undegrade.utils.training_commands import training_command
 
 START_STEP = 50
+_SWAPPED = (50, 4)  # D and N as the published commands print them
 
 
-class ReverseChain:
+@dataclasses.dataclass(frozen=True)
+class ChainOptions:
+    """What adapters that run a reverse chain have in common.
+
+    Attributes:
+        respacing: chain as guided-diffusion writes it: "100" evenly spaced steps of the full chain
+            (`models.diffusion.schedule.respaced_timesteps`).
+        start_step: number of reverse steps, i.e. index of the respaced chain from which the noised
+            image is denoised (paper: N); the same number means other noise in another schedule or
+            respacing. 50 where neither this nor `noise_level` is given.
+        noise_level: in place of start_step: alpha_bar in (0, 1), share of the signal in the
+            variance of the noised image (near 1: almost clean); the chain's nearest level is the
+            first that is denoised.
+        downscale_factor: of the low-pass filter whose output is kept, a divisor of the image size
+            (paper: D).
+        border: of the low-pass filter: reflect | zero (as the paper's code, which weakens guidance
+            in a frame of 14 px).
+        variance: of a reverse step: learned | fixed_large | fixed_small (null: learned if the model
+            has it, else fixed_large, which leaves grain in short chains).
+        clip_denoised: clamp the predicted clean image to [-1, 1].
+        start_mismatch: noise one index more than is denoised (as the paper's code).
+
+    Raises:
+        ValueError: an unknown choice; D and N swapped.
+    """
+
+    respacing: str | int = option("100", "timestep_respacing")
+    start_step: int | None = option(None, "N", instead_of="noise_level")
+    noise_level: float | None = option(None, instead_of="start_step")
+    downscale_factor: int = option(4, "D")
+    border: Literal["reflect", "zero"] = "reflect"
+    variance: Literal["learned", "fixed_large", "fixed_small"] | None = None
+    clip_denoised: bool = True
+    start_mismatch: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "respacing", str(self.respacing))  # 100 and "100" are the same settings
+        for name, hint in typing.get_type_hints(type(self)).items():
+            literal, value = literal_of(hint), getattr(self, name)
+            if literal is not None and value is not None:
+                check_choice(value, typing.get_args(literal), name)
+        if (self.downscale_factor, self.start_step) == _SWAPPED:
+            raise ValueError(
+                "--D 50 --N 4 is a misprint of the published commands, with the two numbers swapped (D must divide the image "
+                "size): use --D 4 --N 50"
+            )
+
+
+class ReverseChain(Adapter):
     """Moves images towards the domain of a diffusion model's training images; a subclass says how a
     step holds on to the image.
 
     Args:
         denoiser: is frozen (no weight gets a gradient), put in eval mode and channels_last layout,
-            and its blocks are made lean (`models.diffusion.inference_blocks`), in place.
-        respacing: see `models.diffusion.schedule.respaced_timesteps`; its length S is the length of
-            the chain.
-        start_step: N, number of denoising steps (None: 50, unless `noise_level` is given). The same
-            N means other noise in another schedule or respacing.
-        noise_level: in place of `start_step`: alpha_bar in (0, 1), the share of the signal in the
-            variance of the noised image (near 1 = clean); the nearest level of the chain is the
-            first that is denoised.
-        downscale_factor: D of the low-pass operator, a divisor of the image size.
-        border: see `LowPass`.
-        variance: of a reverse step, see `models.diffusion.sampling.p_mean_variance`; the default is
-            what was published. In short chains fixed_large leaves grain.
-        clip_denoised: clamp the predicted clean image to [-1, 1].
+            and its blocks are replaced by those of `models.diffusion.inference_blocks`, in place.
         autocast: run the network in bfloat16; the arithmetic around it stays float32.
-        start_mismatch: start, like the published code, with the noise of level N although the first
-            step takes it for level N - 1. By default both are level N - 1.
+        digest: names the denoiser in settings; called when it is asked for, since it reads files.
+        options: of the class's `Options`.
 
     Attributes:
-        start_step: N.
-        start_level: level of the chain to which an image is noised.
+        schedule: of the respaced chain; its length is that of the chain.
+        start_step: number of denoising steps N.
+        start_level: level of the chain to which an image is noised: with `start_mismatch` N, which
+            the first step takes for N - 1; else N - 1.
 
     Raises:
         ValueError: any option outside its range; names the value and the range.
     """
 
-    uses_gradient = False  # of the network, in every step
+    Options: ClassVar[type[Any]] = ChainOptions
+    needs_model = True
+    model_flags: ClassVar[dict[str, str]] = {flag: attribute_texts(ModelFlags)[flag] for flag in MODEL_FLAGS}
 
     def __init__(
-        self,
-        denoiser: Denoiser,
-        *,
-        respacing: str = "100",
-        start_step: int | None = None,
-        noise_level: float | None = None,
-        downscale_factor: int = 4,
-        border: str = "reflect",
-        variance: str | None = None,
-        clip_denoised: bool = True,
-        start_mismatch: bool = False,
-        autocast: bool = False,
+        self, denoiser: Denoiser, *, autocast: bool = False, digest: Callable[[], str] | None = None, **options: Any
     ) -> None:
         from undegrade.models.diffusion.inference_blocks import frozen  # noqa: PLC0415  it imports diffusers, which takes seconds
 
-        self.schedule = denoiser.schedule(respacing)
-        self.start_step = self._steps(start_step, noise_level)
-        last = len(self.schedule) - start_mismatch
+        super().__init__(self.Options(**options))
+        self.schedule = denoiser.schedule(str(self.options.respacing))
+        self.start_step = self._steps(self.options.start_step, self.options.noise_level)
+        mismatch = self.options.start_mismatch
+        last = len(self.schedule) - mismatch
         if not 1 <= self.start_step <= last:
             raise ValueError(
-                f"start_step {self.start_step} is outside 1..{last}: the chain of respacing {respacing!r} has "
-                f"{len(self.schedule)} levels{' and start_mismatch needs one above' if start_mismatch else ''}; "
+                f"start_step {self.start_step} is outside 1..{last}: the chain of respacing {self.options.respacing!r} has "
+                f"{len(self.schedule)} levels{' and start_mismatch needs one above' if mismatch else ''}; "
                 "give a start_step in that range or a longer respacing"
             )
-        self.low_pass = LowPass(denoiser.image_size, downscale_factor, border)
-        self.variance = check_variance(variance, denoiser)
+        self.low_pass = LowPass(denoiser.image_size, self.options.downscale_factor, self.options.border)
+        self.variance = check_variance(self.options.variance, denoiser)
         self.denoiser = frozen(denoiser)
-        self.start_level = self.start_step if start_mismatch else self.start_step - 1
-        self.clip_denoised = clip_denoised
+        self.image_size = denoiser.image_size
+        self.passes = Passes(self.start_step)
+        self.start_level = self.start_step if mismatch else self.start_step - 1
         self.autocast = autocast
+        self._digest = digest and functools.cache(digest)
 
     def _steps(self, start_step: int | None, noise_level: float | None) -> int:
         if noise_level is None:
@@ -88,21 +134,46 @@ class ReverseChain:
             raise ValueError(f"start_step {start_step} and noise_level {noise_level} say the same thing twice: give one of them")
         return self.schedule.index_of_noise_level(noise_level) + 1
 
+    @classmethod
+    def open(cls, options: Any, context: Context) -> Adapter:
+        """The chain on the diffusion model that the context names.
+
+        Raises:
+            FileNotFoundError, ValueError: the model is missing, or is class-conditional without a
+                null label.
+        """
+        reference = context.model or ""
+        path = diffusers_folder(reference) or resolve_checkpoint(
+            reference, context.runs, lambda: training_command(reference, context.runs, context.dataset)
+        )
+        denoiser = open_denoiser(path, context.model_flags)
+        if denoiser.num_classes is not None and not denoiser.null_label:
+            raise ValueError(
+                f"{path} is class-conditional and the classes of the images are not known: give an unconditional model, or one "
+                "with a null label"
+            )
+        digest = functools.partial(denoiser_digest, path, context.model_flags)
+        return cls(denoiser.to(context.device), autocast=context.use_fp16, digest=digest, **vars(options))
+
+    def identity(self) -> dict[str, Any]:
+        """The options, a noise level as the number of steps that it comes to, and the model."""
+        parameters = dataclasses.asdict(self.options) | {"start_step": self.start_step}
+        del parameters["noise_level"]
+        return {"parameters": parameters, "model": self._digest and self._digest()}
+
+    def describe(self) -> str:
+        """Where in the chain it starts."""
+        alpha_bar = self.schedule.alpha_bar[self.start_level].item()
+        return f"steps: {self.start_step} of a chain of {len(self.schedule)}, from noise level alpha_bar {alpha_bar:.4g}"
+
     @torch.no_grad()
     def adapt(self, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """Adapted images, same shape, about [-1, 1] (not clamped).
-
-        Args:
-            x: [B,3,H,W] float32 in [-1, 1] on the denoiser's device, H = W = the denoiser's image
-                size.
-            generators: B CPU generators. Image b draws all its noise from generator b, so that its
-                result depends on (image, generator, options) only, unless an option says otherwise
-                (`guidance_norm` of `DDA`).
+        """See `Adapter.adapt`; H = W = the denoiser's image size.
 
         Raises:
             ValueError: another shape; not one generator per image.
         """
-        size = self.denoiser.image_size
+        size = self.image_size
         if x.shape[1:] != (3, size, size):
             raise ValueError(f"images have shape {list(x.shape)}: this diffusion model needs [B, 3, {size}, {size}]")
         if len(generators) != len(x):
@@ -122,4 +193,4 @@ class ReverseChain:
 
     def _reverse_step(self, x: Tensor, i: int) -> ReverseStep:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
-            return p_mean_variance(self.denoiser, self.schedule, x, i, self.clip_denoised, variance=self.variance)
+            return p_mean_variance(self.denoiser, self.schedule, x, i, self.options.clip_denoised, variance=self.variance)

@@ -5,15 +5,17 @@ listed in a manifest.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from undegrade.image_adapt.adapter import Adapter
 from undegrade.image_adapt.config import DATATYPES, AdaptConfig
 from undegrade.image_adapt.inputs import open_inputs
 from undegrade.image_adapt.job import Job
@@ -31,26 +33,17 @@ from undegrade.image_adapt.output import (
     write_arrays,
     write_manifest,
 )
-from undegrade.image_adapt.work_queue import claim
+from undegrade.image_adapt.work_queue import dequeue
 from undegrade.utils.data.pixels import from_signed, to_signed
 from undegrade.utils.seeding import torch_generator
 
 
-class Adapter(Protocol):
-    """Pure function of images and their random streams."""
-
-    def adapt(self, x: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """x [B, 3, H, W] in [-1, 1] -> same shape; an image's result depends on it and its
-        generator only.
-        """
-
-
-def plan_jobs(config: AdaptConfig, image_size: int) -> list[Job]:
+def plan_jobs(config: AdaptConfig, image_size: int | None) -> list[Job]:
     """One job a cell.
 
     Args:
         config: what is adapted.
-        image_size: side that the diffusion model was trained on, pixels.
+        image_size: see `image_adapt.inputs.open_inputs`.
 
     Raises:
         ValueError, FileNotFoundError: see `image_adapt.inputs.open_inputs`; outputs among the
@@ -99,20 +92,25 @@ def adapt_batch(
     """
     fill = [min(i, len(keys) - 1) for i in range(batch_size)]
     generators = [torch_generator(seed, "adapt", keys[i]) for i in fill]
-    adapted = adapter.adapt(to_signed(images[fill]).to(device), generators)
+    x = to_signed(images[fill]).to(device)
+    adapted = adapter.adapt(x, generators)
+    if adapted.shape != x.shape:
+        raise ValueError(
+            f"{type(adapter).__name__} makes images of shape {list(adapted.shape)} from {list(x.shape)}: the same is needed"
+        )
     return from_signed(adapted[: len(keys)].cpu(), rounding)
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What a launch did: images found finished, made now, broken (job, then key, tab, reason), and
+    """What a launch did: images found finished, written now, broken (job, then key, tab, reason), and
     seconds.
 
     On the first rank also `places`, those of the images of each job in its shards.
     """
 
     found: int
-    made: int
+    written: int
     broken: list[tuple[int, str]]
     seconds: float
     places: list[dict[int, Place | None]]
@@ -120,52 +118,54 @@ class Outcome:
     @property
     def speed(self) -> float:
         """Images a second."""
-        return self.made / self.seconds if self.seconds else 0.0
+        return self.written / self.seconds if self.seconds else 0.0
 
 
-def run_jobs(jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, model: str, world: World, device: torch.device) -> Outcome:
+# rows that could be read, their new images uint8 [3, H, W], what is wrong with the others (key, tab,
+# reason)
+BatchResult = tuple[list[int], list[np.ndarray], list[str]]
+
+
+def adapt_rows(job: Job, rows: list[int], adapter: Adapter, config: AdaptConfig, device: torch.device) -> BatchResult:
+    """Read and adapt a batch of a job."""
+    readable, images, broken = job.source.readable(rows)
+    if not readable:
+        return [], [], broken
+    keys = [job.source.keys[i] for i in readable]
+    size = len(keys) if adapter.batch_matters or job.whole else config.batch_size
+    return readable, list(adapt_batch(adapter, images, keys, config.seed, size, device, config.rounding).numpy()), broken
+
+
+def run_jobs(jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, world: World, device: torch.device) -> Outcome:
     """Adapt every image that has no output yet. The same call again goes on where the last one was
     stopped.
     """
-
-    def adapt(job: Job, rows: list[int]) -> Made:
-        readable, images, bad = job.source.readable(rows)
-        if not readable:
-            return readable, images, bad
-        keys = [job.source.keys[i] for i in readable]
-        filled = len(keys) if config.batch_matters else config.batch_size
-        return readable, adapt_batch(adapter, images, keys, config.seed, filled, device, config.rounding), bad
-
     if world.rank == 0:
         for job in jobs:
-            prepare(job, settings_of(config, model, job), config.overwrite)
+            prepare(job, settings_of(config, adapter, job), config.overwrite)
         copy_class_map(config)
+    adapt = functools.partial(adapt_rows, adapter=adapter, config=config, device=device)
     outcome = share_out(jobs, adapt, world, config.batch_size, config.output, "adapting")
     if world.rank == 0:
         for j, job in enumerate(jobs):
             broken = {line.split("\t")[0] for k, line in outcome.broken if k == j}
-            write_manifest(job, settings_of(config, model, job), broken, outcome.places[j])
+            write_manifest(job, settings_of(config, adapter, job), broken, outcome.places[j])
         if config.output == "npy":
             write_arrays(jobs, Path(config.fill(config.save_dir)))
     return outcome
 
 
-Made = tuple[
-    list[int], Tensor, list[str]
-]  # rows that were made, uint8 [n, 3, H, W], what is wrong with the others (key, tab, reason)
-
-
 def share_out(
-    jobs: Sequence[Job], make: Callable[[Job, list[int]], Made], world: World, batch_size: int, output: str, doing: str
+    jobs: Sequence[Job], compute: Callable[[Job, list[int]], BatchResult], world: World, batch_size: int, output: str, doing: str
 ) -> Outcome:
-    """Make and save every image that is not there yet, shared out over the ranks in batches or
+    """Compute and save every image that is not there yet, shared out over the ranks in batches or
     shards, under one progress bar.
 
     Args:
         jobs: images and their files.
-        make: makes at most `batch_size` images of a job, by their rows.
+        compute: gives the images of a batch of a job, by their rows.
         world: all ranks call this together.
-        batch_size: images of a batch.
+        batch_size: images of a batch, at most.
         output: name in `image_adapt.output.ENCODINGS`.
         doing: what the progress bar says.
     """
@@ -178,12 +178,12 @@ def share_out(
     broken: list[tuple[int, str]] = []
     stored: list[tuple[int, dict[int, Place]]] = []
     start = time.perf_counter()
-    for j, rows in (pieces[p] for p in claim(world, len(pieces), progress.take_in)):
+    for j, rows in (pieces[p] for p in dequeue(world, len(pieces), progress.take_in)):
         files: dict[int, bytes] = {}
-        for batch in (rows[k : k + batch_size] for k in range(0, len(rows), batch_size)):
-            made, images, bad = make(jobs[j], batch)
+        for batch in jobs[j].batches(rows, batch_size):
+            computed, images, bad = compute(jobs[j], batch)
             broken += [(j, line) for line in bad]
-            files |= {i: encode(image, output) for i, image in zip(made, images.numpy(), strict=True)}
+            files |= {i: encode(image, output) for i, image in zip(computed, images, strict=True)}
             progress.add(len(batch))
         stored.append((j, store(jobs[j], files)))
     progress.finish()
@@ -194,7 +194,7 @@ def share_out(
     return Outcome(total - pending, pending - len(everyone), sorted(everyone, key=lambda entry: entry[1]), seconds, there)
 
 
-Piece = tuple[int, list[int]]  # a job, and images of it that one rank makes and writes
+Piece = tuple[int, list[int]]  # a job, and images of it that one rank computes and writes
 
 
 def cut_pieces(jobs: Sequence[Job], there: Sequence[Collection[int]], batch_size: int) -> list[Piece]:

@@ -15,7 +15,7 @@ _ASK, _GRANT = 1, 2  # tags
 _PAUSE = 0.002  # seconds between looks at what other ranks ask; a piece of work takes far longer
 
 
-def claim(world: World, count: int, waiting: Callable[[], None] = lambda: None) -> Iterator[int]:
+def dequeue(world: World, count: int, waiting: Callable[[], None] = lambda: None) -> Iterator[int]:
     """Numbers of 0..count-1, each given to one rank, ascending on each; all ranks call this
     together, and go on to the end.
 
@@ -67,7 +67,7 @@ def _hand_out(channel: Any, count: int, waiting: Callable[[], None]) -> Iterator
         except BaseException as failure:  # noqa: BLE001  raised by the rank's own thread
             failures.append(failure)
 
-    thread = threading.Thread(target=serve, name="claims", daemon=True)  # a failure of this rank must not wait for it
+    thread = threading.Thread(target=serve, name="work queue", daemon=True)  # a failure of this rank must not wait for it
     thread.start()
     while (number := take()) is not None:
         yield number

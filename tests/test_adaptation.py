@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.adapting import adapt, digits, manifest_of, pixels, pngs, save_images
 from tests.photo_like import photo_like
+from undegrade.image_adapt.adapters import Adapter
 from undegrade.image_adapt.config import AdaptConfig, InputConfig
 from undegrade.image_adapt.dda import DDA
 from undegrade.image_adapt.mpi import World
@@ -71,11 +72,12 @@ def test_manifest_lists_each_image_with_label_level_and_settings(done_before: Pa
     settings = json.loads((done_before / "gaussian_noise/5/settings.json").read_text())
     parameters = {
         "respacing": "10", "start_step": 3, "downscale_factor": 4, "guidance_weight": 3, "guidance_norm": "per_image",
-        "border": "reflect", "start_mismatch": False,
+        "border": "reflect", "start_mismatch": False, "variance": None, "clip_denoised": True, "guidance": "full",
+        "sampler": "ddpm",
     }  # fmt: skip
     assert settings == {
         "adapter": "dda", "parameters": parameters, "model": file_digest(ddpm), "seed": 0, "bfloat16": False,
-        "corruption": "gaussian_noise", "severity": 5,
+        "rounding": "round", "output": "png", "corruption": "gaussian_noise", "severity": 5,
         "input": {"dataset": "Digits", "split": "test", "constants": "cifar", "seed": 0},
     }  # fmt: skip
 
@@ -93,13 +95,13 @@ def test_batches_of_1_and_of_16_differ_by_a_grey_level_at_most(ddpm: Path, tmp_p
 def test_every_batch_has_the_full_shape_and_each_image_its_own_stream() -> None:
     seen = []
 
-    class Adapter:
+    class Noting(Adapter):
         def adapt(self, x: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
             seen.append((tuple(x.shape), [g.initial_seed() for g in generators]))
             return x
 
     images = photo_like(2, 8)
-    adapted = adapt_batch(Adapter(), images, ["a", "b"], 5, 4, torch.device("cpu"))
+    adapted = adapt_batch(Noting(), images, ["a", "b"], 5, 4, torch.device("cpu"))
     a, b = (torch_generator(5, "adapt", key).initial_seed() for key in "ab")
     assert seen == [((4, 3, 8, 8), [a, b, b, b])]
     assert torch.equal(adapted, images)
@@ -132,12 +134,12 @@ class LoneRank(World):
 
 def test_rank_adapts_a_fixed_share_where_mpi_allows_no_threads(ddpm: Path, tmp_path: Path) -> None:
     given = InputConfig(corruptions=["clean"], limit=18)
-    config = AdaptConfig("", str(tmp_path), batch_size=4, input=given)  # batches of 4, 4, 4, 4 and 2
+    config = AdaptConfig(str(tmp_path), batch_size=4, input=given)  # batches of 4, 4, 4, 4 and 2
     adapter = DDA(load_denoiser(ddpm), respacing="10", start_step=1, guidance_weight=0)
     (job,) = plan_jobs(config, 32)
     without_threads = 0
     rank = LoneRank([cut_pieces([job], [{}], 4), without_threads])
-    run_jobs([job], adapter, config, "digest", rank, torch.device("cpu"))
+    run_jobs([job], adapter, config, rank, torch.device("cpu"))
     keys = job.source.keys
     assert set(pngs(job.folder)) == {f"{key}.png" for key in keys[4:8] + keys[16:18]}
     assert rank.sent == [4, 2]

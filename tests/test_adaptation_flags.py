@@ -35,7 +35,8 @@ def test_flags_of_the_published_command_line_mean_what_they_meant(ddpm: Path, tm
 def test_scale_is_the_weight_of_a_batch_norm_and_twice_that_of_an_image(
     ddpm: Path, tmp_path: Path, words: tuple[str, ...], weight: float
 ) -> None:
-    digits(ddpm, tmp_path, "--scale", 6, "--num_samples", 1, *words).check()
+    given = ("--model_path", ddpm, "--save_dir", tmp_path, "--timestep_respacing", 10, "--N", 3, "--scale", 6)
+    run_script(SCRIPT, *given, "--corruption", "jpeg", "--num_samples", 1, *words).check()
     assert json.loads((tmp_path / "jpeg/random/settings.json").read_text())["parameters"]["guidance_weight"] == weight
 
 
@@ -50,14 +51,11 @@ def test_yaml_gives_the_keys_and_flags_go_over_them(ddpm: Path, tmp_path: Path) 
     assert settings["parameters"]["guidance_weight"] == 1 and settings["input"]["constants"] == "imagenet"
 
 
-def test_fast_flags_are_settings_and_the_published_ones_are_left_out(ddpm: Path, tmp_path: Path) -> None:
-    for name, words, expected in (
-        ("usual", (), ()),
-        ("fast", ("--guidance", "jacobian_free", "--sampler", "ddim"), ("jacobian_free", "ddim")),
-    ):
-        digits(ddpm, tmp_path / name, *words, "--num_samples", 1).check()
-        parameters = json.loads((tmp_path / name / "jpeg/random/settings.json").read_text())["parameters"]
-        assert tuple(parameters[key] for key in ("guidance", "sampler") if key in parameters) == expected
+def test_flags_of_options_are_settings(ddpm: Path, tmp_path: Path) -> None:
+    words = ("--guidance", "jacobian_free", "--sampler", "ddim", "--start_mismatch", "y")
+    digits(ddpm, tmp_path, *words, "--num_samples", 1).check()
+    parameters = json.loads((tmp_path / "jpeg/random/settings.json").read_text())["parameters"]
+    assert {"guidance": "jacobian_free", "sampler": "ddim", "start_mismatch": True}.items() <= parameters.items()
 
 
 def test_model_is_found_by_the_name_of_its_run(runs: Path, tmp_path: Path) -> None:
@@ -85,6 +83,8 @@ def test_a_missing_model_is_reported_with_the_command_that_makes_it(tmp_path: Pa
         (("--dda.start_stp", "3"), "unknown config key 'start_stp' in section 'dda': did you mean 'start_step'?"),
         (("--guidance_norm", "image"), "unknown value 'image' in config key 'dda.guidance_norm'"),
         (("--guidance_weight", "-1"), "guidance_weight -1"),
+        (("--scale", "6", "--guidance_weight", "3"), "--guidance_weight and --scale say the same thing twice"),
+        (("--D", "4", "--downscale_factor", "4"), "--downscale_factor and --D say the same thing twice"),
         (("--guidance", "jacobian"), "unknown value 'jacobian' in config key 'dda.guidance'"),
         (("--sampler", "dim"), "unknown value 'dim' in config key 'dda.sampler': did you mean 'ddim'"),
         (("--sampler", "ddim", "--variance", "fixed_small"), "variance fixed_small has no meaning with sampler ddim"),

@@ -100,7 +100,7 @@ def test_what_arrays_cannot_give_is_refused(ddpm: Path, tmp_path: Path, words: t
 def test_arrays_of_a_hundred_classes_need_the_clean_set_for_clean_images_only(ddpm: Path, tmp_path: Path) -> None:
     save_arrays(tmp_path / "in", "fog", labels=[1, 50, 99])
     words = ("--base_samples", tmp_path / "in", "--input.root", tmp_path / "none", "--corruption")
-    (job,) = plan_jobs(AdaptConfig("", "x", input=InputConfig(folder=str(tmp_path / "in"), corruptions=["fog"])), 32)
+    (job,) = plan_jobs(AdaptConfig("x", input=InputConfig(folder=str(tmp_path / "in"), corruptions=["fog"])), 32)
     assert job.source.keys == ["aquarium_fish/test_00000", "mouse/test_00001", "worm/test_00002"]
     done = adapt(ddpm, tmp_path / "out", *words, "fog,clean")
     assert done.status == 2 and "CIFAR100 is not, or not intact" in done.err and not (tmp_path / "out").exists()
@@ -156,7 +156,7 @@ def test_degradations_can_be_those_of_the_published_code(ddpm: Path, tmp_path: P
     assert "compat" not in json.loads((tmp_path / "right/saltpepper/random/settings.json").read_text())["input"]
     assert pngs(tmp_path / "right") != pngs(tmp_path / "published")
     given = InputConfig(corruptions=["saltpepper"], limit=6, compat=REFERENCE)
-    (job,) = plan_jobs(AdaptConfig("", "x", input=given), 32)
+    (job,) = plan_jobs(AdaptConfig("x", input=given), 32)
     expected = OnTheFly(open_source("Digits", "test", limit=6), options=given).source(Cell("saltpepper")).images(range(6))
     assert job.source.images(range(6)).equal(expected)
 

@@ -21,7 +21,8 @@ from tests.adapting import SCRIPT, adapt, digits, pngs, save_images
 from tests.commands import check_command
 from tests.openai_networks import ADM_256
 from tests.scripts import ROOT, run_script
-from undegrade.image_adapt.config import AdaptConfig, DDAConfig, InputConfig
+from undegrade.image_adapt.adapters import Adapter
+from undegrade.image_adapt.config import AdaptConfig, InputConfig
 from undegrade.image_adapt.mpi import World
 from undegrade.image_adapt.work import plan_jobs, run_jobs
 from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser, describe
@@ -43,7 +44,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(ddpm: Path, tmp_path: Path) 
     ]
     assert "ranks: 1, at most 4 batches of 4 each" in done.out
     assert "steps: 3 of a chain of 10, from noise level alpha_bar" in done.out
-    assert "U-Net passes an image: 3 forward, 3 backward; in all 36 and 36" in done.out
+    assert "network passes an image: 3 forward, 3 backward; in all 36 and 36" in done.out
     assert re.search(r"disk: at most about 0\.0 MiB \(png\) in .*out", done.out) and "time:" not in done.out
     assert not (tmp_path / "out").exists()
     assert "3 forward, 0 backward" in digits(ddpm, tmp_path / "out", "--dry_run", "--guidance_weight", 0).check().out
@@ -113,11 +114,11 @@ def test_ilvr_has_its_own_options_and_settings(ddpm: Path, tmp_path: Path) -> No
     found = settings(tmp_path / "ilvr")
     assert found["adapter"] == "ilvr" and found["parameters"] == {
         "respacing": "10", "start_step": 3, "downscale_factor": 4, "border": "reflect", "start_mismatch": False,
-        "variance": "fixed_small", "range_t": 1, "reference_mismatch": False,
+        "clip_denoised": True, "variance": "fixed_small", "range_t": 1, "reference_mismatch": False,
     }  # fmt: skip
-    for flag, adapter in (("--scale", "dda"), ("--guidance_norm", "dda")):
+    for flag in ("--scale", "--guidance_norm", "--dda.guidance_norm"):
         done = run_script(SCRIPT, *words, "--save_dir", tmp_path / "x", flag, 1)
-        assert done.status == 2 and f"{flag} is an option of the adapter {adapter}, ilvr is used here" in done.err
+        assert done.status == 2 and f"{flag} is an option of the adapter dda, ilvr is used here" in done.err
     done = digits(ddpm, tmp_path / "x", "--range_t", 1)
     assert done.status == 2 and "--range_t is an option of the adapter ilvr, dda is used here" in done.err
 
@@ -171,7 +172,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[ModelFlag
     (tmp_path / "ckpt").mkdir()
     (tmp_path / "ckpt/256x256_diffusion_uncond.pt").write_bytes(b"weights")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("undegrade.models.diffusion.loading.open_denoiser", open_denoiser)
+    monkeypatch.setattr("undegrade.image_adapt.reverse.open_denoiser", open_denoiser)
     return opened
 
 
@@ -191,18 +192,20 @@ def test_published_commands_are_understood_once_their_swap_is_mended(
 
 def test_small_pictures_of_the_published_size_are_enlarged(published: list[ModelFlags], tmp_path: Path) -> None:
     given = InputConfig(folder="dataset/imagenetc_5k", layout="imagenetc", corruptions=["fog"])
-    (job,) = plan_jobs(AdaptConfig("", "out", input=given), 256)
+    (job,) = plan_jobs(AdaptConfig("out", input=given), 256)
     assert job.source.images([0]).shape == (1, 3, 256, 256)
 
 
 # --- what imitates the published program
 
 
-class Recorder:
+class Recorder(Adapter):
     """An adapter that returns its input, a little brighter, and notes the sizes of its batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch_matters: bool) -> None:
+        super().__init__()
         self.batches: list[int] = []
+        self.batch_matters = batch_matters
 
     def adapt(self, x: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         self.batches.append(len(x))
@@ -211,11 +214,11 @@ class Recorder:
 
 @pytest.fixture
 def run_recorded(tmp_path: Path) -> Callable[..., tuple[list[int], Path]]:
-    def run(**options: object) -> tuple[list[int], Path]:
+    def run(batch_matters: bool = False, **options: object) -> tuple[list[int], Path]:
         given = InputConfig(corruptions=["clean"], limit=6)
-        config = AdaptConfig("", str(tmp_path), batch_size=4, input=given, **options)  # type: ignore[arg-type]
-        recorder = Recorder()
-        run_jobs(plan_jobs(config, 32), recorder, config, "digest", World(), torch.device("cpu"))
+        config = AdaptConfig(str(tmp_path), batch_size=4, input=given, **options)  # type: ignore[arg-type]
+        recorder = Recorder(batch_matters)
+        run_jobs(plan_jobs(config, 32), recorder, config, World(), torch.device("cpu"))
         return recorder.batches, tmp_path / "clean/0"
 
     return run
@@ -223,7 +226,7 @@ def run_recorded(tmp_path: Path) -> Callable[..., tuple[list[int], Path]]:
 
 def test_jpeg_is_what_pillow_writes_by_default_of_truncated_levels(run_recorded: Callable) -> None:
     _, folder = run_recorded(output="jpeg", rounding="truncate")
-    (job,) = plan_jobs(AdaptConfig("", "x", input=InputConfig(corruptions=["clean"], limit=6)), 32)
+    (job,) = plan_jobs(AdaptConfig("x", input=InputConfig(corruptions=["clean"], limit=6)), 32)
     for i, key in enumerate(job.source.keys):
         x = job.source.images([i])[0].float() / 127.5 - 1 + 0.006
         expected = io.BytesIO()
@@ -232,20 +235,20 @@ def test_jpeg_is_what_pillow_writes_by_default_of_truncated_levels(run_recorded:
     found = json.loads((folder / "settings.json").read_text())
     assert (found["output"], found["rounding"]) == ("jpeg", "truncate")
     assert json.loads((folder / "manifest.jsonl").read_text().splitlines()[0])["file"].endswith(".jpeg")
-    with pytest.raises(ValueError, match="holds images made with other settings .*output: jpeg there, None now"):
+    with pytest.raises(ValueError, match="holds images made with other settings .*output: jpeg there, png now"):
         run_recorded()
 
 
 def test_png_gives_back_the_adapted_levels_rounded(run_recorded: Callable) -> None:
     _, folder = run_recorded()
-    (job,) = plan_jobs(AdaptConfig("", "x", input=InputConfig(corruptions=["clean"], limit=6)), 32)
+    (job,) = plan_jobs(AdaptConfig("x", input=InputConfig(corruptions=["clean"], limit=6)), 32)
     expected = from_signed(job.source.images([0])[0].float() / 127.5 - 1 + 0.006)
     assert np.array_equal(np.asarray(Image.open(folder / f"{job.source.keys[0]}.png")), expected.permute(1, 2, 0).numpy())
 
 
-@pytest.mark.parametrize(("norm", "batches"), [("per_image", [4, 4]), ("batch", [4, 2])])
-def test_last_batch_is_filled_up_unless_copies_would_weigh(run_recorded: Callable, norm: str, batches: list[int]) -> None:
-    assert run_recorded(dda=DDAConfig(guidance_norm=norm))[0] == batches  # type: ignore[arg-type]
+@pytest.mark.parametrize(("batch_matters", "batches"), [(False, [4, 4]), (True, [4, 2])])
+def test_last_batch_is_filled_up_unless_copies_would_weigh(run_recorded: Callable, batch_matters: bool, batches: list[int]) -> None:
+    assert run_recorded(batch_matters)[0] == batches
 
 
 def test_compat_file_sets_what_the_published_program_does(ddpm: Path, tmp_path: Path) -> None:

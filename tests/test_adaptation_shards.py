@@ -206,7 +206,7 @@ def test_broken_images_are_left_out_and_take_their_place_when_mended(ddpm: Path,
     [
         (("--output", "tar", "--shard_size", 3), "shard_size: 4 there, 3 now"),
         ((*TAR, "--limit", 3), "images: 6 with keys of digest [0-9a-f]{16} there, 3 with keys"),
-        ((), "output: tar there, None now"),
+        ((), "output: tar there, png now"),
     ],
 )
 def test_other_cuts_are_refused_and_take_the_place_when_asked(

@@ -16,6 +16,7 @@ from tests.adapting import save_images
 from tests.checkpoints import DIGITS, finished_run
 from tests.scripts import run_script
 from tests.test_folders import assert_reads_its_own_images, write_images
+from undegrade.image_adapt.adapters import Adapter
 from undegrade.image_adapt.config import AdaptConfig, InputConfig
 from undegrade.image_adapt.mpi import World
 from undegrade.image_adapt.work import plan_jobs, run_jobs
@@ -148,7 +149,7 @@ def test_a_folder_that_the_class_map_lacks_is_reported(tmp_path: Path) -> None:
 # --- from adaptation to the classifier
 
 
-class Unchanged:
+class Unchanged(Adapter):
     """An adapter that changes nothing."""
 
     def adapt(self, x: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
@@ -160,16 +161,16 @@ def test_adapted_images_keep_their_class_map(tmp_path: Path, place: str, below: 
     save_images(tmp_path / "in", [f"train/{number}/{i}.png" for number in NAMES for i in range(2)])
     (tmp_path / "in" / place).write_text(LINES)
     given = InputConfig(folder=str(tmp_path / "in" / below))
-    config = AdaptConfig("", str(tmp_path / "out" / below), input=given)
-    run_jobs(plan_jobs(config, 32), Unchanged(), config, "digest", World(), torch.device("cpu"))
+    config = AdaptConfig(str(tmp_path / "out" / below), input=given)
+    run_jobs(plan_jobs(config, 32), Unchanged(), config, World(), torch.device("cpu"))
     source = open_source(str(tmp_path / "out"), "trainval")
     assert source.classes == ("zebra", "red fox", "ant") and source.keys[:2] == ["zebra/0", "zebra/1"]
 
 
 def test_other_folders_get_no_class_map(tmp_path: Path) -> None:
     save_images(tmp_path / "in", ["cat/0.png", "dog/0.png"])
-    config = AdaptConfig("", str(tmp_path / "out"), input=InputConfig(folder=str(tmp_path / "in")))
-    run_jobs(plan_jobs(config, 32), Unchanged(), config, "digest", World(), torch.device("cpu"))
+    config = AdaptConfig(str(tmp_path / "out"), input=InputConfig(folder=str(tmp_path / "in")))
+    run_jobs(plan_jobs(config, 32), Unchanged(), config, World(), torch.device("cpu"))
     assert not [*(tmp_path / "out").rglob("*.txt")]
 
 

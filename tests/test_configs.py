@@ -20,8 +20,8 @@ from tests.scripts import ROOT, launch, run_script
 from tests.shipped import CONFIGS, PIPELINES, SHIPPED, names_in, runs_made_by
 from undegrade.evaluation.config import EvaluationConfig, expand
 from undegrade.evaluation.published import PublishedConfig, check_published
-from undegrade.image_adapt.adapters import build_adapter
-from undegrade.image_adapt.config import AdaptConfig
+from undegrade.image_adapt.adapters import ADAPTERS
+from undegrade.image_adapt.config import adapt_schema
 from undegrade.image_adapt.generator import GenerateConfig, ImageGenerator
 from undegrade.models.classification.classifier import build_classifier, describe
 from undegrade.models.diffusion.denoiser import build_denoiser
@@ -108,9 +108,9 @@ def _builds_fusion(tree: Tree, parents: Parents, source: ImageSource) -> None:
 
 
 def _builds_adaptation(tree: Tree, parents: Parents, source: ImageSource) -> None:
-    config = build(AdaptConfig, merge(tree, {"input": {"corruptions": ["all", "jpeg"]}}))
+    config = build(adapt_schema(), merge(tree, {"input": {"corruptions": ["all", "jpeg"]}}))
     assert len(config.input.cells()) == 16
-    adapter = build_adapter(config, build_denoiser(32, [8]))
+    adapter = ADAPTERS[config.adapter](build_denoiser(32, [8]), **vars(getattr(config, config.adapter)))
     assert adapter.adapt(torch.zeros(1, 3, 32, 32), [torch.Generator()]).shape == (1, 3, 32, 32)
     assert "{" not in config.fill(config.save_dir) + config.fill(config.model)
 
@@ -135,7 +135,7 @@ def _builds_compat(tree: Tree, parents: Parents, source: ImageSource) -> None:
     """It changes every option that it names, of training or of adaptation, and may follow every
     configuration of that kind.
     """
-    schema, given = (TrainConfig, {"name": "x"}) if set(tree) == {"data"} else (AdaptConfig, {"model": "", "save_dir": ""})
+    schema, given = (TrainConfig, {"name": "x"}) if set(tree) == {"data"} else (adapt_schema(), {"model": "", "save_dir": ""})
     plain, changed = (leaves(to_tree(build(schema, merge(given, more)))) for more in ({}, tree))  # type: ignore[type-var]
     assert {key for key in leaves(tree) if plain[key] == changed[key]} <= {"data.pairing"}
 

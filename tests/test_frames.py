@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.adapting import manifest_of
 from tests.photo_like import photo_like, save_all
+from undegrade.image_adapt.adapters import Adapter
 from undegrade.image_adapt.config import AdaptConfig, InputConfig
 from undegrade.image_adapt.mpi import World
 from undegrade.image_adapt.work import plan_jobs, run_jobs
@@ -28,7 +29,7 @@ KEYS = ["n01/a", "n02/b"]
 FOG = Cell("fog", 5)
 
 
-class Unchanged:
+class Unchanged(Adapter):
     """An adapter."""
 
     def adapt(self, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -54,8 +55,8 @@ def released(tmp_path: Path, clean: ImageSource) -> Path:
 
 def adapted(save_dir: Path, given: InputConfig) -> Path:
     """The tree that an adapter which changes nothing leaves, of a model for 256 x 256 pixels."""
-    config = AdaptConfig("", str(save_dir), input=given)
-    run_jobs(plan_jobs(config, 256), Unchanged(), config, "digest", World(), torch.device("cpu"))
+    config = AdaptConfig(str(save_dir), input=given)
+    run_jobs(plan_jobs(config, 256), Unchanged(), config, World(), torch.device("cpu"))
     return save_dir
 
 
@@ -116,7 +117,7 @@ def test_a_data_set_is_corrupted_before_it_is_enlarged_for_the_model_as_the_raw_
     added = [(images - clean.images([0, 1]).float()).flatten() for images in (raw, back)]
     assert torch.corrcoef(torch.stack(added))[0, 1] > 0.8  # the same draw of the noise, smoothed; of another it is 0
     with pytest.raises(ValueError, match=r"Imagenet has 224 px images, too small to be enlarged to the 512 px.*--enlarge true"):
-        plan_jobs(AdaptConfig("", str(tmp_path / "x"), input=given), 512)
+        plan_jobs(AdaptConfig(str(tmp_path / "x"), input=given), 512)
 
 
 def test_a_tree_of_whole_photographs_is_cut_as_the_clean_ones(clean: ImageSource, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_align_is_understood_as_written(place: Path, monkeypatch: pytest.MonkeyP
     (place / "pretrained_ckpt/256x256_diffusion_uncond.pt").write_bytes(b"weights")
     save_images(place / words.split()[0], [file], 224)
     monkeypatch.chdir(place)
-    monkeypatch.setattr("undegrade.models.diffusion.loading.open_denoiser", open_denoiser)
+    monkeypatch.setattr("undegrade.image_adapt.reverse.open_denoiser", open_denoiser)
     out = run_script(ALIGN, *shlex.split(ALIGN_SH + words), "--dry_run").check().out
     assert re.search(r"total +1 +0 +1 +1\n", out) and "batches of 10 each" in out and "50 forward, 50 backward" in out
     assert re.search(rf" in data/{below}\n", out)

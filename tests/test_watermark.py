@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.perturbing import draw
 from tests.photo_like import photo_like, save_all
+from undegrade.image_adapt.adapters import Adapter
 from undegrade.image_adapt.config import AdaptConfig, InputConfig
 from undegrade.image_adapt.output import settings_of
 from undegrade.image_adapt.work import plan_jobs
@@ -205,11 +206,11 @@ def test_images_adapted_under_another_font_are_not_mixed(font: str, tmp_path: Pa
     settings = []
     for name in (font, other):
         given = InputConfig(corruptions=[WATERMARK, "weak_seq"], limit=2, compat=DegradationCompat(watermark_font=name))
-        config = AdaptConfig("", str(tmp_path / "out"), input=given)
+        config = AdaptConfig(str(tmp_path / "out"), input=given)
         marked, sequence = plan_jobs(config, 32)
         assert marked.folder == tmp_path / "out" / "watermark" / "0"
-        settings.append(settings_of(config, "digest", marked))
-        assert "font" not in settings_of(config, "digest", sequence)["input"]
+        settings.append(settings_of(config, Adapter(), marked))
+        assert "font" not in settings_of(config, Adapter(), sequence)["input"]
     assert [row["input"]["font"].split()[0] for row in settings] == ["rectangles.ttf", "other.ttf"]
 
 

@@ -24,50 +24,38 @@ import torch
 from undegrade.image_adapt.generate import describe_generation, generate, parse_classes
 from undegrade.image_adapt.generator import NETWORKS, GenerateConfig, open_generator
 from undegrade.image_adapt.mpi import World, connect
-from undegrade.image_adapt.scripts.ranks import check_needed, given_tree, ranks_parser
+from undegrade.image_adapt.scripts.ranks import check_needed, flag_value, given_tree, ranks_parser
 from undegrade.image_adapt.work import Outcome
-from undegrade.models.diffusion.openai_flags import parse_flag
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
-from undegrade.utils.config import Tree, build, parse_value
+from undegrade.utils.config import Tree, build
 from undegrade.utils.data.sources.imagenet import IMAGENET_1K
 from undegrade.utils.device import choose_device
 from undegrade.utils.errors import run_main
-from undegrade.utils.key_help import key_help, key_values
+from undegrade.utils.key_help import key_help, key_types, key_values
 from undegrade.utils.run_log import setup_logging
 
 log = logging.getLogger("generate")
 
-# key of the YAML -> its flags
-_FLAGS: dict[str, tuple[str, ...]] = {
-    "model": ("--model_path", "--model"),
-    "vae": ("--vae",),
-    "save_dir": ("--save_dir",),
-    "dataset": ("--dataset",),
-    "num_per_class": ("--num_per_class",),
-    "classes": ("--classes",),
-    "class_names": ("--class_names",),
-    "guidance_scale": ("--guidance_scale", "--cfg-scale"),
-    "respacing": ("--timestep_respacing", "--num-sampling-steps"),
-    "num_heads": ("--num_heads",),
-    "image_size": ("--image_size", "--image-size"),
-    "num_classes": ("--num_classes", "--num-classes"),
-    "batch_size": ("--batch_size", "--per-proc-batch-size"),
-    "seed": ("--seed", "--global-seed"),
-    "use_fp16": ("--use_fp16",),
-    "overwrite": ("--overwrite",),
-    "runs": ("--runs",),
+_KEYS = [key.name for key in dataclasses.fields(GenerateConfig)]  # of the YAML; each is a flag
+_ALIASES = {
+    "model": ["--model_path"],
+    "guidance_scale": ["--cfg-scale"],
+    "respacing": ["--timestep_respacing", "--num-sampling-steps"],
+    "image_size": ["--image-size"],
+    "num_classes": ["--num-classes"],
+    "batch_size": ["--per-proc-batch-size"],
+    "seed": ["--global-seed"],
 }
-_BOOLEANS = ("use_fp16", "overwrite")
-_TEXTS = ("model", "vae", "save_dir", "dataset", "classes", "class_names", "runs")  # taken literally
 _VAES = {"ema": "sd-vae-ft-ema", "mse": "sd-vae-ft-mse"}  # the published names -> folder beside the checkpoint
 
 
 def parser() -> ScriptParser:
-    """The command line; further keys of the YAML may be given as `--key value`."""
+    """The command line."""
     p = ranks_parser(__doc__, GenerateConfig, "image_adapt/generator.py")
-    for key, names in _FLAGS.items():
-        alone: dict[str, Any] = {"nargs": "?", "const": "true"} if key in _BOOLEANS else {}
+    for key in _KEYS:
+        alone: dict[str, Any] = {"nargs": "?", "const": "true"} if bool in key_types(GenerateConfig, key) else {}
+        names = [f"--{key}", *_ALIASES.get(key, ())]
         p.add_argument(*names, dest=key, metavar=key_values(GenerateConfig, key), help=key_help(GenerateConfig, key), **alone)
     p.add_argument("--ckpt", help="weights of a published DiT, of which --model is then the name (default: DiT-XL/2)")
     p.add_argument("--sample-dir", help="with --ckpt: images go to <sample-dir>/<network, weights, size, vae, cfg and seed>")
@@ -79,10 +67,9 @@ def parse(argv: Sequence[str] | None) -> tuple[GenerateConfig, argparse.Namespac
     """(configuration, other arguments) of the command line."""
     args, overrides = parser().parse(argv)
     tree = given_tree(args, overrides)
-    for key in _FLAGS:
-        text = getattr(args, key)
-        if text is not None:
-            tree[key] = text if key in _TEXTS else parse_flag(key, text, bool) if key in _BOOLEANS else parse_value(text)
+    for key in _KEYS:
+        if (text := getattr(args, key)) is not None:
+            tree[key] = flag_value(GenerateConfig, key, key, text)
     _check_published(args, tree)
     if args.ckpt is not None:
         network = check_choice(args.model or "DiT-XL/2", NETWORKS, "network", "--model, which names that of --ckpt")
@@ -90,7 +77,8 @@ def parse(argv: Sequence[str] | None) -> tuple[GenerateConfig, argparse.Namespac
         tree = usual | tree | {"model": args.ckpt, "network": network}
     if args.sample_dir is not None:
         tree["save_dir"] = args.sample_dir
-    check_needed(tree)
+    for key, flag in (("model", "--model_path"), ("save_dir", "--save_dir")):
+        check_needed(tree, key, flag)
     return _with_folders(build(GenerateConfig, tree), args), args
 
 
@@ -142,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if world.rank == 0 and outcome:
         log.info(
             "generated %d images in %.1f s (%.2f images/s), %d were there already -> %s",
-            outcome.made, outcome.seconds, outcome.speed, outcome.found, config.fill(config.save_dir),
+            outcome.written, outcome.seconds, outcome.speed, outcome.found, config.fill(config.save_dir),
         )  # fmt: skip
     return 0
 

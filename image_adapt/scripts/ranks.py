@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+from undegrade.models.diffusion.openai_flags import parse_flag
 from undegrade.utils.command_line import ScriptParser
-from undegrade.utils.config import Tree, dotted_keys, merge, read_yaml
+from undegrade.utils.config import Tree, dotted_keys, merge, parse_value, read_yaml
+from undegrade.utils.key_help import key_types
 
 
 def ranks_parser(description: str | None, schema: type, listed_in: str) -> ScriptParser:
@@ -13,6 +16,7 @@ def ranks_parser(description: str | None, schema: type, listed_in: str) -> Scrip
     `listed_in` the file that documents it.
     """
     p = ScriptParser(description, dotted_keys(schema))
+    p.usage = "%(prog)s [-c CONFIG ...] [--flag value ...]"
     p.add_argument("-c", "--config", nargs="+", help=f"YAML file ({listed_in} lists the keys); of several the later ones win")
     p.add_argument(
         "-d", "--device", help="cpu, cuda, cuda:N, or GPU numbers such as 0,1; default: a GPU a local rank if there are any"
@@ -32,8 +36,22 @@ def given_tree(args: argparse.Namespace, overrides: Tree) -> Tree:
     return merge(tree, overrides)
 
 
-def check_needed(tree: Tree) -> None:
-    """Raise ValueError unless it says which model and where to."""
-    for needed, flag in (("model", "--model_path"), ("save_dir", "--save_dir")):
-        if needed not in tree:
-            raise ValueError(f"{flag} is missing: give it, or `{needed}:` in the YAML")
+def check_needed(tree: Tree, key: str, flag: str) -> None:
+    """Raise ValueError unless the configuration has the key, which the flag sets, too."""
+    if tree.get(key) is None:
+        raise ValueError(f"{flag} is missing: give it, or `{key}:` in the YAML")
+
+
+def flag_value(schema: type, place: str, flag: str, text: str) -> Any:
+    """Value of a key from the text of its flag: true and false in all ways of guided-diffusion's
+    command line, texts but `null` literally, anything else as in a YAML.
+
+    Raises:
+        ValueError: neither true nor false; names the flag.
+    """
+    kinds = key_types(schema, place)
+    if text == "null" and type(None) in kinds:
+        return None
+    if bool in kinds:
+        return parse_flag(flag, text, bool)
+    return text if str in kinds else parse_value(text)

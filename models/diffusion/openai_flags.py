@@ -44,8 +44,11 @@ class ModelFlags:
             of being added.
         resblock_updown: residual blocks change the size, instead of convolutions.
         use_new_attention_order: channels of queries, keys and values are [q | k | v], instead of
-        [q, k, v] of each head in turn. learn_sigma, diffusion_steps, noise_schedule,
-        rescale_timesteps: see `models.diffusion.denoiser.Denoiser`.
+            [q, k, v] of each head in turn.
+        learn_sigma: the network predicts the variance, too.
+        diffusion_steps: length of the full chain.
+        noise_schedule: linear | cosine.
+        rescale_timesteps: the network is given steps scaled to 0..1000.
         use_kl, rescale_learned_sigmas: of the training loss, without meaning for a trained network.
         predict_xstart: the network predicts the clean image (not supported).
     """

@@ -71,9 +71,9 @@ def center_crop(image: Image.Image, size: int, resize: int | None = None) -> Ima
     return image.crop((left, top, left + size, top + size))
 
 
-def read_image(path: str | Path | FileSlice, size: int, resize: int | None = None, *, smallest: int = 0) -> np.ndarray:
+def read_image(path: str | Path | FileSlice, size: int | None, resize: int | None = None, *, smallest: int = 0) -> np.ndarray:
     """uint8 [3, size, size] of a file: RGB by the rules above, then `center_crop` to `size` (of a
-    shorter side `resize`).
+    shorter side `resize`); without size the whole picture, [3, height, width].
 
     Raises:
         BrokenImageError: not an image, truncated, pixels of unknown range, or a shorter side below
@@ -89,7 +89,7 @@ def read_image(path: str | Path | FileSlice, size: int, resize: int | None = Non
         raise BrokenImageError(
             f"{path}: {upright.width} x {upright.height} px is too small to be enlarged to {size} (--enlarge true does it anyway)"
         )
-    return np.asarray(center_crop(upright, size, resize)).transpose(2, 0, 1)
+    return np.asarray(upright if size is None else center_crop(upright, size, resize)).transpose(2, 0, 1)
 
 
 def _as_rgb(image: Image.Image, file_format: str | None) -> Image.Image:

@@ -10,16 +10,16 @@ import pytest
 
 from tests.scripts import launch, program
 from undegrade.image_adapt.mpi import World
-from undegrade.image_adapt.work_queue import _hand_out, claim
+from undegrade.image_adapt.work_queue import _hand_out, dequeue
 
 MPIEXEC = program("mpiexec")
 # rank 1 works for as long as is said, the others for 10 ms
 WORK = """
 import json, sys, time
-from undegrade.image_adapt.work_queue import claim
+from undegrade.image_adapt.work_queue import dequeue
 from undegrade.image_adapt.mpi import connect
 world, taken = connect(), []
-for number in claim(world, int(sys.argv[1])):
+for number in dequeue(world, int(sys.argv[1])):
     taken.append(number)
     time.sleep(float(sys.argv[2]) if world.rank == 1 else 0.01)
 everything = world.gather(taken)
@@ -34,8 +34,8 @@ def taken_by(ranks: int, count: int, seconds: float) -> list[list[int]]:
 
 
 def test_one_process_takes_everything() -> None:
-    assert list(claim(World(), 4)) == [0, 1, 2, 3]
-    assert list(claim(World(), 0)) == []
+    assert list(dequeue(World(), 4)) == [0, 1, 2, 3]
+    assert list(dequeue(World(), 0)) == []
 
 
 @pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec beside this Python or on the PATH: pip install mpich")

@@ -1,0 +1,113 @@
+"""The flags of the adapters' options: which adapter has which, and what those that are given mean for
+the adapter in use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from undegrade.image_adapt.adapters import ADAPTERS
+from undegrade.image_adapt.scripts.ranks import flag_value
+from undegrade.utils.config import Tree
+from undegrade.utils.key_help import key_help, key_values
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a flag sets in an adapter.
+
+    Attributes:
+        field: of its options; "" for a flag that describes the file of its model.
+        read: from the flag's text and the section's other values to that of the field (None: as
+            the field's type says).
+    """
+
+    field: str = ""
+    read: Callable[[str, Mapping[str, Any]], Any] | None = None
+
+
+Flags = dict[str, dict[str, Target]]  # flag -> adapter -> target
+
+
+def add_adapter_flags(p: argparse.ArgumentParser, schema: type) -> Flags:
+    """Give `p` the flags of all adapters, in groups by owner; a flag that `p` has already keeps its
+    meaning, and the option of that name is set by `--<adapter>.<option>` alone.
+    """
+    flags: Flags = {}
+    for adapter, row in ADAPTERS.items():
+        for field in dataclasses.fields(row.Options):
+            for flag, read in {field.name: None, **field.metadata.get("flags", {})}.items():
+                flags.setdefault(flag, {})[adapter] = Target(field.name, read)
+    for adapter, row in ADAPTERS.items():
+        for flag in row.model_flags:
+            flags.setdefault(flag, {})[adapter] = Target()
+    flags = {flag: targets for flag, targets in flags.items() if f"--{flag}" not in p._option_string_actions}
+    groups: dict[str, Any] = {}
+    for flag, targets in flags.items():
+        owners, options = ", ".join(targets), all(target.field for target in targets.values())
+        title = f"options of {owners}" if options else f"the network of --model_path, for {owners}"
+        about = None if options else "needed where its file does not say it; else they must agree with it"
+        if title not in groups:
+            groups[title] = p.add_argument_group(title, about)
+        groups[title].add_argument(f"--{flag}", **_help(flag, targets, schema))
+    return flags
+
+
+def _help(flag: str, targets: Mapping[str, Target], schema: type) -> dict[str, str]:
+    adapter, target = next(iter(targets.items()))
+    if not target.field:
+        return {"metavar": "VALUE", "help": ADAPTERS[adapter].model_flags[flag].replace("%", "%%")}
+    if target.read is not None:
+        return {"metavar": "VALUE", "help": (target.read.__doc__ or "").partition("\n")[0].replace("%", "%%")}
+    metavar = key_values(schema, f"{adapter}.{target.field}")
+    if flag != target.field:
+        return {"metavar": metavar, "help": f"the same as --{target.field}"}
+    places = [f"{name}.{owned.field}" for name, owned in targets.items() if owned.field]
+    return {"metavar": metavar, "help": key_help(schema, *places)}
+
+
+def check_in_use(flag: str, owners: Collection[str], adapter: str) -> None:
+    """Raise ValueError unless the adapter in use is one of the flag's owners."""
+    if adapter not in owners:
+        whose = f"the adapter{'s' if len(owners) > 1 else ''} {', '.join(owners)}"
+        raise ValueError(f"{flag} is an option of {whose}, {adapter} is used here: leave it out")
+
+
+def read_adapter_flags(
+    given: Mapping[str, str], flags: Flags, adapter: str, schema: type, section: Tree
+) -> tuple[Tree, dict[str, str]]:
+    """What the given flags set for the adapter in use: values of its options, and texts of the
+    flags that describe its model.
+
+    Args:
+        given: texts by flag.
+        flags: of `add_adapter_flags`.
+        adapter: its name.
+        schema: of the configuration.
+        section: the adapter's options from YAML files and dotted keys.
+
+    Raises:
+        ValueError: a flag of other adapters; two flags for one option; a text that is no value.
+    """
+    by_field: dict[str, str] = {}
+    for flag in given:
+        check_in_use(f"--{flag}", flags[flag], adapter)
+        field = flags[flag][adapter].field
+        if field in by_field:
+            raise ValueError(f"--{by_field[field]} and --{flag} say the same thing twice: give one")
+        by_field |= {field: flag} if field else {}
+    values: Tree = {}
+    for field, flag in by_field.items():
+        if flags[flag][adapter].read is None:
+            values[field] = flag_value(schema, f"{adapter}.{field}", flag, given[flag])
+    for field, flag in by_field.items():
+        if (read := flags[flag][adapter].read) is not None:
+            values[field] = read(given[flag], section | values)
+    for option in dataclasses.fields(ADAPTERS[adapter].Options):
+        other = option.metadata.get("instead_of")
+        if other and option.name in by_field and other not in by_field:
+            values[other] = None  # the flag takes the place of what the YAML gives; both flags are a mistake
+    return values, {flag: text for flag, text in given.items() if flag not in by_field.values()}
