@@ -27,7 +27,8 @@ from undegrade.models.classification.classifier import build_classifier, describ
 from undegrade.models.diffusion.denoiser import build_denoiser
 from undegrade.models.diffusion.denoiser import describe as describe_denoiser
 from undegrade.trainers.config import TrainConfig, fill
-from undegrade.trainers.methods import METHODS, Context
+from undegrade.trainers.method import Context
+from undegrade.trainers.methods import METHODS
 from undegrade.trainers.soups import SoupConfig
 from undegrade.trainers.trainer import build_optimizer
 from undegrade.utils.checkpoint import save_checkpoint

@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +18,8 @@ from tqdm import tqdm
 
 from undegrade.models.classification.sync_batchnorm import convert
 from undegrade.trainers.config import LoopConfig, OptimizerConfig
-from undegrade.trainers.method import Method
+from undegrade.trainers.means import ImageMeans
+from undegrade.trainers.method import Method, check_parts
 from undegrade.trainers.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from undegrade.utils.checkpoint import save_checkpoint
 from undegrade.utils.data.batches import Batch, BatchLoader
@@ -47,13 +50,17 @@ class Trainer:
     last for resuming.
 
     Args:
-        method: student and loss.
+        method: what is trained, and by which loss.
         train, validation: batch loaders.
         optimizer, loop: their config sections.
         accelerator: devices, processes, precision.
         run: run folder.
         seed: weights are initialised by the caller; this seeds dropout and the like, epoch by
             epoch.
+
+    Raises:
+        ValueError: the method trains what it does not name, or names what it does not train; a part
+            in `optimizer` that the method does not have.
     """
 
     def __init__(
@@ -68,21 +75,27 @@ class Trainer:
         seed: int,
     ) -> None:
         self.method, self.train_loader, self.validation_loader = method, train, validation
-        self.optimizer_config, self.loop = optimizer, loop
+        self.optimizer_configs, self.loop = optimizer.by_part(method.parts), loop
         self.accelerator, self.run, self.seed = accelerator, run, seed
+        check_parts(method)
+        self.parts = method.named_parts()
+        self.kept = {name: getattr(method, name).requires_grad_(False) for name in method.kept}
         if loop.channels_last:
             method.to(memory_format=torch.channels_last)
         method.to(accelerator.device)
         if loop.sync_batchnorm and accelerator.num_processes > 1:
-            convert(method.student)
-        self.optimizer = build_optimizer(optimizer, method.student)
-        self.wrapped, self.optimizer = accelerator.prepare(method, self.optimizer)
+            for part in self.parts.values():
+                convert(part)
+        self.optimizers = {name: build_optimizer(self.optimizer_configs[name], part) for name, part in self.parts.items()}
+        self.wrapped = accelerator.prepare(method)
         if loop.compile:
             self.wrapped = self._compiled(self.wrapped)
-        self.ema = None
+        self.averages: dict[str, AveragedModel] = {}
         if loop.ema_decay is not None:
-            self.ema = AveragedModel(method.student, multi_avg_fn=get_ema_multi_avg_fn(loop.ema_decay), use_buffers=True)
+            average = get_ema_multi_avg_fn(loop.ema_decay)
+            self.averages = {n: AveragedModel(part, multi_avg_fn=average, use_buffers=True) for n, part in self.parts.items()}
         self.progress = _Progress()
+        self._graded = False
 
     def fit(self) -> dict[str, float]:
         """Train to the last epoch (or the early stop); returns the metrics of the best validation.
@@ -111,11 +124,11 @@ class Trainer:
                         best = metrics
                 self.progress.epoch = epoch
                 self.log.write(epoch, self.progress.step, metrics)
-                shown = {k.split("/")[-1] if k.startswith("train") else "val_" + k.split("/")[-1]: v for k, v in metrics.items()}
-                bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items() if k in ("loss", "val_loss", "val_accuracy")})
+                shown = {"loss": "train/loss", **{f"val_{name}": f"validation/{name}" for name in self.method.monitors}}
+                bar.set_postfix({name: f"{metrics[key]:.4g}" for name, key in shown.items() if key in metrics})
                 self._save_last()
         if main:
-            picture = self.method.picture(self._validated().eval())
+            picture = self.method.picture({name: module.eval() for name, module in self._validated().items()})
             if picture is not None:
                 save(picture, self.run / "samples.png")
             mark_done(self.run)
@@ -138,10 +151,9 @@ class Trainer:
         # the first one drew
         seed_everything(derive_seed(self.seed, "epoch", epoch, self.accelerator.process_index))
         self.wrapped.train()
-        sums = _Sums(self.accelerator)
+        sums = ImageMeans(self.accelerator)
         for step, batch in enumerate(self.train_loader.epoch(epoch)):
-            factor = learning_rate_factor(self.optimizer_config, epoch + step / steps, self.loop.epochs)
-            set_learning_rate(self.optimizer, self.optimizer_config.lr * factor)
+            rates = self._set_learning_rates(epoch + step / steps)
             # the last batches of an epoch are not kept for the next one, which may begin in another
             # process (a resumed run)
             due = (step + 1) % self.accelerator.gradient_accumulation_steps == 0 or step + 1 == steps
@@ -153,7 +165,16 @@ class Trainer:
             if due:
                 self._optimizer_step()
             bar.update()
-        return {**sums.means("train"), "train/lr": self.optimizer_config.lr * factor}
+        return {**sums.means("train"), **rates}
+
+    def _set_learning_rates(self, epoch: float) -> dict[str, float]:
+        """Of all parts at a fractional epoch; returned as they are logged."""
+        rates = {}
+        for name, config in self.optimizer_configs.items():
+            rate = config.lr * learning_rate_factor(config, epoch, self.loop.epochs)
+            set_learning_rate(self.optimizers[name], rate)
+            rates["train/lr" if len(self.parts) == 1 else f"train/lr_{name}"] = rate
+        return rates
 
     def _share(self, batch: Batch, step: int) -> float:
         """Weight of this process's loss: the last step is uneven, and the mean of gradients shall
@@ -163,41 +184,67 @@ class Trainer:
         return own * self.accelerator.num_processes / self.train_loader.global_images(step)
 
     def _optimizer_step(self) -> None:
+        self._check_gradients()
+        scaler = self.accelerator.scaler  # of fp16; Accelerator's own use of it is for one optimiser
+        if scaler is not None:
+            for optimizer in self.optimizers.values():
+                scaler.unscale_(optimizer)
         if self.loop.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.method.student.parameters(), self.loop.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            nn.utils.clip_grad_norm_([p for part in self.parts.values() for p in part.parameters()], self.loop.clip_norm)
+        for optimizer in self.optimizers.values():
+            optimizer.step() if scaler is None else scaler.step(optimizer)
+            optimizer.zero_grad()
+        if scaler is not None:
+            scaler.update()
         self.progress.step += 1
-        if self.ema is not None:
-            self.ema.update_parameters(self.method.student)
+        for name, average in self.averages.items():
+            average.update_parameters(self.parts[name])
+        with torch.no_grad():
+            self.method.after_step(self.progress.step)
+
+    def _check_gradients(self) -> None:
+        """In the first step, whether the loss reaches every part."""
+        for name, part in self.parts.items() if not self._graded else ():
+            if all(p.grad is None for p in part.parameters()):
+                raise ValueError(
+                    f"no parameter of the trainable part {name!r} of {type(self.method).__name__} got a gradient in the first "
+                    "step: the loss does not depend on it; let it, or take the part out of the method's `parts`"
+                )
+        self._graded = True
 
     def _check_finite(self, loss: Tensor, epoch: int, step: int) -> None:
         if not torch.isfinite(loss):
             raise Stopped(
                 f"loss is {loss.item()} at epoch {epoch + 1}, step {step + 1} of {len(self.train_loader)}: stopped before that "
-                f"step. The best and the last good checkpoint stay in {self.run}; lower optimizer.lr (now "
-                f"{self.optimizer_config.lr}) or set loop.clip_norm"
+                f"step. The best and the last good checkpoint stay in {self.run}; {self._mend()}"
             )
+
+    def _mend(self) -> str:
+        """Against numbers that are not finite."""
+        rates = ", ".join(f"{config.lr}" for config in self.optimizer_configs.values())
+        return f"lower optimizer.lr (now {rates}) or set loop.clip_norm"
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean loss (and accuracy) over the validation batches, weighted by image; with the moving
-        average if there is one.
+        """Means of the method's metrics over the validation images; of the moving averages if there
+        are any.
         """
         self.wrapped.eval()
-        own, sums = self.method.student, _Sums(self.accelerator)
-        self.method.student = self._validated().eval()
+        sums = ImageMeans(self.accelerator)
+        for name, module in self._validated().items():
+            setattr(self.method, name, module.eval())
         try:
             for batch in self.validation_loader.epoch(0):
                 if batch["key"]:  # a process can be left without images in the last step
                     sums.add(self.method(self._prepare(batch)), len(batch["key"]))
         finally:
-            self.method.student = own
+            for name, part in self.parts.items():
+                setattr(self.method, name, part)
         return sums.means("validation")
 
-    def _validated(self) -> nn.Module:
-        """The network that is validated and saved: the moving average if there is one."""
-        return self.method.student if self.ema is None else self.ema.module
+    def _validated(self) -> dict[str, nn.Module]:
+        """The parts that are validated and saved: their moving averages if there are any."""
+        return {name: self.averages[name].module if self.averages else part for name, part in self.parts.items()}
 
     def _prepare(self, batch: Batch) -> Batch:
         batch = move_batch(batch, self.accelerator.device)
@@ -211,15 +258,15 @@ class Trainer:
         if math.isnan(value):
             raise Stopped(
                 f"validation {self.loop.monitor} is {value} after epoch {epoch}: stopped. The best and the last good checkpoint "
-                f"stay in {self.run}; lower optimizer.lr (now {self.optimizer_config.lr}) or set loop.clip_norm"
+                f"stay in {self.run}; {self._mend()}"
             )
-        sign = 1 if self.loop.monitor == "accuracy" else -1
+        sign = 1 if self.method.monitors[self.loop.monitor] == "max" else -1
         if state.best is not None and sign * value < sign * state.best:
             state.stale += 1
             return False
         state.best, state.best_epoch, state.stale = value, epoch, 0
         if self.accelerator.is_main_process:
-            weights, description = self.method.checkpoint(self._validated())
+            weights, description = self.method.export(self._validated())
             save_checkpoint(self.run / BEST, weights, {**description, "epoch": epoch, self.loop.monitor: round(value, 6)})
         return True
 
@@ -234,15 +281,17 @@ class Trainer:
             log.warning("torch.compile is not possible here (%s); going on without it", error)
             return module
 
+    def _stateful(self) -> dict[str, Mapping[str, Any]]:
+        """What has a state dict, by kind and name."""
+        return {"parts": self.parts, "kept": self.kept, "ema": self.averages, "optimizers": self.optimizers}
+
     def _save_last(self) -> None:
         """Everything that the next epoch depends on, written atomically."""
         if not self.accelerator.is_main_process:
             return
         state = {
-            "student": self.method.student.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **{group: {name: o.state_dict() for name, o in members.items()} for group, members in self._stateful().items()},
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
             "progress": dataclasses.asdict(self.progress),
         }
         with replacing(self.run / "last" / "state.pt") as temporary, temporary.open("wb") as file:
@@ -253,31 +302,10 @@ class Trainer:
         if not path.is_file():
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
-        self.method.student.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+        for group, members in self._stateful().items():
+            for name, member in members.items():
+                member.load_state_dict(state[group][name])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.progress = _Progress(**state["progress"])
         log.info("resuming %s after epoch %d of %d", self.run, self.progress.epoch, self.loop.epochs)
-
-
-class _Sums:
-    """Sums of metrics over images and processes; the means are exact whatever the batch sizes."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator, self.images = accelerator, 0
-        self.totals: dict[str, Tensor] = {}
-
-    def add(self, out: dict[str, Tensor], images: int) -> None:
-        self.images += images
-        for name, value in out.items():
-            total = value.detach().double().sum() if name == "hits" else value.detach().double() * images
-            self.totals[name] = self.totals[name] + total if name in self.totals else total
-
-    def means(self, stage: str) -> dict[str, float]:
-        names = sorted(self.totals)
-        images = torch.tensor(self.images, dtype=torch.float64, device=self.accelerator.device)
-        *sums, count = self.accelerator.reduce(torch.stack([*(self.totals[n] for n in names), images])).tolist()
-        return {f"{stage}/{'accuracy' if n == 'hits' else n}": s / count for n, s in zip(names, sums, strict=True)}
