@@ -39,13 +39,13 @@ class ClassifierConfig:
 
 
 class ClassifierMethod(Method):
-    """A classifier as student."""
+    """A classifier as student; whoever trains another network gives its own `export`."""
 
     monitors: Monitors = {"accuracy": "max", "loss": "min"}
 
-    def __init__(self, student: Classifier, context: Context) -> None:
+    def __init__(self, student: nn.Module, context: Context) -> None:
         super().__init__()
-        self.student: Classifier = student
+        self.student = student
         self.description = {
             **context.source.description,
             "degradations": context.degradations,

@@ -86,7 +86,7 @@ def check_parts(method: Method) -> None:
     """
     kind = type(method).__name__
     for name in (*method.parts, *method.kept):
-        check_choice(name, [child for child, _ in method.named_children()], "submodule", f"parts and kept of {kind}")
+        check_choice(name, method._modules, "submodule", f"parts and kept of {kind}")
     owners: dict[int, str] = {}
     for name in (*method.parts, *method.kept):
         own = [p for p in getattr(method, name).parameters() if p.requires_grad or name in method.kept]

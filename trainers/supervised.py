@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from undegrade.models.classification.classifier import Classifier
 from undegrade.trainers.classification import ClassifierConfig, ClassifierMethod, View, build_student
 from undegrade.trainers.method import Context, Method
 from undegrade.trainers.mixup import mixed
@@ -47,7 +46,7 @@ class Supervised(ClassifierMethod):
     configuration says so.
     """
 
-    def __init__(self, student: Classifier, context: Context, config: SupervisedConfig) -> None:
+    def __init__(self, student: nn.Module, context: Context, config: SupervisedConfig) -> None:
         super().__init__(student, context)
         self.view, self.config = config.view, config
         self.task = TASKS.get_row(config.task, "config key 'method.task'")
@@ -59,7 +58,8 @@ class Supervised(ClassifierMethod):
         alphas = self.config.mixup, self.config.cutmix
         if not any(alphas):
             return batch
-        images, labels = mixed(batch[self.view], batch["label"], self.student.num_classes, *alphas, (*stream, "mixing"))
+        classes = len(self.description["classes"])
+        images, labels = mixed(batch[self.view], batch["label"], classes, *alphas, (*stream, "mixing"))
         return {**batch, self.view: images, "soft_label": labels}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
