@@ -146,7 +146,7 @@ def test_groups_are_kept_through_training_and_resuming(tmp_path: Path) -> None:
         forget_accelerator()
         loop = trainer(tmp_path, supervised(norm=True), LoopConfig(epochs=epochs), optimizer)
         loop.fit()
-    assert [group["weight_decay"] for group in loop.optimizers["student"].param_groups] == [0.0, 0.1]
+    assert [group["weight_decay"] for group in loop.parts.optimizers["student"].param_groups] == [0.0, 0.1]
     assert metrics_of(tmp_path)[1]["train/lr"] == pytest.approx(0.1 * (1 + math.cos(math.pi * 7 / 8)) / 2, abs=1e-6)
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tests.loops import AUGMENT, SGD, last_of, metrics_of, trainer
 from tests.scripts import forget_accelerator
 from tests.test_trainer_resume import Interrupted, assert_equal_runs
-from tests.tiny import supervised, tiny_batch
+from tests.tiny import supervised, tiny_batch, tiny_source
 from tests.toy_methods import StudentAndPolicy, StudentAndTarget
 from undegrade.trainers.config import LoopConfig, OptimizerConfig, TrainConfig
 from undegrade.trainers.means import ImageMeans
 from undegrade.trainers.method import Method, check_parts
+from undegrade.trainers.supervised import Supervised
 from undegrade.utils.checkpoint import load_checkpoint
 from undegrade.utils.config import build
 
@@ -72,7 +75,7 @@ def test_all_parts_are_trained_averaged_exported_and_resumed_to_the_bit(tmp_path
 def test_a_policy_learns_in_train_mode_at_its_own_rate_and_its_average_is_exported(tmp_path: Path) -> None:
     method = StudentAndPolicy()
     loop = trainer(tmp_path, method, LoopConfig(epochs=2, validate_every=2, ema_decay=0.5), TWO_RATES, batch_size=24)
-    kinds = {name: type(optimizer).__name__ for name, optimizer in loop.optimizers.items()}
+    kinds = {name: type(optimizer).__name__ for name, optimizer in loop.parts.optimizers.items()}
     assert kinds == {"student": "AdamW", "policy": "SGD"}
     tracked: Tensor = method.policy[1].num_batches_tracked  # type: ignore[assignment]
     loop.fit()
@@ -106,6 +109,31 @@ def test_one_norm_of_all_parts_is_clipped(tmp_path: Path) -> None:
         pairs = zip(getattr(method, name).parameters(), getattr(start, name).parameters(), strict=True)
         squares[name] = sum(((a - b) / rate).double().square().sum().item() for a, b in pairs)
     assert sum(squares.values()) ** 0.5 == pytest.approx(1e-3, rel=0.01) and min(squares.values()) > 0
+
+
+def test_every_part_gets_batchnorm_over_all_processes(tmp_path: Path) -> None:
+    with mock.patch.object(Accelerator, "num_processes", new_callable=mock.PropertyMock, return_value=2):
+        method: Method = StudentAndPolicy()
+        trainer(tmp_path, method, LoopConfig(epochs=1))
+    assert [type(m).__name__ for m in (method.student.network.norm, method.policy[1])] == ["SyncBatchNorm2d"] * 2
+
+
+def test_a_metric_that_is_no_mean_over_images_is_logged_and_monitored(tmp_path: Path) -> None:
+    class Ratio(Supervised):
+        def forward(self, batch: dict) -> dict[str, Tensor]:
+            part, whole = batch["clean"][:, 0].sum((1, 2)), batch["clean"].sum((1, 2, 3))
+            return {"loss": super().forward(batch)["loss"], "part": part, "whole": whole}
+
+        def summary(self, means: dict[str, float]) -> dict[str, float]:
+            return {"loss": means["loss"], "ratio": means["part"] / means["whole"]}
+
+    method = supervised(kind=Ratio)
+    method.monitors = {"ratio": "max"}
+    best = trainer(tmp_path, method, LoopConfig(epochs=1, monitor="ratio"), batch_size=9).fit()
+    images = tiny_source().images(range(24)).double()
+    assert best["validation/ratio"] == pytest.approx((images[:, 0].sum() / images.sum()).item())
+    logged = {f"{stage}/{name}" for stage in ("train", "validation") for name in ("loss", "ratio")}
+    assert set(metrics_of(tmp_path)[0]) == {"epoch", "step", "train/lr", *logged}
 
 
 # --- options by part
@@ -184,6 +212,6 @@ def test_means_are_exact_whatever_the_batch_sizes_and_kinds(tmp_path: Path) -> N
     for values in ([1.0, 2.0, 3.0], [10.0]):
         each = torch.tensor(values)
         means.add({"each": each, "mean": each.mean(), "right": each > 2}, len(values))
-    assert means.means("train") == {"train/each": 4.0, "train/mean": 4.0, "train/right": 0.5}
+    assert means.means() == {"each": 4.0, "mean": 4.0, "right": 0.5}
     with pytest.raises(ValueError, match=r"'map' .* \[2, 8, 8\].* 2 images"):
         means.add({"map": tiny_batch(images=2)["clean"][:, 0]}, 2)

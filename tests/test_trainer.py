@@ -13,7 +13,7 @@ from tests.loops import AUGMENT, SGD, last_of, metrics_of, scripted, spoiled, tr
 from tests.scripts import forget_accelerator
 from tests.tiny import supervised, tiny_source
 from undegrade.trainers.config import LoopConfig, OptimizerConfig
-from undegrade.trainers.trainer import learning_rate_factor
+from undegrade.trainers.optimizer import learning_rate_factor
 from undegrade.utils.checkpoint import load_checkpoint
 from undegrade.utils.data.batches import BatchLoader, BatchSet
 
@@ -44,7 +44,7 @@ def test_warm_up_rises_linearly_from_zero(schedule: str) -> None:
 
 def test_learning_rate_of_the_optimiser_follows_the_schedule_step_by_step(tmp_path: Path) -> None:
     seen: list[float] = []
-    method = spoiled(lambda m, step: seen.append(loop.optimizers["student"].param_groups[0]["lr"]))
+    method = spoiled(lambda m, step: seen.append(loop.parts.optimizers["student"].param_groups[0]["lr"]))
     loop = trainer(tmp_path, method, LoopConfig(epochs=2), dataclasses.replace(SGD, schedule="cosine", warmup_epochs=0.5))
     loop.fit()
     assert seen == pytest.approx([0, 0.05, 0.0853553, 0.0691342, 0.05, 0.0308658, 0.0146447, 0.0038060], abs=1e-6)

@@ -33,9 +33,9 @@ class ImageMeans:
             total = value.detach().double().sum() if value.ndim else value.detach().double() * images
             self.totals[name] = self.totals[name] + total if name in self.totals else total
 
-    def means(self, stage: str) -> dict[str, float]:
-        """Means over all images of all processes, under `<stage>/<name>`."""
+    def means(self) -> dict[str, float]:
+        """Means over all images of all processes, by name."""
         names = sorted(self.totals)
         images = torch.tensor(self.images, dtype=torch.float64, device=self.accelerator.device)
         *sums, count = self.accelerator.reduce(torch.stack([*(self.totals[n] for n in names), images])).tolist()
-        return {f"{stage}/{name}": total / count for name, total in zip(names, sums, strict=True)}
+        return {name: total / count for name, total in zip(names, sums, strict=True)}

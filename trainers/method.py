@@ -53,6 +53,13 @@ class Method(nn.Module):
     def after_step(self, step: int) -> None:
         """Called after each optimiser step, without gradients; `step` of them are done."""
 
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        """What is logged of an epoch and may be monitored, from the means over all its images of
+        what `forward` gave; for metrics that are no means over images, such as the intersection
+        over union, of the means of both.
+        """
+        return means
+
     def train(self, mode: bool = True) -> Method:
         """Only the parts ever leave eval mode."""
         super().train(False)

@@ -67,6 +67,9 @@ class Supervised(ClassifierMethod):
         smoothing = self.config.label_smoothing if self.student.training else 0.0
         return {"loss": self.task.loss(output, batch, smoothing), **self.task.metrics(output, batch)}
 
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        return self.task.summary(means)
+
 
 def build_supervised(model: ClassifierConfig, config: SupervisedConfig, context: Context) -> Method:
     """The method that the configuration describes."""

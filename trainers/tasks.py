@@ -34,8 +34,12 @@ class Task(Protocol):
         """Metrics by name, a value for each image [B] or a mean, as of `Method.forward`."""
         ...
 
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        """As `Method.summary`."""
+        return means
 
-class Classification:
+
+class Classification(Task):
     """Cross-entropy of logits [B, K] with the labels, or with `soft_label` [B, K] where images were
     mixed; accuracy.
     """

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from undegrade.models.classification.sync_batchnorm import convert
 from undegrade.trainers.config import LoopConfig, OptimizerConfig
 from undegrade.trainers.means import ImageMeans
 from undegrade.trainers.method import Method, check_parts
-from undegrade.trainers.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from undegrade.trainers.parts import Parts
 from undegrade.utils.checkpoint import save_checkpoint
 from undegrade.utils.data.batches import Batch, BatchLoader
 from undegrade.utils.device import move_batch
@@ -75,27 +74,20 @@ class Trainer:
         seed: int,
     ) -> None:
         self.method, self.train_loader, self.validation_loader = method, train, validation
-        self.optimizer_configs, self.loop = optimizer.by_part(method.parts), loop
-        self.accelerator, self.run, self.seed = accelerator, run, seed
+        self.loop, self.accelerator, self.run, self.seed = loop, accelerator, run, seed
         check_parts(method)
-        self.parts = method.named_parts()
         self.kept = {name: getattr(method, name).requires_grad_(False) for name in method.kept}
         if loop.channels_last:
             method.to(memory_format=torch.channels_last)
         method.to(accelerator.device)
         if loop.sync_batchnorm and accelerator.num_processes > 1:
-            for part in self.parts.values():
+            for part in method.named_parts().values():
                 convert(part)
-        self.optimizers = {name: build_optimizer(self.optimizer_configs[name], part) for name, part in self.parts.items()}
+        self.parts = Parts(method, optimizer, loop.ema_decay)
         self.wrapped = accelerator.prepare(method)
         if loop.compile:
             self.wrapped = self._compiled(self.wrapped)
-        self.averages: dict[str, AveragedModel] = {}
-        if loop.ema_decay is not None:
-            average = get_ema_multi_avg_fn(loop.ema_decay)
-            self.averages = {n: AveragedModel(part, multi_avg_fn=average, use_buffers=True) for n, part in self.parts.items()}
         self.progress = _Progress()
-        self._graded = False
 
     def fit(self) -> dict[str, float]:
         """Train to the last epoch (or the early stop); returns the metrics of the best validation.
@@ -128,7 +120,7 @@ class Trainer:
                 bar.set_postfix({name: f"{metrics[key]:.4g}" for name, key in shown.items() if key in metrics})
                 self._save_last()
         if main:
-            picture = self.method.picture({name: module.eval() for name, module in self._validated().items()})
+            picture = self.method.picture({name: module.eval() for name, module in self.parts.validated.items()})
             if picture is not None:
                 save(picture, self.run / "samples.png")
             mark_done(self.run)
@@ -153,7 +145,7 @@ class Trainer:
         self.wrapped.train()
         sums = ImageMeans(self.accelerator)
         for step, batch in enumerate(self.train_loader.epoch(epoch)):
-            rates = self._set_learning_rates(epoch + step / steps)
+            rates = self.parts.set_learning_rates(epoch + step / steps, self.loop.epochs)
             # the last batches of an epoch are not kept for the next one, which may begin in another
             # process (a resumed run)
             due = (step + 1) % self.accelerator.gradient_accumulation_steps == 0 or step + 1 == steps
@@ -165,16 +157,11 @@ class Trainer:
             if due:
                 self._optimizer_step()
             bar.update()
-        return {**sums.means("train"), **rates}
+        return self._named("train", {**self.method.summary(sums.means()), **rates})
 
-    def _set_learning_rates(self, epoch: float) -> dict[str, float]:
-        """Of all parts at a fractional epoch; returned as they are logged."""
-        rates = {}
-        for name, config in self.optimizer_configs.items():
-            rate = config.lr * learning_rate_factor(config, epoch, self.loop.epochs)
-            set_learning_rate(self.optimizers[name], rate)
-            rates["train/lr" if len(self.parts) == 1 else f"train/lr_{name}"] = rate
-        return rates
+    @staticmethod
+    def _named(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
+        return {f"{stage}/{name}": value for name, value in metrics.items()}
 
     def _share(self, batch: Batch, step: int) -> float:
         """Weight of this process's loss: the last step is uneven, and the mean of gradients shall
@@ -184,33 +171,10 @@ class Trainer:
         return own * self.accelerator.num_processes / self.train_loader.global_images(step)
 
     def _optimizer_step(self) -> None:
-        self._check_gradients()
-        scaler = self.accelerator.scaler  # of fp16; Accelerator's own use of it is for one optimiser
-        if scaler is not None:
-            for optimizer in self.optimizers.values():
-                scaler.unscale_(optimizer)
-        if self.loop.clip_norm is not None:
-            nn.utils.clip_grad_norm_([p for part in self.parts.values() for p in part.parameters()], self.loop.clip_norm)
-        for optimizer in self.optimizers.values():
-            optimizer.step() if scaler is None else scaler.step(optimizer)
-            optimizer.zero_grad()
-        if scaler is not None:
-            scaler.update()
+        self.parts.step(self.accelerator.scaler, self.loop.clip_norm)  # Accelerator's own scaling is for one optimiser
         self.progress.step += 1
-        for name, average in self.averages.items():
-            average.update_parameters(self.parts[name])
         with torch.no_grad():
             self.method.after_step(self.progress.step)
-
-    def _check_gradients(self) -> None:
-        """In the first step, whether the loss reaches every part."""
-        for name, part in self.parts.items() if not self._graded else ():
-            if all(p.grad is None for p in part.parameters()):
-                raise ValueError(
-                    f"no parameter of the trainable part {name!r} of {type(self.method).__name__} got a gradient in the first "
-                    "step: the loss does not depend on it; let it, or take the part out of the method's `parts`"
-                )
-        self._graded = True
 
     def _check_finite(self, loss: Tensor, epoch: int, step: int) -> None:
         if not torch.isfinite(loss):
@@ -221,7 +185,7 @@ class Trainer:
 
     def _mend(self) -> str:
         """Against numbers that are not finite."""
-        rates = ", ".join(f"{config.lr}" for config in self.optimizer_configs.values())
+        rates = ", ".join(f"{config.lr}" for config in self.parts.configs.values())
         return f"lower optimizer.lr (now {rates}) or set loop.clip_norm"
 
     @torch.no_grad()
@@ -231,20 +195,16 @@ class Trainer:
         """
         self.wrapped.eval()
         sums = ImageMeans(self.accelerator)
-        for name, module in self._validated().items():
+        for name, module in self.parts.validated.items():
             setattr(self.method, name, module.eval())
         try:
             for batch in self.validation_loader.epoch(0):
                 if batch["key"]:  # a process can be left without images in the last step
                     sums.add(self.method(self._prepare(batch)), len(batch["key"]))
         finally:
-            for name, part in self.parts.items():
+            for name, part in self.parts.modules.items():
                 setattr(self.method, name, part)
-        return sums.means("validation")
-
-    def _validated(self) -> dict[str, nn.Module]:
-        """The parts that are validated and saved: their moving averages if there are any."""
-        return {name: self.averages[name].module if self.averages else part for name, part in self.parts.items()}
+        return self._named("validation", self.method.summary(sums.means()))
 
     def _prepare(self, batch: Batch) -> Batch:
         batch = move_batch(batch, self.accelerator.device)
@@ -266,7 +226,7 @@ class Trainer:
             return False
         state.best, state.best_epoch, state.stale = value, epoch, 0
         if self.accelerator.is_main_process:
-            weights, description = self.method.export(self._validated())
+            weights, description = self.method.export(self.parts.validated)
             save_checkpoint(self.run / BEST, weights, {**description, "epoch": epoch, self.loop.monitor: round(value, 6)})
         return True
 
@@ -282,8 +242,7 @@ class Trainer:
             return module
 
     def _stateful(self) -> dict[str, Mapping[str, Any]]:
-        """What has a state dict, by kind and name."""
-        return {"parts": self.parts, "kept": self.kept, "ema": self.averages, "optimizers": self.optimizers}
+        return {**self.parts.stateful, "kept": self.kept}
 
     def _save_last(self) -> None:
         """Everything that the next epoch depends on, written atomically."""
