@@ -27,7 +27,8 @@ from benchmarks.batches import OneByOne
 from benchmarks.measure import Apart, Row, Step, in_turn, timed_row
 from benchmarks.networks import CLASSES, classifier, forward_work, images
 from undegrade.trainers.config import LoopConfig, OptimizerConfig, TrainConfig
-from undegrade.trainers.methods import Context, Distillation, DistillationConfig
+from undegrade.trainers.distillation import Distillation, DistillationConfig
+from undegrade.trainers.method import Context
 from undegrade.trainers.trainer import Trainer
 from undegrade.utils.data.batches import AugmentConfig, BatchLoader, BatchSet
 from undegrade.utils.data.perturbations.degradations import DEGRADATIONS

@@ -131,7 +131,7 @@ def _frame(config: EvaluationConfig, checkpoint: Path) -> tuple[int, int | None]
 
 
 def _facts_of_run(checkpoint: Path) -> dict[str, Any]:
-    """`ImageSource.facts` of the images that the run of an earlier version's checkpoint was trained
+    """`ImageSource.description` of the images that the run of an earlier version's checkpoint was trained
     on, from its data set.
     """
     known = {f.name for f in dataclasses.fields(SourceConfig)} - {"limit", "subset"}
@@ -139,7 +139,7 @@ def _facts_of_run(checkpoint: Path) -> dict[str, Any]:
     reason = "and no config.yaml lies beside it"
     try:
         if data:
-            return build(SourceConfig, {**data, "limit": 1}).open("train").facts
+            return build(SourceConfig, {**data, "limit": 1}).open("train").description
     except (ValueError, FileNotFoundError) as error:
         reason = f"and the data set of its run cannot be asked ({error})"
     raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.tiny import supervised, tiny_source
 from undegrade.trainers.config import LoopConfig, OptimizerConfig
-from undegrade.trainers.methods import Supervised
+from undegrade.trainers.supervised import Supervised
 from undegrade.trainers.trainer import Trainer
 from undegrade.utils.data.batches import AugmentConfig, Batch, BatchLoader, BatchSet
 
@@ -67,19 +67,19 @@ def spoiled(spoil: Callable[[Spoiled, int], None], **options: object) -> Spoiled
 class Scripted(Supervised):
     """Validates with the accuracies of a list, one an epoch (24 images in batches of 10, 10 and 4)."""
 
-    hits: list[int]
+    right: list[int]
     calls = 0
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         out = super().forward(batch)
         if not self.student.training:
-            right = self.hits[self.calls // 3] if self.calls % 3 == 0 else 0
+            right = self.right[self.calls // 3] if self.calls % 3 == 0 else 0
             self.calls += 1
-            out["hits"] = torch.arange(len(batch["key"])) < right
+            out["accuracy"] = torch.arange(len(batch["key"])) < right
         return out
 
 
-def scripted(hits: list[int]) -> Scripted:
+def scripted(right: list[int]) -> Scripted:
     method = supervised(kind=Scripted)
-    method.hits = hits
+    method.right = right
     return method

@@ -16,7 +16,9 @@ from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser, descri
 from undegrade.models.diffusion.guidance import Guided, guided
 from undegrade.models.diffusion.loading import initialise_denoiser, open_denoiser, save_folder
 from undegrade.models.diffusion.sampling import check_variance, draw_noise, p_mean_variance, sample
+from undegrade.trainers.config import TrainConfig
 from undegrade.trainers.denoising import DenoiserConfig, Denoising, DenoisingConfig, build_denoising
+from undegrade.trainers.method import Context
 from undegrade.utils.checkpoint import save_checkpoint
 from undegrade.utils.data.sources.registry import open_source
 
@@ -147,15 +149,16 @@ def test_a_share_of_the_training_labels_is_dropped_and_none_in_validation() -> N
 
 def test_classes_are_those_of_the_data_and_a_run_without_dropout_has_no_null_label() -> None:
     source, model = open_source("Digits", "train", limit=20), DenoiserConfig(channels=[8], class_conditional=True)
-    method = build_denoising(model, DenoisingConfig(), source)
+    context = Context(source, [], TrainConfig("run"))
+    method = build_denoising(model, DenoisingConfig(), context)
     assert isinstance(method, Denoising) and method.label_dropout == 0.1
-    _, meta = method.checkpoint(method.student)
+    _, meta = method.export(method.named_parts())
     assert meta["classes"] == list(source.classes) and meta["null_label"] is True and method.student.num_classes == 10
-    assert not build_denoising(model, DenoisingConfig(label_dropout=0), source).student.null_label  # type: ignore[union-attr]
-    plain = build_denoising(DenoiserConfig(channels=[8]), DenoisingConfig(), source)
-    assert "classes" not in plain.checkpoint(plain.student)[1] and plain.student.num_classes is None
+    assert not build_denoising(model, DenoisingConfig(label_dropout=0), context).student.null_label  # type: ignore[union-attr]
+    plain = build_denoising(DenoiserConfig(channels=[8]), DenoisingConfig(), context)
+    assert "classes" not in plain.export(plain.named_parts())[1] and plain.student.num_classes is None
     with pytest.raises(ValueError, match="label_dropout 1 is a share of the labels: at least 0, below 1"):
-        build_denoising(model, DenoisingConfig(label_dropout=1), source)
+        build_denoising(model, DenoisingConfig(label_dropout=1), context)
 
 
 def test_restated_dit_sees_class_time_and_place() -> None:

@@ -27,9 +27,10 @@ from undegrade.models.classification.classifier import build_classifier, describ
 from undegrade.models.diffusion.denoiser import build_denoiser
 from undegrade.models.diffusion.denoiser import describe as describe_denoiser
 from undegrade.trainers.config import TrainConfig, fill
-from undegrade.trainers.methods import METHODS, Context
+from undegrade.trainers.method import Context
+from undegrade.trainers.methods import METHODS
+from undegrade.trainers.optimizer import build_optimizer
 from undegrade.trainers.soups import SoupConfig
-from undegrade.trainers.trainer import build_optimizer
 from undegrade.utils.checkpoint import save_checkpoint
 from undegrade.utils.config import Tree, build, merge, read_yaml, to_tree
 from undegrade.utils.data.batches import BatchLoader, BatchSet

@@ -13,8 +13,10 @@ from safetensors.torch import save_file
 from tests.scripts import ROOT
 from tests.tiny import CLASSES, tiny_context
 from undegrade.models.classification.classifier import build_classifier, describe
+from undegrade.trainers.classification import ClassifierConfig
 from undegrade.trainers.config import TrainConfig
-from undegrade.trainers.methods import METHODS, ClassifierConfig, SupervisedConfig
+from undegrade.trainers.methods import METHODS
+from undegrade.trainers.supervised import SupervisedConfig
 from undegrade.utils.config import build, read_yaml
 
 SGD = ("SGD", 1e-3, 0.0, [15, 30, 45], 0.1, 50)

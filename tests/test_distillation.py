@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tests.tiny import negative_log_likelihood, tiny_batch, tiny_classifier, tiny_context
 from undegrade.models.classification.classifier import build_classifier
-from undegrade.trainers.methods import Distillation, DistillationConfig, cosine_distance, kd_loss
+from undegrade.trainers.distillation import Distillation, DistillationConfig
+from undegrade.trainers.losses import cosine_distance, kd_loss
 from undegrade.utils.seeding import seed_everything
 
 
@@ -115,7 +116,7 @@ def test_cross_entropy_is_the_mean_over_all_images_of_all_degradations() -> None
     per_image = [negative_log_likelihood(student(batch["degraded"][i : i + 1]), batch["label"][i : i + 1]) for i in range(15)]
     assert out["cross_entropy"].item() == pytest.approx(sum(per_image) / 15, abs=1e-6)
     assert out["loss"].item() == pytest.approx(out["cross_entropy"].item())  # no feature, no distance
-    assert len(out["hits"]) == 15
+    assert len(out["accuracy"]) == 15
 
 
 def test_teachers_stay_in_eval_mode_and_are_never_changed() -> None:
@@ -198,7 +199,7 @@ def test_features_and_logits_are_distilled_together() -> None:
 
     def parts(**options: object) -> dict[str, float]:
         out = distillation(networks[0], networks[1:], **options)(batch)
-        return {name: value.item() for name, value in out.items() if name != "hits"}
+        return {name: value.item() for name, value in out.items() if name != "accuracy"}
 
     features = {"feature_weights": {"stage1": 0.7, "pooled": 0.2}}
     both = parts(logit_weight=0.4, **features)

@@ -33,7 +33,7 @@ def latents(n: int = 3) -> Tensor:
 def error(denoiser: Denoiser, original: OriginalDiT) -> float:
     eps, r = denoiser(latents(), T, Y)
     assert r is not None
-    return float((torch.cat([eps, r], 1) - original(latents(), T, Y)).abs().max())
+    return float((torch.cat([eps, r], 1) - original(latents(), T, Y)).abs().max().detach())
 
 
 def save_vae(folder: Path, channels: int = 4) -> Path:

@@ -20,9 +20,9 @@ from tests.scripts import ROOT, forget_accelerator
 from tests.tiny import negative_log_likelihood, supervised, tiny_batch, tiny_classifier, tiny_context
 from undegrade.models.classification.classifier import build_classifier
 from undegrade.trainers.config import LoopConfig, OptimizerConfig, TrainConfig
-from undegrade.trainers.methods import Supervised, SupervisedConfig
 from undegrade.trainers.mixup import mixed
 from undegrade.trainers.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from undegrade.trainers.supervised import Supervised, SupervisedConfig
 from undegrade.utils.config import build, read_yaml
 from undegrade.utils.data.batches import Batch
 
@@ -146,7 +146,7 @@ def test_groups_are_kept_through_training_and_resuming(tmp_path: Path) -> None:
         forget_accelerator()
         loop = trainer(tmp_path, supervised(norm=True), LoopConfig(epochs=epochs), optimizer)
         loop.fit()
-    assert [group["weight_decay"] for group in loop.optimizer.param_groups] == [0.0, 0.1]
+    assert [group["weight_decay"] for group in loop.parts.optimizers["student"].param_groups] == [0.0, 0.1]
     assert metrics_of(tmp_path)[1]["train/lr"] == pytest.approx(0.1 * (1 + math.cos(math.pi * 7 / 8)) / 2, abs=1e-6)
 
 
@@ -195,8 +195,8 @@ def test_one_image_alone_is_not_mixed() -> None:
 def test_a_mixed_batch_follows_from_the_names_of_its_stream() -> None:
     method, batch = method_of(mixup=0.8, cutmix=1.0), tiny_batch(images=6)
     first, again, other = (method.prepare(batch, 3, 0, step) for step in (1, 1, 2))
-    assert torch.equal(first["clean"], again["clean"]) and torch.equal(first["target"], again["target"])
-    assert not torch.equal(first["target"], other["target"])
+    assert torch.equal(first["clean"], again["clean"]) and torch.equal(first["soft_label"], again["soft_label"])
+    assert not torch.equal(first["soft_label"], other["soft_label"])
     assert torch.equal(first["degraded"], batch["degraded"]) and torch.equal(first["label"], batch["label"])
 
 
@@ -205,7 +205,7 @@ def test_the_loss_of_a_mixed_batch_is_the_mixture_of_losses() -> None:
     ready = method.prepare(batch, 0)
     logits = method.student(ready["clean"])
     own, partner = (negative_log_likelihood(logits, labels) for labels in (batch["label"], batch["label"].flip(0)))
-    weight = ready["target"][0, batch["label"][0]].item()
+    weight = ready["soft_label"][0, batch["label"][0]].item()
     assert 0 < weight < 1
     assert method(ready)["loss"].item() == pytest.approx(weight * own + (1 - weight) * partner, abs=1e-6)
 
@@ -219,7 +219,7 @@ class Watched(Supervised):
     """Notes what it is given to learn from and to be judged by."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        seen.append((self.student.training, batch.get("target")))
+        seen.append((self.student.training, batch.get("soft_label")))
         return super().forward(batch)
 
 

@@ -13,7 +13,8 @@ from tests.tiny import CLASSES, SIDE, negative_log_likelihood, supervised, tiny_
 from undegrade.models.diffusion.denoiser import build_denoiser
 from undegrade.trainers.config import TrainConfig, fill
 from undegrade.trainers.denoising import Denoising
-from undegrade.trainers.methods import METHODS, Context
+from undegrade.trainers.method import Context
+from undegrade.trainers.methods import METHODS
 from undegrade.utils.checkpoint import file_digest
 from undegrade.utils.config import build
 from undegrade.utils.data.training import DataConfig
@@ -28,12 +29,12 @@ def test_supervised_is_the_cross_entropy_of_its_view(view: str) -> None:
     out = method(batch)
     logits = method.student(batch[view])
     assert out["loss"].item() == pytest.approx(negative_log_likelihood(logits, batch["label"]), abs=1e-6)
-    assert out["hits"].tolist() == (logits.argmax(1) == batch["label"]).tolist()
+    assert out["accuracy"].tolist() == (logits.argmax(1) == batch["label"]).tolist()
 
 
 def test_checkpoint_of_a_classifier_says_what_network_and_classes_it_holds() -> None:
     method = supervised()
-    weights, description = method.checkpoint(method.student)
+    weights, description = method.export(method.named_parts())
     assert description["classes"] == list(CLASSES)
     assert (description["image_size"], description["resize"]) == (SIDE, None)
     assert description["kind"] == "classifier" and description["num_classes"] == 3
@@ -72,7 +73,7 @@ def test_denoising_loss_of_a_network_that_says_zero_is_the_mean_square_of_the_no
 
 def test_checkpoint_of_a_denoiser_says_what_network_it_holds() -> None:
     method = small_denoiser()
-    weights, description = method.checkpoint(method.student)
+    weights, description = method.export(method.named_parts())
     assert description["kind"] == "diffusion" and description["image_size"] == SIDE
     assert set(weights) == set(method.student.unet.state_dict())
 
@@ -130,7 +131,7 @@ def test_checkpoint_says_the_degradations_and_the_parent_that_the_student_starte
     for name, more in (("supervised", {}), ("distillation", {"teachers": str(tmp_path)})):
         for model, expected in (({"init_from": str(tmp_path)}, file_digest(parent)), ({}, None)):
             method = built(name, tmp_path, ("jpeg", "blur+noise", "fog"), model, **more)
-            description = method.checkpoint(method.student)[1]
+            description = method.export(method.named_parts())[1]
             assert (description["degradations"], description["parent"]) == (["jpeg", "blur+noise", "fog"], expected)
 
 

@@ -13,7 +13,7 @@ from tests.loops import AUGMENT, SGD, last_of, metrics_of, scripted, spoiled, tr
 from tests.scripts import forget_accelerator
 from tests.tiny import supervised, tiny_source
 from undegrade.trainers.config import LoopConfig, OptimizerConfig
-from undegrade.trainers.trainer import learning_rate_factor
+from undegrade.trainers.optimizer import learning_rate_factor
 from undegrade.utils.checkpoint import load_checkpoint
 from undegrade.utils.data.batches import BatchLoader, BatchSet
 
@@ -44,7 +44,7 @@ def test_warm_up_rises_linearly_from_zero(schedule: str) -> None:
 
 def test_learning_rate_of_the_optimiser_follows_the_schedule_step_by_step(tmp_path: Path) -> None:
     seen: list[float] = []
-    method = spoiled(lambda m, step: seen.append(loop.optimizer.param_groups[0]["lr"]))
+    method = spoiled(lambda m, step: seen.append(loop.parts.optimizers["student"].param_groups[0]["lr"]))
     loop = trainer(tmp_path, method, LoopConfig(epochs=2), dataclasses.replace(SGD, schedule="cosine", warmup_epochs=0.5))
     loop.fit()
     assert seen == pytest.approx([0, 0.05, 0.0853553, 0.0691342, 0.05, 0.0308658, 0.0146447, 0.0038060], abs=1e-6)
@@ -72,7 +72,7 @@ def test_metrics_are_means_over_images_whatever_the_batch_sizes(tmp_path: Path) 
     expected = method.eval()(whole)
     assert best["train/loss"] == pytest.approx(expected["loss"].item(), abs=1e-6)
     assert best["validation/loss"] == pytest.approx(expected["loss"].item(), abs=1e-6)
-    assert best["validation/accuracy"] == expected["hits"].double().mean().item()
+    assert best["validation/accuracy"] == expected["accuracy"].double().mean().item()
 
 
 def test_accumulated_gradients_equal_those_of_the_doubled_batch(tmp_path: Path) -> None:
@@ -83,8 +83,8 @@ def test_accumulated_gradients_equal_those_of_the_doubled_batch(tmp_path: Path) 
         weights.append(last_of(tmp_path / name))
     halves, whole = weights
     assert halves["progress"]["step"] == whole["progress"]["step"] == 6
-    for name, value in whole["student"].items():
-        torch.testing.assert_close(halves["student"][name], value, rtol=0, atol=1e-6)
+    for name, value in whole["parts"]["student"].items():
+        torch.testing.assert_close(halves["parts"]["student"][name], value, rtol=0, atol=1e-6)
 
 
 def test_gradient_norm_is_clipped(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_bf16_autocast_runs_on_a_cpu(tmp_path: Path) -> None:
     best = trainer(tmp_path, method, LoopConfig(epochs=2, mixed_precision="bf16"), batch_size=8).fit()
     assert kinds == {torch.bfloat16}
     assert 0 < best["validation/loss"] < 3
-    assert {v.dtype for v in last_of(tmp_path)["student"].values()} == {torch.float32, torch.int64}
+    assert {v.dtype for v in last_of(tmp_path)["parts"]["student"].values()} == {torch.float32, torch.int64}
 
 
 # --- the best checkpoint
@@ -155,8 +155,8 @@ def test_moving_average_follows_its_recurrence_and_is_what_is_saved(tmp_path: Pa
         forget_accelerator()
         trainer(tmp_path, supervised(), loop, dataclasses.replace(SGD, lr=1.0), batch_size=24).fit()
         state = last_of(tmp_path)
-        students.append(state["student"]["network.fc.weight"])
-        averages.append(state["ema"]["module.network.fc.weight"])
+        students.append(state["parts"]["student"]["network.fc.weight"])
+        averages.append(state["ema"]["student"]["module.network.fc.weight"])
     expected = students[0]
     for student, average in zip(students[1:], averages[1:], strict=True):
         expected = 0.8 * expected + 0.2 * student

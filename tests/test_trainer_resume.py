@@ -13,7 +13,7 @@ from tests.loops import AUGMENT, Spoiled, last_of, metrics_of, spoiled, trainer
 from tests.scripts import forget_accelerator
 from tests.tiny import supervised
 from undegrade.trainers.config import LoopConfig, OptimizerConfig
-from undegrade.trainers.methods import Supervised
+from undegrade.trainers.supervised import Supervised
 from undegrade.utils.checkpoint import load_checkpoint
 from undegrade.utils.data.batches import Batch
 from undegrade.utils.errors import Stopped
@@ -30,12 +30,15 @@ def assert_equal_runs(a: Path, b: Path) -> None:
     assert (a / "best.safetensors").read_bytes() == (b / "best.safetensors").read_bytes()
     first, second = last_of(a), last_of(b)
     assert first["progress"] == second["progress"]
-    for part in ("student", "ema"):
-        assert first[part].keys() == second[part].keys()
-        assert all(torch.equal(first[part][k], second[part][k]) for k in first[part])
-    for i, values in first["optimizer"]["state"].items():
-        others = second["optimizer"]["state"][i]
-        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(others[k])) for k, v in values.items())
+    for group in ("parts", "kept", "ema"):
+        assert first[group].keys() == second[group].keys()
+        for name, state in first[group].items():
+            assert state.keys() == second[group][name].keys()
+            assert all(torch.equal(state[k], second[group][name][k]) for k in state)
+    for name, optimizer in first["optimizers"].items():
+        for i, values in optimizer["state"].items():
+            others = second["optimizers"][name]["state"][i]
+            assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(others[k])) for k, v in values.items())
 
 
 @pytest.mark.parametrize("after", [1, 3], ids=["killed in epoch 2", "killed in epoch 4"])
@@ -88,7 +91,7 @@ def test_nan_loss_stops_the_run_naming_epoch_and_step_and_keeps_what_was_good(tm
         loop.fit()
     state = last_of(tmp_path)
     assert state["progress"]["epoch"] == 1
-    assert all(torch.isfinite(v).all() for v in state["student"].values())
+    assert all(torch.isfinite(v).all() for v in state["parts"]["student"].values())
     weights, description = load_checkpoint(tmp_path / "best.safetensors")
     assert description["epoch"] == 1 and all(torch.isfinite(v).all() for v in weights.values())
     assert not (tmp_path / "DONE").exists() and len(metrics_of(tmp_path)) == 1

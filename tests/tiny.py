@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from undegrade.models.classification.classifier import Classifier
 from undegrade.trainers.config import TrainConfig
-from undegrade.trainers.methods import Context, Supervised, SupervisedConfig
+from undegrade.trainers.method import Context
+from undegrade.trainers.supervised import Supervised, SupervisedConfig
 from undegrade.utils.data.batches import Batch
 from undegrade.utils.data.sources.image_source import ImageSource, array_source
 from undegrade.utils.data.training import DataConfig

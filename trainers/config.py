@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
+from undegrade.utils.choices import check_choice
+from undegrade.utils.config import build, to_tree
 from undegrade.utils.data.training import DataConfig
 
 
@@ -32,6 +35,8 @@ class OptimizerConfig:
             biases, scales) and those that timm's network exempts (position embeddings).
         layer_decay: factor on lr for each layer further from the head, by timm's layers of its
             networks (null: one lr for all).
+        parts: of a method that trains several parts, keys that are different for one of them, such
+            as `parts: {policy: {lr: 0.001}}`.
     """
 
     name: Literal["SGD", "Adam", "AdamW", "RAdam"] = "SGD"
@@ -46,6 +51,7 @@ class OptimizerConfig:
     warmup_start: float = 0.0
     decay_norm_and_bias: bool = True
     layer_decay: float | None = None
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "gamma", "warmup_epochs"):
@@ -57,6 +63,29 @@ class OptimizerConfig:
             share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
                 raise ValueError(f"optimizer.{name} {share:g} must be a factor between 0 and 1")
+        for part in self.parts:
+            self._of_part(part)
+
+    def by_part(self, parts: Iterable[str]) -> dict[str, OptimizerConfig]:
+        """The section for each of a method's trainable parts.
+
+        Raises:
+            ValueError: `optimizer.parts` names another part.
+        """
+        for name in self.parts:
+            check_choice(name, parts, "trainable part", "section 'optimizer.parts'")
+        return {name: self._of_part(name) for name in parts}
+
+    def _of_part(self, name: str) -> OptimizerConfig:
+        if name not in self.parts:
+            return self
+        shared = {key: value for key, value in to_tree(self).items() if key != "parts"}
+        try:
+            for key in self.parts[name]:
+                check_choice(key, shared, "key")
+            return build(OptimizerConfig, {**shared, **self.parts[name]}, "optimizer")
+        except ValueError as error:
+            raise ValueError(f"optimizer.parts.{name}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +95,9 @@ class LoopConfig:
     Attributes:
         epochs: passes over the training data; 0 validates and keeps the network as it starts.
         validate_every: epochs between validations (the last epoch is always validated).
-        monitor: validation metric that chooses the best checkpoint: accuracy (highest) | loss
-            (lowest); ties go to the later epoch.
+        monitor: validation metric that chooses the best checkpoint, one of the method's: accuracy
+            (highest) and loss (lowest) of classifiers, loss of diffusion models; ties go to the
+            later epoch.
         patience: stop after so many validations without a better value (null: never).
         mixed_precision: no | bf16 | fp16 autocast.
         accumulate: steps over which gradients are added up before the optimiser steps.
@@ -82,7 +112,7 @@ class LoopConfig:
 
     epochs: int = 10
     validate_every: int = 1
-    monitor: Literal["accuracy", "loss"] = "accuracy"
+    monitor: str = "accuracy"
     patience: int | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     accumulate: int = 1
@@ -99,12 +129,12 @@ class TrainConfig:
 
     Attributes:
         name: the run goes to `<save_dir>/<name>/<run id>`; `{dataset}`, `{arch}` and `{deg}` (the
-            degradations joined by `+`) are replaced, here and in the names of parent runs.
+            degradations joined by `+`) are replaced, here and in the names of other runs.
         save_dir: root of all runs.
         seed: of weights and, unless data.seed is given, of order, degradation and augmentation.
         data, optimizer, loop: see there.
-        method: `name` and the keys of that method (trainers/methods.py).
-        model: keys of the network that the method trains (trainers/methods.py).
+        method: `name` and the keys of that method (a row of trainers/methods.py).
+        model: keys of the network that the method trains (of the same row).
     """
 
     name: str

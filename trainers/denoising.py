@@ -5,9 +5,8 @@ of the images or without.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,10 +16,9 @@ from torch import Tensor, nn
 from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser, denoising_loss, describe
 from undegrade.models.diffusion.loading import initialise_denoiser
 from undegrade.models.diffusion.sampling import sample
-from undegrade.trainers.method import Method
+from undegrade.trainers.method import Context, Method
 from undegrade.utils.data.batches import Batch
 from undegrade.utils.data.pixels import from_signed, unit_to_signed
-from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.figures import sample_grid
 from undegrade.utils.seeding import torch_generator
 
@@ -85,7 +83,7 @@ class Denoising(Method):
     def __init__(self, student: Denoiser, classes: Sequence[str] = (), label_dropout: float = 0.0) -> None:
         super().__init__()
         self.student: Denoiser = student
-        self.facts = {"classes": list(classes)} if student.num_classes is not None else {}
+        self.description = {"classes": list(classes)} if student.num_classes is not None else {}
         self.label_dropout = label_dropout
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -103,10 +101,11 @@ class Denoising(Method):
             noise = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in generators]).to(x0)
         return {"loss": denoising_loss(self.student, x0, t, noise, y).mean()}
 
-    def picture(self, student: nn.Module) -> np.ndarray:
+    def picture(self, parts: Mapping[str, nn.Module]) -> np.ndarray:
         """64 samples of a chain of 50 steps (all, if fewer) from fixed noise; of a conditional
         network, a class in each row.
         """
+        student = parts["student"]
         assert isinstance(student, Denoiser)
         y, count = None, 64
         if student.num_classes is not None:
@@ -117,25 +116,25 @@ class Denoising(Method):
         images = sample(student, schedule, (3, size, size), generators, y=y)
         return sample_grid(from_signed(images).permute(0, 2, 3, 1).cpu().numpy(), columns=8, scale=2)
 
-    def checkpoint(self, student: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def export(self, parts: Mapping[str, nn.Module]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        student = parts["student"]
         assert isinstance(student, Denoiser)
-        return student.unet.state_dict(), {**describe(student), **self.facts}
+        return student.unet.state_dict(), {**describe(student), **self.description}
 
 
-def build_denoising(model: DenoiserConfig, config: DenoisingConfig, source: ImageSource, parent: Path | None = None) -> Method:
-    """The method that trains a network of the size and the classes of `source`, from the weights of
-    `parent` if there is one.
+def build_denoising(model: DenoiserConfig, config: DenoisingConfig, context: Context) -> Method:
+    """The method that trains a network of the size and the classes of the training images.
 
     Raises:
-        ValueError: a share outside [0, 1); a parent that does not fit.
+        ValueError: a share outside [0, 1); a checkpoint to start from that does not fit.
     """
     if not 0 <= config.label_dropout < 1:
         raise ValueError(f"method.label_dropout {config.label_dropout:g} is a share of the labels: at least 0, below 1")
-    options = dataclasses.asdict(model)
+    source, options = context.source, dataclasses.asdict(model)
     options.pop("init_from")
     if options.pop("class_conditional"):
         options |= {"num_classes": len(source.classes), "null_label": config.label_dropout > 0}
     student = build_denoiser(image_size=source.image_size, **options)
-    if parent is not None:
-        initialise_denoiser(student, parent)
+    if model.init_from:
+        initialise_denoiser(student, context.find_checkpoint(model.init_from))
     return Denoising(student, source.classes, config.label_dropout)

@@ -19,7 +19,8 @@ import torch.distributed.nn  # before there is a process group: its functions ke
 from accelerate import Accelerator
 
 from undegrade.trainers.config import TrainConfig, fill
-from undegrade.trainers.methods import METHODS, Context
+from undegrade.trainers.method import Context
+from undegrade.trainers.methods import METHODS
 from undegrade.trainers.trainer import Trainer
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
@@ -54,7 +55,7 @@ def parser(description: str | None) -> ScriptParser:
         help="data.degradations: one, several joined by commas, or combined_deg to keep the list",
     )
     p.add_argument("--rs", "--random_seed", dest="rs", type=int, help="seed")
-    p.add_argument("--run", help="id of the parents' runs (default: the latest finished run of each)")
+    p.add_argument("--run", help="id of the runs to start or to learn from (default: the latest finished run of each)")
     p.add_argument("--run_id", help="name of the run folder instead of the time; an existing run of that name is gone on with")
     return p
 
@@ -101,7 +102,7 @@ def run(
     device: str | None = None,
     resume: Path | None = None,
     run_id: str | None = None,
-    parent_run: str | None = None,
+    from_run: str | None = None,
 ) -> Path:
     """Train one run from its configuration; returns its folder.
 
@@ -110,9 +111,9 @@ def run(
         device: see `utils.device.choose_device`.
         resume: folder of a run to go on with.
         run_id: name of the run folder (None: the time).
-        parent_run: run id of the parents (None: the latest finished run of each).
+        from_run: id of the runs to start or to learn from (None: the latest finished run of each).
     """
-    kind = METHODS[check_choice(config.method.get("name"), METHODS, "value", "config key 'method.name'")]
+    kind = METHODS.get_row(config.method.get("name", ""), "config key 'method.name'")
     model: Any = build(kind.model, config.model, "model")
     method_config: Any = build(kind.method, config.method, "method")
     for name in config.data.degradations:
@@ -127,11 +128,12 @@ def run(
     if data.validation == "test":
         log.warning("data.validation is test: the best epoch is chosen on the test images, whose accuracy is then too high")
     sources = {s: data.open(split) for s, split in data.splits().items()}
-    method = kind.build(model, method_config, Context(sources["train"], data.degradations, config, parent_run))
+    method = kind.build(model, method_config, Context(sources["train"], data.degradations, config, from_run))
     check_choice(config.loop.monitor, method.monitors, "value", f"config key 'loop.monitor' of method {config.method['name']}")
+    config.optimizer.by_part(method.parts)  # before there is a run folder
     loaders = {s: _loader(config, sources[s], s == "train", accelerator) for s in sources}
     folder = _run_folder(config, resume, run_id, accelerator)
-    parameters = sum(p.numel() for p in method.student.parameters())
+    parameters = sum(p.numel() for part in method.named_parts().values() for p in part.parameters())
     if accelerator.is_main_process:
         log.info(
             "%s: %d training and %d validation images, %s, %d parameters, run %s", config.data.dataset, len(sources["train"]),

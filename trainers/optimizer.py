@@ -40,7 +40,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser over the parameters that require gradients.
+    """The optimiser over the parameters of one trainable part that require gradients.
 
     Raises:
         ValueError: layer_decay for a network whose layers timm does not know.

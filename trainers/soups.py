@@ -132,7 +132,7 @@ def fuse(config: SoupConfig, run_id: str | None = None, parent_run: str | None =
     run = existing if run_id and existing.is_dir() else create_run(config.save_dir, name, run_id)
     write_atomic(run / "config.yaml", dump_yaml(to_tree(config)))
     facts = {
-        **source.facts,
+        **source.description,
         "degradations": config.data.degradations,
         "fused_from": [list(paths)[i] for i in kept],
     }

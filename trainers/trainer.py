@@ -6,18 +6,20 @@ import contextlib
 import dataclasses
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from undegrade.models.classification.sync_batchnorm import convert
 from undegrade.trainers.config import LoopConfig, OptimizerConfig
-from undegrade.trainers.method import Method
-from undegrade.trainers.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from undegrade.trainers.means import ImageMeans
+from undegrade.trainers.method import Method, check_parts
+from undegrade.trainers.parts import Parts
 from undegrade.utils.checkpoint import save_checkpoint
 from undegrade.utils.data.batches import Batch, BatchLoader
 from undegrade.utils.device import move_batch
@@ -47,13 +49,17 @@ class Trainer:
     last for resuming.
 
     Args:
-        method: student and loss.
+        method: what is trained, and by which loss.
         train, validation: batch loaders.
         optimizer, loop: their config sections.
         accelerator: devices, processes, precision.
         run: run folder.
         seed: weights are initialised by the caller; this seeds dropout and the like, epoch by
             epoch.
+
+    Raises:
+        ValueError: the method trains what it does not name, or names what it does not train; a part
+            in `optimizer` that the method does not have.
     """
 
     def __init__(
@@ -68,20 +74,19 @@ class Trainer:
         seed: int,
     ) -> None:
         self.method, self.train_loader, self.validation_loader = method, train, validation
-        self.optimizer_config, self.loop = optimizer, loop
-        self.accelerator, self.run, self.seed = accelerator, run, seed
+        self.loop, self.accelerator, self.run, self.seed = loop, accelerator, run, seed
+        check_parts(method)
+        self.kept = {name: getattr(method, name).requires_grad_(False) for name in method.kept}
         if loop.channels_last:
             method.to(memory_format=torch.channels_last)
         method.to(accelerator.device)
         if loop.sync_batchnorm and accelerator.num_processes > 1:
-            convert(method.student)
-        self.optimizer = build_optimizer(optimizer, method.student)
-        self.wrapped, self.optimizer = accelerator.prepare(method, self.optimizer)
+            for part in method.named_parts().values():
+                convert(part)
+        self.parts = Parts(method, optimizer, loop.ema_decay)
+        self.wrapped = accelerator.prepare(method)
         if loop.compile:
             self.wrapped = self._compiled(self.wrapped)
-        self.ema = None
-        if loop.ema_decay is not None:
-            self.ema = AveragedModel(method.student, multi_avg_fn=get_ema_multi_avg_fn(loop.ema_decay), use_buffers=True)
         self.progress = _Progress()
 
     def fit(self) -> dict[str, float]:
@@ -111,11 +116,11 @@ class Trainer:
                         best = metrics
                 self.progress.epoch = epoch
                 self.log.write(epoch, self.progress.step, metrics)
-                shown = {k.split("/")[-1] if k.startswith("train") else "val_" + k.split("/")[-1]: v for k, v in metrics.items()}
-                bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items() if k in ("loss", "val_loss", "val_accuracy")})
+                shown = {"loss": "train/loss", **{f"val_{name}": f"validation/{name}" for name in self.method.monitors}}
+                bar.set_postfix({name: f"{metrics[key]:.4g}" for name, key in shown.items() if key in metrics})
                 self._save_last()
         if main:
-            picture = self.method.picture(self._validated().eval())
+            picture = self.method.picture({name: module.eval() for name, module in self.parts.validated.items()})
             if picture is not None:
                 save(picture, self.run / "samples.png")
             mark_done(self.run)
@@ -138,10 +143,9 @@ class Trainer:
         # the first one drew
         seed_everything(derive_seed(self.seed, "epoch", epoch, self.accelerator.process_index))
         self.wrapped.train()
-        sums = _Sums(self.accelerator)
+        sums = ImageMeans(self.accelerator)
         for step, batch in enumerate(self.train_loader.epoch(epoch)):
-            factor = learning_rate_factor(self.optimizer_config, epoch + step / steps, self.loop.epochs)
-            set_learning_rate(self.optimizer, self.optimizer_config.lr * factor)
+            rates = self.parts.set_learning_rates(epoch + step / steps, self.loop.epochs)
             # the last batches of an epoch are not kept for the next one, which may begin in another
             # process (a resumed run)
             due = (step + 1) % self.accelerator.gradient_accumulation_steps == 0 or step + 1 == steps
@@ -153,7 +157,11 @@ class Trainer:
             if due:
                 self._optimizer_step()
             bar.update()
-        return {**sums.means("train"), "train/lr": self.optimizer_config.lr * factor}
+        return self._named("train", {**self.method.summary(sums.means()), **rates})
+
+    @staticmethod
+    def _named(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
+        return {f"{stage}/{name}": value for name, value in metrics.items()}
 
     def _share(self, batch: Batch, step: int) -> float:
         """Weight of this process's loss: the last step is uneven, and the mean of gradients shall
@@ -163,41 +171,40 @@ class Trainer:
         return own * self.accelerator.num_processes / self.train_loader.global_images(step)
 
     def _optimizer_step(self) -> None:
-        if self.loop.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.method.student.parameters(), self.loop.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.parts.step(self.accelerator.scaler, self.loop.clip_norm)  # Accelerator's own scaling is for one optimiser
         self.progress.step += 1
-        if self.ema is not None:
-            self.ema.update_parameters(self.method.student)
+        with torch.no_grad():
+            self.method.after_step(self.progress.step)
 
     def _check_finite(self, loss: Tensor, epoch: int, step: int) -> None:
         if not torch.isfinite(loss):
             raise Stopped(
                 f"loss is {loss.item()} at epoch {epoch + 1}, step {step + 1} of {len(self.train_loader)}: stopped before that "
-                f"step. The best and the last good checkpoint stay in {self.run}; lower optimizer.lr (now "
-                f"{self.optimizer_config.lr}) or set loop.clip_norm"
+                f"step. The best and the last good checkpoint stay in {self.run}; {self._mend()}"
             )
+
+    def _mend(self) -> str:
+        """Against numbers that are not finite."""
+        rates = ", ".join(f"{config.lr}" for config in self.parts.configs.values())
+        return f"lower optimizer.lr (now {rates}) or set loop.clip_norm"
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean loss (and accuracy) over the validation batches, weighted by image; with the moving
-        average if there is one.
+        """Means of the method's metrics over the validation images; of the moving averages if there
+        are any.
         """
         self.wrapped.eval()
-        own, sums = self.method.student, _Sums(self.accelerator)
-        self.method.student = self._validated().eval()
+        sums = ImageMeans(self.accelerator)
+        for name, module in self.parts.validated.items():
+            setattr(self.method, name, module.eval())
         try:
             for batch in self.validation_loader.epoch(0):
                 if batch["key"]:  # a process can be left without images in the last step
                     sums.add(self.method(self._prepare(batch)), len(batch["key"]))
         finally:
-            self.method.student = own
-        return sums.means("validation")
-
-    def _validated(self) -> nn.Module:
-        """The network that is validated and saved: the moving average if there is one."""
-        return self.method.student if self.ema is None else self.ema.module
+            for name, part in self.parts.modules.items():
+                setattr(self.method, name, part)
+        return self._named("validation", self.method.summary(sums.means()))
 
     def _prepare(self, batch: Batch) -> Batch:
         batch = move_batch(batch, self.accelerator.device)
@@ -211,15 +218,15 @@ class Trainer:
         if math.isnan(value):
             raise Stopped(
                 f"validation {self.loop.monitor} is {value} after epoch {epoch}: stopped. The best and the last good checkpoint "
-                f"stay in {self.run}; lower optimizer.lr (now {self.optimizer_config.lr}) or set loop.clip_norm"
+                f"stay in {self.run}; {self._mend()}"
             )
-        sign = 1 if self.loop.monitor == "accuracy" else -1
+        sign = 1 if self.method.monitors[self.loop.monitor] == "max" else -1
         if state.best is not None and sign * value < sign * state.best:
             state.stale += 1
             return False
         state.best, state.best_epoch, state.stale = value, epoch, 0
         if self.accelerator.is_main_process:
-            weights, description = self.method.checkpoint(self._validated())
+            weights, description = self.method.export(self.parts.validated)
             save_checkpoint(self.run / BEST, weights, {**description, "epoch": epoch, self.loop.monitor: round(value, 6)})
         return True
 
@@ -234,15 +241,16 @@ class Trainer:
             log.warning("torch.compile is not possible here (%s); going on without it", error)
             return module
 
+    def _stateful(self) -> dict[str, Mapping[str, Any]]:
+        return {**self.parts.stateful, "kept": self.kept}
+
     def _save_last(self) -> None:
         """Everything that the next epoch depends on, written atomically."""
         if not self.accelerator.is_main_process:
             return
         state = {
-            "student": self.method.student.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **{group: {name: o.state_dict() for name, o in members.items()} for group, members in self._stateful().items()},
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
             "progress": dataclasses.asdict(self.progress),
         }
         with replacing(self.run / "last" / "state.pt") as temporary, temporary.open("wb") as file:
@@ -253,31 +261,10 @@ class Trainer:
         if not path.is_file():
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
-        self.method.student.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+        for group, members in self._stateful().items():
+            for name, member in members.items():
+                member.load_state_dict(state[group][name])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.progress = _Progress(**state["progress"])
         log.info("resuming %s after epoch %d of %d", self.run, self.progress.epoch, self.loop.epochs)
-
-
-class _Sums:
-    """Sums of metrics over images and processes; the means are exact whatever the batch sizes."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator, self.images = accelerator, 0
-        self.totals: dict[str, Tensor] = {}
-
-    def add(self, out: dict[str, Tensor], images: int) -> None:
-        self.images += images
-        for name, value in out.items():
-            total = value.detach().double().sum() if name == "hits" else value.detach().double() * images
-            self.totals[name] = self.totals[name] + total if name in self.totals else total
-
-    def means(self, stage: str) -> dict[str, float]:
-        names = sorted(self.totals)
-        images = torch.tensor(self.images, dtype=torch.float64, device=self.accelerator.device)
-        *sums, count = self.accelerator.reduce(torch.stack([*(self.totals[n] for n in names), images])).tolist()
-        return {f"{stage}/{'accuracy' if n == 'hits' else n}": s / count for n, s in zip(names, sums, strict=True)}

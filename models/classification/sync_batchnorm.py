@@ -89,9 +89,10 @@ class _Normalise(torch.autograd.Function):
         own_mean = values.mean(dims)
         own_var = (values - own_mean.view(channels)).square().mean(dims)  # ten times faster on CPUs than torch.var_mean
         own_count = own_mean.new_full((1,), x.numel() / x.shape[1])
-        gathered = own_mean.new_empty(dist.get_world_size(), 2 * len(own_mean) + 1)
-        dist.all_gather_into_tensor(gathered, torch.cat([own_mean, own_var, own_count])[None])
-        means, variances, counts = gathered.split([len(own_mean), len(own_mean), 1], dim=1)
+        own = torch.cat([own_mean, own_var, own_count])
+        gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, own)
+        means, variances, counts = torch.stack(gathered).split([len(own_mean), len(own_mean), 1], dim=1)
         # Chan, Golub & LeVeque 1983: no difference of large sums, and processes may have different
         # numbers of images
         count = counts.sum()

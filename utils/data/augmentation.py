@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from undegrade.utils.data.pixels import to_unit
+from undegrade.utils.data.targets import Target
 from undegrade.utils.random_fields import RandomFields
 from undegrade.utils.seeding import global_streams, numpy_generator
 
@@ -107,16 +108,27 @@ class Augmentation:
             [k n, 3, S, S], float in [0, 1] if something is interpolated, else uint8.
         """
         config, copies = self.config, _copies(images, streams)
+        windows = self._windows(streams, images.shape[-1])
         if config.resized_crop is not None:
-            images = resized_crop(images, np.tile(self._windows(streams, images.shape[-1]), (copies, 1)), config.interpolation)
+            images = resized_crop(images, np.tile(windows, (copies, 1)), config.interpolation)
         elif config.crop_padding:
-            span = [0, 0], [2 * config.crop_padding] * 2
-            images = crop(images, torch.from_numpy(self._whole("crop", streams, *span)).repeat(copies, 1), config.crop_padding)
+            corners = torch.from_numpy(windows[:, :2] + config.crop_padding)
+            images = crop(images, corners.repeat(copies, 1), config.crop_padding)
         if config.randaugment is None:
             return images
         pixels = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
         transform = _randaugment(config.randaugment, config.interpolation, self.mean)
         return randaugmented(pixels, transform, self._names("randaugment", streams) * copies)
+
+    def moved(self, values: Tensor, target: Target, flips: Tensor | None, streams: Sequence[str], size: int) -> Tensor:
+        """The values [n, ...] of a target, flipped and cut like the images of `size` x `size`
+        pixels that they belong to; `flips` is what `flips` gave.
+        """
+        if flips is not None:
+            values = target.flip(values, flips, size)
+        if self.config.resized_crop is None and not self.config.crop_padding:
+            return values
+        return target.cut(values, torch.from_numpy(self._windows(streams, size)), size)
 
     def centres(self, streams: Sequence[str], size: int) -> Tensor:
         """Where cutout's holes lie, int64 [n, 2]."""
@@ -140,7 +152,13 @@ class Augmentation:
         return RandomFields(self.seed, what, *self.own, keys=streams).integers(first, last)
 
     def _windows(self, streams: Sequence[str], size: int) -> np.ndarray:
-        assert self.config.resized_crop is not None
+        """What is cut out of each image, int64 [n, 4]: top, left, height, width; beyond the image
+        by `crop_padding`.
+        """
+        if self.config.resized_crop is None:
+            padding = self.config.crop_padding
+            corners = self._whole("crop", streams, [0, 0], [2 * padding] * 2) if padding else np.zeros((len(streams), 2), np.int64)
+            return np.concatenate([corners - padding, np.full_like(corners, size)], axis=1)
         generators = [numpy_generator(*name) for name in self._names("crop", streams)]
         windows = [random_window(rng, size, self.config.resized_crop) for rng in generators]
         return np.array(windows, dtype=np.int64).reshape(-1, 4)

@@ -5,7 +5,8 @@ A batch is a dict: `clean`, `degraded` float [B, 3, H, W] in [0, 1], `label` int
 [B] (index into the run's list of degradations), `level` float [B] in [0, 1] (0 = clean; NaN for
 adapted images of unknown level), `key` list of B strings. With k degradations and n images a step,
 B = k n, and `batch["deg"] == i` selects the n images of one, which follow one another. Row by row,
-`clean`, `degraded`, `label` and `key` belong to one image.
+`clean`, `degraded`, `label` and `key` belong to one image, and so does `target` [B, ...] of a source
+that has one (utils/data/targets.py).
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class BatchSet(Dataset):
         options: of perturbations (None: the defaults).
 
     Raises:
-        ValueError: an unknown name, a batch size below 1, fewer training images than processes.
+        ValueError: an unknown name, a batch size below 1, fewer training images than processes, an
+            augmentation that the images' target cannot follow.
     """
 
     def __init__(
@@ -79,6 +81,11 @@ class BatchSet(Dataset):
             raise ValueError(f"batch_size {batch_size}: use at least 1")
         if augment is not None and len(source) < world:
             raise ValueError(f"{len(source)} training images cannot be dealt out to {world} processes")
+        if augment is not None and augment.randaugment is not None and source.target is not None:
+            raise ValueError(
+                "augment.randaugment turns and shifts images, and their targets cannot follow: leave it out, and take flip with "
+                "crop_padding or resized_crop"
+            )
         check_choice(pairing, PAIRINGS, "pairing")
         check_choice(levels, LEVELS, "levels")
         self.source, self.degradations, self.batch_size, self.seed = source, list(degradations), batch_size, seed
@@ -115,8 +122,8 @@ class BatchSet(Dataset):
 
         Returns:
             `clean` and `degraded`, uint8 unless something is interpolated or erased; `hole`,
-            centres of holes that are yet to be cut; `label`, `level`, `key`. Of images, labels and
-            keys that all degradations share there is one copy.
+            centres of holes that are yet to be cut; `label`, `level`, `key`, `target`. Of images,
+            labels, keys and targets that all degradations share there is one copy.
         """
         if not self._apart:
             return self._block(*place, self.degradations)
@@ -133,6 +140,7 @@ class BatchSet(Dataset):
             assert self.augment is not None
             cut = functools.partial(fill_holes, centres=made["hole"], side=self.augment.cutout, colour=self.source.rgb_mean)
             clean, degraded = cut(clean) if self.augment.cutout_clean else clean, cut(degraded)
+        target = {"target": torch.cat([made["target"]] * copies)} if "target" in made else {}
         return {
             "clean": clean.repeat(copies, 1, 1, 1),
             "degraded": degraded,
@@ -140,6 +148,7 @@ class BatchSet(Dataset):
             "deg": torch.arange(blocks, device=degraded.device).repeat_interleave(len(degraded) // blocks),
             "level": made["level"],
             "key": made["key"] * copies,
+            **target,
         }
 
     def _block(self, epoch: int, step: int, names: Sequence[str], own: tuple[str, ...] = ()) -> Batch:
@@ -162,7 +171,13 @@ class BatchSet(Dataset):
         views = {"clean": clean, "degraded": degraded}
         if augmentation is not None:
             views = self._augmented(clean, degraded, streams, augmentation)
-        return {**views, "label": self.source.labels[rows], "level": level, "key": keys}
+        made = {**views, "label": self.source.labels[rows], "level": level, "key": keys}
+        if self.source.target is None:
+            return made
+        target = self.source.targets(rows)
+        if augmentation is not None:
+            target = augmentation.moved(target, self.source.target, flips, streams, self.source.image_size)
+        return {**made, "target": target}
 
     def _degraded(
         self, name: str, rows: np.ndarray, clean: Tensor, streams: list[str], flips: Tensor | None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from undegrade.utils.data.sources.images import IMAGE_SUFFIXES, BrokenImageError
+from undegrade.utils.data.targets import Target
 from undegrade.utils.seeding import numpy_generator
 
 VALIDATION_SHARE = 0.1
@@ -43,6 +44,8 @@ class ImageSource:
             the same part.
         listing_of: folder of corrupted images that keys and labels were taken from, where the
             images themselves are not there: `read` then raises (utils/data/sources/released.py).
+        target: kind of what the images have beside their label, such as a mask (None: nothing).
+        read_target: of such a source, numpy index array [B] -> tensor [B, ...] of the values.
     """
 
     name: str
@@ -56,6 +59,8 @@ class ImageSource:
     level: Tensor | None = None
     resize: int | None = None
     listing_of: Path | None = None
+    target: Target | None = None
+    read_target: Callable[[np.ndarray], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -66,13 +71,18 @@ class ImageSource:
         return f"{self.image_size}" if self.resize is None else f"{self.image_size} of {self.resize}"
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
         """What a classifier of these images needs to know to be used on others, for its checkpoint."""
         return {"classes": list(self.classes), "image_size": self.image_size, "resize": self.resize}
 
     def images(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """uint8 [B, 3, S, S] of the images at `indices`."""
         return self.read(np.asarray(indices, dtype=np.int64))
+
+    def targets(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """[B, ...]: the target's values of the images at `indices`, of a source that has one."""
+        assert self.read_target is not None
+        return self.read_target(np.asarray(indices, dtype=np.int64))
 
     def readable(self, rows: list[int]) -> tuple[list[int], Tensor, list[str]]:
         """Those of `rows` that can be decoded, their images, and of each of the others its key, a
@@ -91,9 +101,10 @@ class ImageSource:
         """The source restricted to `indices`, in their order."""
         chosen = np.asarray(indices, dtype=np.int64)
         read = functools.partial(_read_chosen, self.read, chosen)
+        read_target = None if self.read_target is None else functools.partial(_read_chosen, self.read_target, chosen)
         level = None if self.level is None else self.level[chosen]
         keys = [self.keys[i] for i in chosen]
-        return dataclasses.replace(self, labels=self.labels[chosen], keys=keys, read=read, level=level)
+        return dataclasses.replace(self, labels=self.labels[chosen], keys=keys, read=read, level=level, read_target=read_target)
 
     def limited(self, count: int | None) -> ImageSource:
         """A class-balanced subset of `count` images by a fixed draw (all of them for None), in the
@@ -211,14 +222,18 @@ def concatenated(first: ImageSource, second: ImageSource, mark: str) -> ImageSou
     A key of `second` that is taken already, `<class>/<name>`, becomes `<class>/<mark>/<name>`:
     still a path below its class.
     """
-    assert (first.classes, first.image_size) == (second.classes, second.image_size)
+    assert (first.classes, first.image_size, first.target) == (second.classes, second.image_size, second.target)
     taken = dict.fromkeys(first.keys)
     for key in second.keys:
         while key in taken:
             key = f"/{mark}/".join(key.split("/", 1))
         taken[key] = None
     read = functools.partial(_read_either, first.read, second.read, len(first))
-    return dataclasses.replace(first, labels=torch.cat([first.labels, second.labels]), keys=list(taken), read=read, level=None)
+    read_target = None
+    if first.read_target is not None and second.read_target is not None:
+        read_target = functools.partial(_read_either, first.read_target, second.read_target, len(first))
+    labels = torch.cat([first.labels, second.labels])
+    return dataclasses.replace(first, labels=labels, keys=list(taken), read=read, level=None, read_target=read_target)
 
 
 def _read_either(

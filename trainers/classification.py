@@ -1,0 +1,70 @@
+"""What the methods that train a classifier have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from undegrade.models.classification.classifier import Classifier, build_classifier, describe
+from undegrade.models.classification.loading import initialise_classifier
+from undegrade.trainers.method import Context, Method, Monitors
+from undegrade.utils.checkpoint import file_digest
+
+View = Literal["clean", "degraded"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierConfig:
+    """The classifier that is trained.
+
+    Attributes:
+        arch: ResNet20 | ResNet56 | ResNet110 | ResNet18_CIFAR | ResNet50_CIFAR or any timm name.
+        init_from: checkpoint file (also timm's or mm-classification's), run folder or run name;
+            `{deg}` is the run's degradation.
+        pretrained, drop_path: start from timm's published weights; rate of stochastic depth (null:
+            timm's default).
+        mean, std: input normalisation, range [0,1] (null: that of the weights it starts from, else
+            of the training images).
+    """
+
+    arch: str = "ResNet20"
+    init_from: str | None = None
+    pretrained: bool = False
+    drop_path: float | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+class ClassifierMethod(Method):
+    """A classifier as student; whoever trains another network gives its own `export`."""
+
+    monitors: Monitors = {"accuracy": "max", "loss": "min"}
+
+    def __init__(self, student: nn.Module, context: Context) -> None:
+        super().__init__()
+        self.student = student
+        self.description = {
+            **context.source.description,
+            "degradations": context.degradations,
+            "parent": context.init_digest,
+        }
+
+    def export(self, parts: Mapping[str, nn.Module]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        student = parts["student"]
+        assert isinstance(student, Classifier)
+        return student.network.state_dict(), {**describe(student), **self.description}
+
+
+def build_student(model: ClassifierConfig, context: Context) -> tuple[Classifier, Context]:
+    """The student, and the context with the digest of the checkpoint that it starts from."""
+    source, options = context.source, (model.pretrained, model.drop_path)
+    student = build_classifier(model.arch, len(source.classes), source.rgb_mean, source.rgb_std, *options)
+    if model.init_from:
+        path = context.find_checkpoint(model.init_from)
+        initialise_classifier(student, path, context.config.save_dir, source.classes)
+        context = dataclasses.replace(context, init_digest=file_digest(path))
+    student.set_normalisation(model.mean, model.std)
+    return student, context
