@@ -18,7 +18,7 @@ from undegrade.evaluation.tables import column_names, levels_by_corruption
 from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS
 from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
 
-_SETTINGS = ("split", "constants", "compat")  # of the evaluation (`meta`): the same for all seeds
+_SETTINGS = ("split", "constants", "compat", "batch_size")  # of the evaluation (`meta`): the same for all seeds
 
 
 @dataclasses.dataclass(frozen=True)
