@@ -127,7 +127,7 @@ class Scorer:
         """Bring the predictor into the state after the cells `before`."""
         if not member.predictor.stateful:
             return
-        seen = self._seen.get(member)
+        seen = self._seen.pop(member, None)  # known again when the cell is done
         if seen is None or before[: len(seen)] != seen:
             member.predictor.reset()
             seen = []
@@ -136,7 +136,6 @@ class Scorer:
         for cell in again:
             source = member.view.source(cell)
             _forward([member.predictor], _batches(source, self.batch_size), len(source), lambda n: None)
-        self._seen[member] = before
 
     def _identity(self, member: Member, cell: Cell, before: Sequence[Cell]) -> str:
         parts = [member.digest, self._images(member, cell)]

@@ -106,6 +106,8 @@ def _meta(config: EvaluationConfig, members: Mapping[str, Member], source: Image
     data = config.data
     meta = {"dataset": Path(data.dataset).name, "split": data.split, "images": len(source), "seed": data.seed,
             "constants": data.constants, "members": {n: m.digest for n, m in members.items()}}  # fmt: skip
+    if any(member.predictor.stateful for member in members.values()):
+        meta["batch_size"] = config.batch_size
     if config.degradations:
         meta["degradations"] = config.degradations
     return meta | data.changed()

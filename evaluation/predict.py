@@ -122,15 +122,15 @@ def _frame(config: EvaluationConfig, checkpoint: Path) -> tuple[int, int | None]
     """
     size, resize = config.data.image_size, config.data.resize
     if size is None:
-        facts = read_description(checkpoint)
-        facts = facts if "image_size" in facts else _facts_of_run(checkpoint)
-        size, resize = int(facts["image_size"]), resize or facts.get("resize")
+        described = read_description(checkpoint)
+        described = described if "image_size" in described else _images_of_run(checkpoint)
+        size, resize = int(described["image_size"]), resize or described.get("resize")
     if not 1 <= size <= (resize or size):
         raise ValueError(f"images of {size} px cannot be cut from a shorter side of {resize}: choose --data.resize above it")
     return size, resize
 
 
-def _facts_of_run(checkpoint: Path) -> dict[str, Any]:
+def _images_of_run(checkpoint: Path) -> dict[str, Any]:
     """`ImageSource.description` of the images that the run of an earlier version's checkpoint was trained
     on, from its data set.
     """

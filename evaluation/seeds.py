@@ -18,7 +18,8 @@ from undegrade.evaluation.tables import column_names, levels_by_corruption
 from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS
 from undegrade.utils.data.perturbations.registry import with_severities
 
-_SETTINGS = ("split", "constants", "compat", "perturbations")  # of the evaluation (`meta`): the same for all seeds
+# of the evaluation (`meta`): the same for all seeds
+_SETTINGS = ("split", "constants", "compat", "perturbations", "batch_size")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -135,6 +136,16 @@ def test_without_a_cache_earlier_cells_can_be_asked_for_again() -> None:
         assert torch.equal(scorer.logits(member, cell), logits)
 
 
+def test_after_an_interruption_the_predictor_does_not_go_on_from_the_middle_of_a_cell() -> None:
+    scorer, member = Scorer(None, 2), member_of("never")
+    scorer.logits(member, CELLS[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scorer, "on_images", lambda n: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            scorer.logits(member, CELLS[1])
+    assert scorer.logits(member, CELLS[1])[:, 0].tolist() == [5, 5, 7, 7, 9]
+
+
 # --- the sections of a YAML
 
 
@@ -206,6 +217,7 @@ def test_the_documented_predictor_stands_beside_a_frozen_member(
     rows = tent("--batch_size", 5)
     first, logits = times(tmp_path / "out/logits"), tmp_path / "out/logits"
     assert tent("--batch_size", 5) == rows and times(logits) == first, "from the cache"
+    assert json.loads((tmp_path / "out/results.json").read_text())["meta"]["batch_size"] == 5
     images = OnTheFly(open_source("Digits", "test", limit=LIMIT)).source(Cell("fog", 5)).images(range(LIMIT))
     by_hand, adapted = logits_by_hand(classifier, images), torch.from_numpy(np.load(logits / "tent/fog-5.npz")["logits"])
     assert np.allclose(np.load(logits / "source/fog-5.npz")["logits"], by_hand, atol=1e-4)
