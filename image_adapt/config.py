@@ -7,6 +7,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
+from undegrade.utils.choices import fill_names
 from undegrade.utils.data.cells import Cell, parse_cells
 from undegrade.utils.data.perturbations.watermark import WATERMARK
 from undegrade.utils.data.sources.registry import SourceConfig
@@ -203,7 +204,5 @@ class AdaptConfig:
 
     def fill(self, text: str) -> str:
         """`{dataset}`, `{split}` and `{adapter}` replaced in names and paths."""
-        words = {"{dataset}": Path(self.input.dataset).name, "{split}": self.input.split, "{adapter}": self.adapter}
-        for word, value in words.items():
-            text = text.replace(word, value)
-        return text
+        values = {"dataset": Path(self.input.dataset).name, "split": self.input.split, "adapter": self.adapter}
+        return fill_names(text, values, f"{text!r}")
