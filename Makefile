@@ -4,7 +4,7 @@
 # make table-sda DATASET=Digits   the same and SDA: the classifier fine-tuned on generated images -> runs/sda/Digits
 # make bench   every part against the reference way, 4 minutes on 2 CPU cores -> runs/bench
 # make test   the test suite            make lint   style, format and types          make test-all   with the slow tests
-# Another data set: make demo DATASET=path/to/images OUT=runs/mine    Further pipeline variables: make demo ARGS="--ranks 8"
+# Another data set: make demo DATASET=path/to/images OUT=runs/mine    Options of the pipeline: ARGS="--ranks 8" (docs/configuration.md)
 
 PYTHON  ?= python3
 VENV    ?= .venv

@@ -158,5 +158,5 @@ def _check_make(arguments: Sequence[str]) -> None:
     text = (ROOT / "Makefile").read_text()
     for word in arguments:
         name, sign, _ = word.partition("=")
-        pattern = rf"^(\S+: )?{name}\s*\?=" if sign else rf"^{name}:"
+        pattern = rf"^(\S+: )?{name}\s*\?=" if sign else rf"^(\S+ )*{name}( \S+)*:"
         assert re.search(pattern, text, re.M), f"the Makefile knows no {name}"

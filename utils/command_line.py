@@ -51,7 +51,7 @@ class ScriptParser(argparse.ArgumentParser):
         )
         self.keys = list(keys)
         self.add_argument("--include", metavar="MODULE", help="Python modules that register rows of their own (docs/extending.md)")
-        self.add_argument("--print_config", action="store_true", help="print what -c and the configuration keys given come to, and stop")
+        self.add_argument("--print_config", action="store_true", help="print what -c and the keys given come to, and stop")
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Tree]:
         """(own flags, configuration keys) of a command line.

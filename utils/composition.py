@@ -153,7 +153,7 @@ def _part(path: Path) -> Tree:
     return _shipped_part(path) if SHIPPED in path.parents else _read(path, ())
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _shipped_part(path: Path) -> Tree:
     return _read(path, ())
 

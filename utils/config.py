@@ -89,7 +89,7 @@ def _value(hint: Any, value: Any, place: str) -> Any:
         raise ValueError(f"config key {place!r}: expected {_in_words(hint)}, got {value!r}") from None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _checker(hint: Any) -> Any:
     import pydantic  # here, since it takes a fifth of the time of --help
 
@@ -107,7 +107,7 @@ def _in_words(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_in_words, of))
     if origin is list:
-        return f"a list, each item {_in_words(of[0])}"
+        return f"a list of {_in_words(of[0]).removeprefix('a ')}s"
     return "`key: value` lines" if origin is dict else _WORDS.get(hint, str(hint))
 
 
