@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def test_a_recipe_may_take_single_values_and_be_based_on_another(folder: Path) -
     assert (tree["input"], tree["arch"], tree["lr"], tree["data"]) == ({"dataset": "B"}, "net50", 3, {"flip": False, "extra": 1})
     assert "mine/A/Net18_eval" not in compositions("mine")
     (folder / "configs/recipes/mine/eval.yaml").write_text(text.replace("model.arch", "model.ach"))
-    with pytest.raises(ValueError, match=r"eval\.yaml takes 'model\.ach', which .*B\.yaml and .*Net50\.yaml do not have"):
+    with pytest.raises(ValueError, match=r"eval\.yaml takes 'model\.ach': .*B\.yaml and .*Net50\.yaml have no such key"):
         read_yaml("configs/mine/B/Net50_eval.yaml")
 
 
@@ -100,6 +101,14 @@ def test_parts_of_the_working_folder_go_before_the_shipped_ones_and_work_with_th
     assert read_yaml("configs/ind/Digits/mine_clean.yaml")["model"] == {"arch": "mobilenetv3_small_050"}
     (folder / "configs/data/Digits.yaml").write_text("data: {dataset: Digits, batch_size: 7}")
     assert read_yaml("configs/ind/Digits/ResNet20_clean.yaml")["data"]["batch_size"] == 7
+
+
+def test_a_data_set_may_have_the_recipes_of_another(folder: Path) -> None:
+    (folder / "configs/data/C.yaml").write_text("like: A\ndata: {dataset: C}")
+    tree = read_yaml("configs/mine/C/Net18/fit.yaml")
+    assert (tree["data"], tree["model"]["arch"], tree["lr"]) == ({"dataset": "C", "flip": False, "extra": 2}, "net18_small", 2)
+    (folder / "configs/recipes/mine/fit.yaml").write_text(RECIPE + "  C: {lr: 5}\n")
+    assert read_yaml("configs/mine/C/Net18/fit.yaml")["lr"] == 5 and "like" not in read_yaml("configs/mine/C/Net18/fit.yaml")
 
 
 def test_shipped_files_are_found_from_another_folder(folder: Path) -> None:
@@ -123,11 +132,12 @@ def test_what_is_read_may_be_changed() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("configs/ind/Digits/ResNet20_claen.yaml", "did you mean configs/ind/Digits/ResNet20_clean.yaml?"),
-        ("configs/ind/Digits/ResNet18/deg.yaml", "there is a ResNet18/deg.yaml for CIFAR10"),
-        ("configs/diffusion/Imagenet/ddpm.yaml", "there is a ddpm.yaml for CIFAR10, Digits, ImageFolder"),
-        ("configs/adapt/Digits/dda", "for Digits there are dda.yaml, fast.yaml, ilvr.yaml"),
-        ("configs/adapt", "adapt is there for CIFAR10, Digits, ImageFolder, Imagenet"),
+        ("configs/ind/Digits/ResNet20_claen.yaml", "did you mean configs/ind/Digits/ResNet20_clean.yaml? ind has Digits/"),
+        ("configs/ind/Digits/ResNet18/deg.yaml", "CIFAR10/ResNet18/deg"),
+        ("configs/diffusion/Imagenet/ddpm.yaml", "diffusion has CIFAR10/ddpm, Digits/ddpm, ImageFolder/ddpm"),
+        ("configs/adapt/Digits/dda", "adapt has "),
+        ("configs/adapt/Digits", "adapt has Digits/dda, Digits/fast, Digits/ilvr"),
+        ("configs/adapt", "adapt has CIFAR10, Digits, ImageFolder, Imagenet"),
         ("configs/adept/Digits/dda.yaml", "near it: configs/adapt/<data set>/..., configs/deg_all/"),
         ("other/Digits/dda.yaml", "config file other/Digits/dda.yaml does not exist"),
     ],
@@ -181,3 +191,50 @@ def test_the_command_that_makes_a_run_is_found_in_few_files(monkeypatch: pytest.
     monkeypatch.setattr(composition, "load_yaml", lambda path: read.append(path) or load_yaml(path))
     assert training_command("deg_all/photos/ResNet20_fused")
     assert len(read) < 35
+
+
+STEP1 = {"optimizer.name": "SGD", "optimizer.lr": 0.1, "optimizer.milestones": [60, 120, 160], "loop.epochs": 200}
+TOGETHER = {
+    "optimizer.milestones": [60, 140, 180],
+    "loop.epochs": 200,
+    "data.degradations": ["jpeg", "blur", "saltpepper", "noise"],
+}
+RADAM = {"optimizer.name": "RAdam", "optimizer.lr": 1e-3, "optimizer.weight_decay": 1e-4}
+DDA = {"dda.respacing": "100", "dda.start_step": 50, "dda.downscale_factor": 4}
+PUBLISHED = {  # DiffAUD's: test_diffaud_configs.py, SDA's: test_fine_tuning.py
+    "ind/CIFAR10/ResNet56_clean": {**STEP1, "optimizer.weight_decay": 1e-4, "data.augment.cutout": 16},
+    "ind/CIFAR100/ResNet56_clean": {**STEP1, "optimizer.weight_decay": 5e-4, "data.batch_size": 128},
+    "ind/TinyImagenet/ResNet56_clean": {**STEP1, "optimizer.weight_decay": 5e-4, "data.augment.cutout": 32},
+    "sl/CIFAR100/ResNet56-56": {**RADAM, "optimizer.schedule": "cosine", "loop.epochs": 100, "method.ce_weight": 1.0},
+    "deg_all/CIFAR100/ResNet56_base_scratch": {**TOGETHER, "optimizer.name": "SGD", "optimizer.lr": 0.1},
+    "deg_all/CIFAR100/ResNet56_base_vanilla": {**TOGETHER, **RADAM, "model.init_from": "ind/{dataset}/{arch}_clean"},
+    "deg_all/CIFAR100/ResNet56_fused": {**RADAM, "optimizer.milestones": [30, 70, 90], "loop.epochs": 100},
+    "deg_all/CIFAR100/ResNet56-56_fusiondistill": {
+        **RADAM, "optimizer.milestones": [30, 70, 90], "loop.epochs": 100, "method.ce_weight": 0.1, "method.teacher_view": "clean",
+        "method.feature_weights": {"stage3": 1.0}, "model.init_from": "deg_all/{dataset}/{arch}_soups",
+    },
+    "adapt/CIFAR10/dda": {**DDA, "dda.guidance_weight": 0.375, "model": "diffusion/{dataset}/ddpm"},
+    "adapt/Imagenet/dda": {**DDA, "dda.guidance_weight": 3.0, "batch_size": 4, "model": "ckpt/256x256_diffusion_uncond"},
+    "generate/Imagenet/dit": {"respacing": "250", "num_per_class": 50, "image_size": 256, "dataset": "Imagenet"},
+    # not published, but numbers of the README are of these
+    "ind/Digits/ResNet20_clean": {"optimizer.name": "AdamW", "optimizer.lr": 3e-3, "loop.epochs": 12, "data.batch_size": 64},
+    "deg_all/Digits/ResNet20/adaptDistill": {"optimizer.lr": 2e-3, "loop.epochs": 6, "method.feature_weights": {"pooled": 1.0}},
+    "adapt/Digits/dda": {"dda.respacing": "20", "dda.start_step": 7, "dda.guidance_weight": 0.0, "input.constants": "imagenet"},
+    "adapt/Digits/fast": {"dda.start_step": 10, "dda.guidance_weight": 0.0, "dda.guidance": "full", "dda.sampler": "ddim"},
+    "diffusion/Digits/ddpm": {"model.channels": [16, 32, 64], "optimizer.lr": 2e-3, "loop.ema_decay": 0.99, "data.batch_size": 32},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PUBLISHED)
+def test_published_values_are_what_the_paths_come_to(path: str) -> None:
+    tree = read_yaml(f"configs/{path}.yaml")
+    for place, value in PUBLISHED[path].items():
+        assert functools.reduce(lambda at, key: at[key], place.split("."), tree) == value, place
+
+
+@pytest.mark.parametrize(
+    "found", [found for found in COMPOSED if found.path.endswith(("_consistency.yaml", "/clean.yaml"))], ids=lambda it: it.path
+)
+def test_other_names_of_a_recipe_mean_the_same(found: Composition) -> None:
+    usual = found.path.replace("_consistency", "_fusiondistill").replace("/clean.yaml", "_clean.yaml")
+    assert read_yaml(found.path) == read_yaml(usual)

@@ -305,12 +305,11 @@ def test_help_says_that_variables_are_flags(capsys: pytest.CaptureFixture[str]) 
     [
         (
             ("--dataset", "Imagenet"),
-            ["configs/diffusion/Imagenet/conditional.yaml does not exist: ",
-             "there is a conditional.yaml for CIFAR10, Digits, ImageFolder",
-             "configs/generate/Imagenet/conditional.yaml does not exist: ", "for Imagenet there are dit.yaml"],
+            ["configs/diffusion/Imagenet/conditional.yaml does not exist: ", "diffusion has CIFAR10/conditional, ",
+             "configs/generate/Imagenet/conditional.yaml does not exist: ", "Imagenet/dit"],
         ),
         (("--ddpm", "ddpm_smal", "--dataset", "photos"), ["did you mean configs/diffusion/ImageFolder/ddpm_small.yaml?"]),
-        (("--arch", "ResNet18", "--dataset", "CIFAR10"), ["/CIFAR10/ResNet18.yaml", "for CIFAR10 there are ResNet20.yaml"]),
+        (("--arch", "ResNet18", "--dataset", "CIFAR10"), ["configs/sda/CIFAR10/ResNet18.yaml", "sda has CIFAR10/ResNet20"]),
     ],
 )  # fmt: skip
 def test_a_missing_configuration_is_reported_with_what_there_is(

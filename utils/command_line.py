@@ -26,8 +26,8 @@ def _resolved(paths: Sequence[str], overrides: Tree) -> str:
     lines, tree = [], Tree()
     for path in paths:
         found = find_config(path)
-        files = found.parts if isinstance(found, Composition) else [found]
-        lines.append(f"# {path}: {' < '.join(os.path.relpath(file) for file in files)}")
+        files = [found.dataset, found.recipe, found.network] if isinstance(found, Composition) else [found]
+        lines.append(f"# {path}: {' < '.join(os.path.relpath(file) for file in files if file)}")
         tree = merge(tree, read_yaml(path))
     return "\n".join([*lines, dump_yaml(merge(tree, overrides))])
 

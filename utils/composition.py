@@ -10,17 +10,17 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from undegrade.utils.yaml_trees import Tree, load_yaml, merge, nested
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 # keys of a part that are about the part, not of the configuration that it makes
-_ABOUT = ("script", "paths", "takes", "by")
+_ABOUT = ("script", "paths", "takes", "by", "like")
 
 
 @dataclass(frozen=True)
@@ -29,25 +29,15 @@ class Composition:
 
     Attributes:
         path: `configs/<family>/<data set>/<rest>.yaml`, as the command line gives it.
+        script: the script that reads it.
         dataset, recipe, network: files of the parts; no network where the path names none.
     """
 
     path: str
+    script: str
     dataset: Path
     recipe: Path
     network: Path | None
-
-    @property
-    def script(self) -> str:
-        """The script that reads it."""
-        return str(_part(self.recipe)["script"])
-
-    @property
-    def parts(self) -> list[Path]:
-        """Files of the parts, the later over the earlier (and the recipe's block of the data set
-        and network over all).
-        """
-        return [part for part in (self.dataset, self.recipe, self.network) if part]
 
     def tree(self) -> Tree:
         """The configuration: the data set, over it the recipe, over it the network, over it what
@@ -56,16 +46,22 @@ class Composition:
         Raises:
             ValueError: the recipe takes a key that the data set and the network do not have.
         """
-        name, recipe = self.dataset.stem, _part(self.recipe)
-        data, network = _part(self.dataset), {}
+        names, recipe = _names(self.dataset), _part(self.recipe)
+        data, network = _body(_part(self.dataset)), {}
         if self.network:
-            network = merge(_body(_part(self.network)), _said_of(_part(self.network), name, ""))
+            network = merge(_body(_part(self.network)), _said_of(_part(self.network), names, ""))
         if "takes" in recipe:
             given, data, network = merge(data, network), {}, {}
             for place, source in recipe["takes"].items():
-                data = merge(data, nested(place, _value_at(given, source, self)))
+                try:
+                    value = functools.reduce(operator.getitem, source.split("."), given)
+                except (KeyError, TypeError):
+                    raise ValueError(
+                        f"{self.recipe} takes {source!r}: {self.dataset} and {self.network} have no such key"
+                    ) from None
+                data = merge(data, nested(place, value))
         tree = merge(merge(data, _body(recipe)), network)
-        return copy.deepcopy(merge(tree, _said_of(recipe, name, self.network.stem if self.network else "")))
+        return copy.deepcopy(merge(tree, _said_of(recipe, names, self.network.stem if self.network else "")))
 
 
 def read_yaml(path: str | Path) -> Tree:
@@ -116,11 +112,13 @@ def compositions(family: str, root: Path = Path("configs")) -> dict[str, Composi
         if not isinstance(rules.get("paths"), list) or "script" not in rules:
             raise ValueError(f"{recipe}: a recipe needs `script: train.py` and `paths: [...]`, see docs/configuration.md")
         for name, dataset in datasets.items():
-            fitting = [net for net, part in kinds.items() if _is_for(part, name, "") and _is_for(rules, name, net)]
+            names = _names(dataset)
+            fitting = [net for net, part in kinds.items() if _is_for(part, names, "") and _is_for(rules, names, net)]
             for pattern in rules["paths"]:
-                for net in fitting if "{net}" in pattern else [""] * _is_for(rules, name, ""):
+                for net in fitting if "{net}" in pattern else [""] * _is_for(rules, names, ""):
                     place = f"{name}/{pattern.format(net=net, size=re.sub('[^0-9]', '', net))}"
-                    out[place] = Composition(f"configs/{family}/{place}.yaml", dataset, recipe, networks.get(net))
+                    path = f"configs/{family}/{place}.yaml"
+                    out[place] = Composition(path, rules["script"], dataset, recipe, networks.get(net))
     return out
 
 
@@ -174,26 +172,26 @@ def _blocks(part: Tree) -> Iterator[tuple[str, Tree]]:
         yield from ((key.strip(), block) for key in keys.split(",") if block is not None)
 
 
-def _is_for(part: Tree, dataset: str, network: str) -> bool:
-    return "by" not in part or any(key in (dataset, f"{dataset}/{network}") for key, _ in _blocks(part))
+def _names(dataset: Path) -> list[str]:
+    """The names under which parts speak of a data set, the later over the earlier: the one that it
+    is like, and its own.
+    """
+    like = _part(dataset).get("like")
+    return [like, dataset.stem] if like else [dataset.stem]
 
 
-def _said_of(part: Tree, dataset: str, network: str) -> Tree:
+def _is_for(part: Tree, datasets: list[str], network: str) -> bool:
+    named = {key for key, _ in _blocks(part)}
+    return "by" not in part or any({name, f"{name}/{network}"} & named for name in datasets)
+
+
+def _said_of(part: Tree, datasets: list[str], network: str) -> Tree:
     """What a part says of a data set, and over it what it says of that data set with a network."""
     said: Tree = {}
-    for wanted in (dataset, f"{dataset}/{network}"):
+    for wanted in [*datasets, *(f"{name}/{network}" for name in datasets)]:
         for key, block in _blocks(part):
             said = merge(said, block) if key == wanted else said
     return said
-
-
-def _value_at(tree: Tree, place: str, of: Composition) -> Any:
-    value: Any = tree
-    for key in place.split("."):
-        if not isinstance(value, dict) or key not in value:
-            raise ValueError(f"{of.recipe} takes {place!r}, which {of.dataset} and {of.network} do not have")
-        value = value[key]
-    return value
 
 
 def _split(path: Path) -> tuple[Path, str, str]:
@@ -211,20 +209,14 @@ def _split(path: Path) -> tuple[Path, str, str]:
 def _near(path: Path) -> str:
     """What there is in the place of a path that does not exist, for the message."""
     root, family, place = _split(path)
-    if not family:
-        folder = path.parent if path.parent.is_dir() else path.parent.parent
-        near = sorted(str(p) for p in folder.rglob("*.yaml"))[:12] if folder.is_dir() else []
-        if root.name in path.parts:
-            near = [f"{root}/{name}/<data set>/..." for name in families(root)] + near[:3]
-        return f"; near it: {', '.join(near)}" if near else ""
-    known = list(compositions(family, root))
-    dataset, _, rest = place.partition("/")
-    others = [name.partition("/")[0] for name in known if rest and name.partition("/")[2] == rest]
-    here = [name.partition("/")[2] for name in known if name.startswith(f"{dataset}/")]
-    close = difflib.get_close_matches(place, known, n=1, cutoff=0.6)
-    hints = [f"did you mean configs/{family}/{name}.yaml?" for name in close]
-    hints += [f"there is a {rest}.yaml for {', '.join(others)}"] if others else []
-    hints += [f"for {dataset} there are {', '.join(f'{name}.yaml' for name in here)}"] if here else []
-    if not others and not here:
-        hints.append(f"{family} is there for {', '.join(dict.fromkeys(name.partition('/')[0] for name in known))}")
-    return f": {'; '.join(hints)}"
+    if family:
+        known = list(compositions(family, root))
+        dataset, _, rest = place.partition("/")
+        close = difflib.get_close_matches(place, known, n=1, cutoff=0.6)
+        meant = f"did you mean configs/{family}/{close[0]}.yaml? " if close else ""
+        near = [name for name in known if name.startswith(f"{dataset}/") or rest and name.endswith(f"/{rest}")]
+        return f": {meant}{family} has {', '.join(near or dict.fromkeys(name.partition('/')[0] for name in known))}"
+    folder = path.parent if path.parent.is_dir() else path.parent.parent
+    near = [f"configs/{name}/<data set>/..." for name in families(root)] if "configs" in path.parts else []
+    near += sorted(str(p) for p in folder.rglob("*.yaml"))[:12] if folder.is_dir() else []
+    return f"; near it: {', '.join(near)}" if near else ""
