@@ -31,6 +31,7 @@ from benchmarks.networks import images as random_images
 from undegrade.utils.data.augmentation import AugmentConfig
 from undegrade.utils.data.batches import BatchLoader, BatchSet
 from undegrade.utils.data.perturbations.degradations import DEGRADATIONS, REFERENCE
+from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.sources.image_source import array_source
 
 NAMES = list(DEGRADATIONS)
@@ -51,11 +52,11 @@ class OneByOne(Dataset):
         clean = Image.fromarray(self.images[index])
         if torch.rand(1) < 0.5:
             clean = clean.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        number = random.randint(*self.row.levels)
-        pair = [F.pad(image, [PADDING] * 4) for image in (clean, self._degraded(clean, number / self.row.scale))]
+        level = random.choice(self.row.sweep)
+        pair = [F.pad(image, [PADDING] * 4) for image in (clean, self._degraded(clean, level))]
         top, left = (int(torch.randint(0, 2 * PADDING + 1, (1,))) for _ in range(2))
         views = [F.normalize(F.to_tensor(F.crop(image, top, left, SIDE, SIDE)), MEAN, STD) for image in pair]
-        return (views[0], _cut(views[1])), (index % 10, np.array([number / self.row.worst]))
+        return (views[0], _cut(views[1])), (index % 10, np.array([level]))
 
     def _degraded(self, image: Image.Image, level: float) -> Image.Image:
         if self.row.name == "jpeg":
@@ -114,7 +115,10 @@ def rows(quick: bool = False) -> list[Row]:
     repeats, steps, workers = (1, 1, 1) if quick else (5, 8, 2)
     images = random_images(10 * steps * BATCH, SIDE)
     reference = _one_by_one(images[: steps * BATCH], workers)
-    variants = {"": _ours(images, workers), ", published bytes": _ours(images, workers, compat=REFERENCE)}
+    variants = {
+        "": _ours(images, workers),
+        ", published bytes": _ours(images, workers, options=PerturbationOptions(compat=REFERENCE)),
+    }
     for epoch in (reference, *variants.values()):
         epoch()  # starts the workers
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ("reference", *variants)}

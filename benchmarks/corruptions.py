@@ -15,8 +15,11 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Row, core_seconds, timed_row
-from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS, SEVERITIES
 from undegrade.utils.data.perturbations.opencv import cv2
+from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS, PerturbationOptions
+
+OPTIONS = PerturbationOptions(constants="imagenet")
 
 
 def _images(count: int, size: int) -> torch.Tensor:
@@ -36,8 +39,8 @@ def _measured(name: str, images: torch.Tensor, severities: Sequence[int], repeat
     ours: list[float] = []
     reference: list[float] = []
     for repeat in range(repeats + 1):
-        array, ours_of = arrays[repeat % len(arrays)], partial(corrupt, images, name, keys=keys, seed=repeat, constants="imagenet")
-        mine = sum(core_seconds(partial(ours_of, severity)) for severity in severities)
+        array, ours_of = arrays[repeat % len(arrays)], PERTURBATIONS[name].apply
+        mine = sum(core_seconds(partial(ours_of, images, severity, keys, repeat, OPTIONS)) for severity in severities)
         with redirect_stdout(io.StringIO()):  # zoom_blur prints where its crop does not fit
             theirs = sum(core_seconds(partial(imagecorruptions.corrupt, array, severity, name)) for severity in severities)
         if repeat > 0:  # the first warms caches and compilers

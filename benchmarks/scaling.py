@@ -29,12 +29,14 @@ from benchmarks.memory import evaluation, with_files
 from benchmarks.networks import classifier, images
 from benchmarks.report import write_json
 from undegrade.evaluation.ensemble import Member, Scorer
+from undegrade.evaluation.predictors import Frozen
 from undegrade.image_adapt.dda import DDA
 from undegrade.image_adapt.work import adapt_batch
 from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser, describe
 from undegrade.utils.checkpoint import save_checkpoint
 from undegrade.utils.data.cells import CLEAN, Cell
-from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS, corrupt
+from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
+from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS, PerturbationOptions
 from undegrade.utils.data.sources.registry import open_source
 from undegrade.utils.data.views import OnTheFly
 from undegrade.utils.device import keep_freed_memory
@@ -113,7 +115,7 @@ def evaluation_by_images(quick: bool) -> list[Curve]:
     network = classifier("ResNet20").to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     counts, costs = [5, 10] if quick else [40, 80, 160, 320], []
     for count in counts:
-        member = Member("one", network, "", OnTheFly(open_source("Digits", "test", limit=count)))
+        member = Member("one", Frozen(network), "", OnTheFly(open_source("Digits", "test", limit=count)))
         costs.append(_median(lambda m=member: Scorer(None).logits(m, Cell(CLEAN, 0)), 1 if quick else 5))  # type: ignore[misc]
     files = [20, 40] if quick else [500, 2000, 8000]
     peaks = [with_files(evaluation, count, apart=not quick) for count in files]
@@ -151,12 +153,13 @@ def adaptation_by_ranks(quick: bool) -> list[Curve]:
 def corruptions_by_size(quick: bool) -> list[Curve]:
     """The 15 corruptions at severity 3, for each image of a batch."""
     sizes, costs = [32, 48] if quick else [32, 64, 128, 224], []
+    options = PerturbationOptions(constants="imagenet")
     for size in sizes:
         pixels, keys = _pixels(2, size), ["a", "b"]
 
         def every(p: torch.Tensor = pixels, k: list[str] = keys) -> None:
             for name in CORRUPTIONS:
-                corrupt(p, name, 3, keys=k, seed=0, constants="imagenet")
+                PERTURBATIONS[name].apply(p, 3, k, 0, options)
 
         costs.append(_median(every, 1 if quick else 3) / len(keys))
     return [Curve("15 corruptions of an image", "side in pixels", "core s", sizes, costs, 2.0)]

@@ -9,24 +9,24 @@ table.png and, where degradations are swept, levels.png (accuracy at each level)
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
 
 from undegrade.evaluation.published import AVERAGE, UNSEEN, PublishedConfig, check_published, published_rows
 from undegrade.evaluation.report.plots import severity_plot, system_colours
 from undegrade.evaluation.report.plots_approaches import dot_plot
-from undegrade.evaluation.seeds import Layout, Seeds, Statistic, average, layout, percent, read_seeds, statistics
+from undegrade.evaluation.results import percent
+from undegrade.evaluation.seeds import Layout, Seeds, Statistic, average, layout, read_seeds, statistics
 from undegrade.evaluation.tables import caption
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.config import build, dotted_keys, merge, read_yaml
-from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
+from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS
 from undegrade.utils.errors import run_main
 from undegrade.utils.figures import save
 from undegrade.utils.files import write_atomic
@@ -192,11 +192,11 @@ def orders(table: ApproachTable, config: PublishedConfig) -> list[str]:
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation: Pearson's of the ranks, equal values sharing their mean rank;
-    nan when all of one are equal.
+    """Spearman's rank correlation, equal values sharing their mean rank; nan when all of one are
+    equal.
     """
-    ranks = [(a[:, None] > a).sum(1) + 0.5 * (a[:, None] == a).sum(1) for a in (np.asarray(first), np.asarray(second))]
-    return math.nan if any(np.ptp(r) == 0 for r in ranks) else float(np.corrcoef(*ranks)[0, 1])
+    constant = any(len(set(values)) == 1 for values in (first, second))
+    return math.nan if constant else float(spearmanr(first, second).statistic)
 
 
 def write(table: ApproachTable, text: str, out: Path) -> list[Path]:
@@ -211,7 +211,7 @@ def write(table: ApproachTable, text: str, out: Path) -> list[Path]:
     written = [out / "table.md", out / "table.csv", out / "table.png"]
     titles = {cells[0][0]: heading for heading, cells in table.plan.columns.items() if len(cells) > 1}
     if titles:
-        axes = {name: DEGRADATIONS[name].description.split(";")[0] if name in DEGRADATIONS else "severity" for name in titles}
+        axes = {name: PERTURBATIONS[name].axis if name in PERTURBATIONS else "level" for name in titles}
         figure = severity_plot(*table.seeds.runs, titles={name: (title, axes[name]) for name, title in titles.items()})
         save(figure, out / "levels.png")
         written.append(out / "levels.png")
@@ -226,20 +226,18 @@ def _csv(table: ApproachTable) -> str:
     """A line an approach and source: accuracy in percent, and the deviation over seeds where there
     are several.
     """
-    several = len(table.seeds.runs) > 1
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    spread = [f"{heading} deviation" for heading in table.headings] if several else []
-    writer.writerow(["approach", "source", "seeds", *table.headings, *spread])
+    count, lines = len(table.seeds.runs), []
     for name, values in table.ours.items():
-        found = [values.get(heading) for heading in table.headings]
-        means = ["" if value is None else f"{value.mean:.4f}" for value in found]
-        deviations = ["" if value is None else f"{value.deviation:.4f}" for value in found] if several else []
-        writer.writerow([name, "ours", len(table.seeds.runs), *means, *deviations])
+        means = {heading: value.mean for heading, value in values.items()}
+        spreads = {f"{heading} deviation": value.deviation for heading, value in values.items()}
+        lines.append({"approach": name, "source": "ours", "seeds": str(count), **means, **spreads})
         if name in table.published:
-            cells = [f"{table.published[name][h]:.4f}" if h in table.published[name] else "" for h in table.headings]
-            writer.writerow([name, "published", "", *cells, *("" for _ in spread)])
-    return text.getvalue()
+            lines.append({"approach": name, "source": "published", **table.published[name]})
+    columns = ["approach", "source", "seeds", *table.headings]
+    columns += [f"{heading} deviation" for heading in table.headings] if count > 1 else []
+    return pd.DataFrame(lines, columns=columns).to_csv(
+        index=False, float_format=lambda v: percent(v, digits=4), lineterminator="\n"
+    )
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from undegrade.evaluation.config import EvaluationConfig
 from undegrade.evaluation.evaluate import evaluate, print_outcome
 from undegrade.evaluation.predict import print_predictions
 from undegrade.utils.config import Tree, build, merge, read_yaml
-from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS
-from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
+from undegrade.utils.data.cells import sweep_cells
 from undegrade.utils.data.views import RAW
 from undegrade.utils.device import choose_device
 from undegrade.utils.runs import find_checkpoint
@@ -57,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     if not any(tree["data"].get(k) for k in ("corruptions", "sweep")):
         known = trained.get("degradations", [])
-        swept = [deg for deg in known if deg in (*DEGRADATIONS, *ALL_CORRUPTIONS)]
+        swept = [deg for deg in known if len(sweep_cells(deg)) > 1]
         drawn = [deg for deg in known if deg not in swept]  # sequences: levels are drawn for each image
         tree["data"] |= {"sweep": swept, "corruptions": drawn if known else ["clean"]}
     what = "-".join(dict.fromkeys(tree["data"].get("sweep", []) + tree["data"].get("corruptions", [])))

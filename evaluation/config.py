@@ -8,7 +8,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-from undegrade.evaluation.rules import INPUT_RULES, RULES
+from undegrade.evaluation.predictors import read_options
+from undegrade.evaluation.rules import RULES
 from undegrade.utils import choices
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.cells import Cell, parse_cells, sweep_cells
@@ -63,7 +64,9 @@ class MemberConfig:
         view: `raw` (corrupted on the fly), a folder of adapted images, or the published `.npy`
             folder; a name of `views` stands for its value.
         arch, mean, std: of a checkpoint that does not say them
-            (models.diffusion.loading.load_classifier).
+            (models.classification.loading.load_classifier).
+        predictor: `{name: frozen}`, the checkpoint as it is, or another name of
+            `evaluation.predictors.PREDICTORS` with its options.
     """
 
     checkpoint: str
@@ -71,6 +74,7 @@ class MemberConfig:
     arch: str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    predictor: dict[str, Any] = field(default_factory=lambda: {"name": "frozen"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +110,8 @@ class EvaluationConfig:
         out: folder of results.json, results.csv, plots and the logit cache; `{dataset}` and
             `{arch}` are replaced.
         runs: root of the runs, for checkpoints by name.
-        batch_size: images a forward pass; on a CPU fewer where they are large
-            (evaluation.ensemble.Scorer).
+        batch_size: images a forward pass; on a CPU fewer where they are large and the predictor is
+            frozen (evaluation.ensemble.Scorer).
         cache: keep logits in `<out>/logits`, so that another rule or a second call costs no forward
             pass.
     """
@@ -128,8 +132,9 @@ def expand(config: EvaluationConfig) -> EvaluationConfig:
     """The configuration with one member for each degradation where `{deg}` stands; checked.
 
     Raises:
-        ValueError: a system with an unknown member or rule, or without members; `{deg}` without
-            degradations, or in a member's name but not in its checkpoint.
+        ValueError: a system with an unknown member or rule, or without members; an unknown predictor
+            or option of one; `{deg}` without degradations, or in a member's name but not in its
+            checkpoint.
     """
 
     def each(text: str) -> list[str]:
@@ -140,6 +145,7 @@ def expand(config: EvaluationConfig) -> EvaluationConfig:
     for key, given in config.members.items():
         if ("{deg}" in key) != ("{deg}" in given.checkpoint):
             raise ValueError(f"member {key!r} has the checkpoint {given.checkpoint!r}: write {{deg}} in both or in neither")
+        read_options(given.predictor, f"members.{key}.predictor")
     members = {
         name: dataclasses.replace(member, checkpoint=checkpoint)
         for key, member in config.members.items()
@@ -153,7 +159,7 @@ def expand(config: EvaluationConfig) -> EvaluationConfig:
         for member in listed:
             if _CORRUPTION not in member:
                 check_choice(member, members, "member", f"system {name!r}")
-        check_choice(system.rule, [*RULES, *INPUT_RULES], "rule", f"system {name!r}")
+        RULES.get_row(system.rule, f"system {name!r}")
         systems[name] = dataclasses.replace(system, members=listed)
     return dataclasses.replace(config, members=members, systems=systems, out=fill_names(config, config.out))
 

@@ -18,8 +18,7 @@ from undegrade.evaluation.command_line import check_prediction, data_overrides, 
 from undegrade.evaluation.config import EvaluationConfig
 from undegrade.evaluation.evaluate import evaluate, print_outcome
 from undegrade.evaluation.predict import print_predictions
-from undegrade.evaluation.rules import INPUT_RULES, RULES
-from undegrade.evaluation.write_report import write_evaluation_report
+from undegrade.evaluation.rules import RULES
 from undegrade.utils.checkpoint import read_description
 from undegrade.utils.command_line import LISTS
 from undegrade.utils.config import Tree, build, merge, read_yaml
@@ -89,6 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     evaluation = evaluate(config, choose_device(args.device))
     print_outcome(evaluation)
     if args.report:
+        from undegrade.evaluation.write_report import write_evaluation_report  # half a second, with matplotlib
+
         write_evaluation_report(args.report, evaluation)
         print(f"report: {args.report}")
 
@@ -132,5 +133,5 @@ def two_member_systems(ensemble: str) -> Tree:
     """A system a rule."""
     if ensemble == SDA:
         return {SDA: {"members": ["first", "second"], "rule": "sum"}}
-    rules = [*RULES, *INPUT_RULES] if ensemble == "all" else ensemble.split(",")
+    rules = list(RULES) if ensemble == "all" else ensemble.split(",")
     return {rule: {"members": ["first", "second"], "rule": rule} for rule in rules}

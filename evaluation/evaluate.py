@@ -9,30 +9,27 @@ import dataclasses
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from undegrade.evaluation.config import EvaluationConfig, expand, fill_names, members_of
-from undegrade.evaluation.ensemble import Member, Scorer
-from undegrade.evaluation.report.plots import heat_map, severity_plot
-from undegrade.evaluation.results import Result, cell_result, mean_result, paired_difference, write_csv, write_json
-from undegrade.evaluation.robustness import CARTON, calibration_error, carton_metrics, is_imagenet, summary_table
+from undegrade.evaluation.ensemble import Member, Scorer, check_rule
+from undegrade.evaluation.predictors import Predictor, build_predictor
+from undegrade.evaluation.report.save_plots import save_plots
+from undegrade.evaluation.results import Result, cell_result, mean_result, paired_difference, percent, write_csv, write_json
+from undegrade.evaluation.robustness import CARTON, further_metrics, is_imagenet, summary_table
 from undegrade.evaluation.tables import table
-from undegrade.models.classification.classifier import Classifier
 from undegrade.models.classification.loading import load_classifier
 from undegrade.utils.checkpoint import file_digest
 from undegrade.utils.data.cells import CLEAN, Cell
-from undegrade.utils.data.perturbations.degradations import DegradationCompat
 from undegrade.utils.data.perturbations.watermark import WATERMARK
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.views import check_view, open_view
-from undegrade.utils.figures import save
 from undegrade.utils.files import write_atomic
 from undegrade.utils.runs import find_checkpoint
 
@@ -40,23 +37,28 @@ log = logging.getLogger(__name__)
 
 _WRITE_EVERY = 5.0  # seconds: the file is written whole, and a cached cell takes less time than that
 
-Hits = dict[Cell, np.ndarray]
-
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What came out: the rows of the table, and right or wrong for each system, cell and image;
-    `config` with all members.
+    """What came out.
 
-    `members` and their `checkpoints` are those that some system has on some cell.
+    Attributes:
+        config: with all members.
+        rows: of the table.
+        correct: of each system, cell and image whether it was classified correctly.
+        members: those that some system has on some cell.
+        checkpoints: theirs.
+        source: the images.
+        scorer: knows the logits.
     """
 
     config: EvaluationConfig
     rows: list[Result]
-    hits: dict[str, Hits]
+    correct: dict[str, dict[Cell, np.ndarray]]
     members: dict[str, Member]
     checkpoints: dict[str, Path]
     source: ImageSource
+    scorer: Scorer
 
 
 def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
@@ -65,58 +67,88 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
 
     Raises:
         ValueError, FileNotFoundError: see `expand`, `TestDataConfig.cells`, `load_classifier`,
-            `open_view`.
+            `open_view`, `check_rule`.
     """
     config = expand(config)
-    cells, data, out = config.data.cells(), config.data, Path(config.out)
-    for name, system in config.systems.items():
-        if not any(members_of(system, cell, config.members) for cell in cells):
-            raise ValueError(f"system {name!r} has no member for any of the cells {', '.join(c.folder for c in cells[:5])}")
-    needed = {cell: [n for n in config.members if _needs(config, cell, n)] for cell in cells}
+    needed = _needed_members(config, config.data.cells())
     used = [name for name in config.members if any(name in names for names in needed.values())]
     checkpoints = {n: find_checkpoint(fill_names(config, config.members[n].checkpoint), config.runs) for n in used}
     for name in used:
         check_view(member_view(config, name))
-    dataset, source = Path(data.dataset).name, data.open(data.split)
+    source = config.data.open(config.data.split)
     members = _members(config, checkpoints, source, device)
-    hits: dict[str, Hits] = {name: {} for name in config.systems}
-    meta: dict[str, Any] = {"dataset": dataset, "split": data.split, "images": len(source), "seed": data.seed,
-                            "constants": data.constants, "members": {n: m.digest for n, m in members.items()}}  # fmt: skip
-    if config.degradations:
-        meta["degradations"] = config.degradations
-    usual = dataclasses.asdict(DegradationCompat())
-    if changed := {key: value for key, value in dataclasses.asdict(data.compat).items() if value != usual[key]}:
-        meta["compat"] = changed
-        log.warning("degradations are computed with data.compat: %s", changed)
-    total = sum(map(len, needed.values())) * len(source)
-    in_w = CARTON in source.classes and any(cell.corruption == WATERMARK for cell in cells)
-    carton = source.classes.index(CARTON) if in_w else None
-    rows: list[Result] = []
-    bar = tqdm(total=total, unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0)
-    with bar, _written(out / "results.json", meta) as keep:
-        scorer = Scorer(out / "logits" if config.cache else None, config.batch_size, bar.update)
-        done = 0
-        for cell in cells:
-            bar.set_postfix_str(cell.folder)
-            scorer.prepare([members[n] for n in needed[cell]], cell)
-            for name, system in config.systems.items():
-                chosen = [members[m] for m in members_of(system, cell, members)]
-                if chosen:
-                    scores = scorer.scores(system.rule, chosen, cell, system.double_softmax)
-                    right = hits[name][cell] = (scores.argmax(1) == source.labels).numpy()
-                    further = _further_metrics(scores, source.labels, carton)
-                    rows.append(cell_result(name, dataset, cell.corruption, cell.severity or 0, system.rule, right, **further))
-            done += len(needed[cell]) * len(source)
-            bar.update(max(0, done - bar.n))  # cached cells move the bar too
-            keep(rows)
-    rows = _with_means(config, dataset, rows, hits)
-    write_json(out / "results.json", rows, meta)
-    _write_companions(out, rows)
+    for name, system in config.systems.items():
+        for cell in needed:
+            check_rule(system.rule, {m: members[m].predictor for m in members_of(system, cell, members)}, name)
+    evaluation = _score(config, needed, members, checkpoints, source)
+    out = Path(config.out)
+    write_json(out / "results.json", evaluation.rows, _meta(config, members, source))
+    write_csv(out / "results.csv", evaluation.rows)
+    save_plots(out, evaluation.rows)
     if config.cache:  # what the rows of the logit files are
         buffer = io.BytesIO()
         np.savez(buffer, keys=np.array(source.keys), labels=source.labels.numpy())
         write_atomic(out / "logits" / "images.npz", buffer.getvalue())
-    return Evaluation(config, rows, hits, members, checkpoints, source)
+    return evaluation
+
+
+def _needed_members(config: EvaluationConfig, cells: Sequence[Cell]) -> dict[Cell, list[str]]:
+    """Cell -> the members that some system has there; ValueError for a system without any cell."""
+    for name, system in config.systems.items():
+        if not any(members_of(system, cell, config.members) for cell in cells):
+            raise ValueError(f"system {name!r} has no member for any of the cells {', '.join(c.folder for c in cells[:5])}")
+    wanted = {cell: {m for s in config.systems.values() for m in members_of(s, cell, config.members)} for cell in cells}
+    return {cell: [name for name in config.members if name in names] for cell, names in wanted.items()}
+
+
+def _meta(config: EvaluationConfig, members: Mapping[str, Member], source: ImageSource) -> dict[str, Any]:
+    """What `results.json` says of all its rows."""
+    data = config.data
+    meta = {"dataset": Path(data.dataset).name, "split": data.split, "images": len(source), "seed": data.seed,
+            "constants": data.constants, "members": {n: m.digest for n, m in members.items()}}  # fmt: skip
+    if config.degradations:
+        meta["degradations"] = config.degradations
+    return meta | data.changed()
+
+
+def _score(
+    config: EvaluationConfig,
+    needed: Mapping[Cell, list[str]],
+    members: Mapping[str, Member],
+    checkpoints: dict[str, Path],
+    source: ImageSource,
+) -> Evaluation:
+    """Go through the cells in their order."""
+    dataset, out, meta = Path(config.data.dataset).name, Path(config.out), _meta(config, members, source)
+    for key, changed in config.data.changed().items():
+        log.warning("degradations are computed with data.%s: %s", key, changed)
+    in_w = CARTON in source.classes and any(cell.corruption == WATERMARK for cell in needed)
+    carton = source.classes.index(CARTON) if in_w else None
+    rows: list[Result] = []
+    correct: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in config.systems}
+    done, total = 0, sum(map(len, needed.values())) * len(source)
+    bar = tqdm(total=total, unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0)
+    scorer = Scorer(out / "logits" if config.cache else None, config.batch_size, bar.update)
+    with bar, _written(out / "results.json", meta) as keep:
+        for cell, names in needed.items():
+            bar.set_postfix_str(cell.folder)
+            scorer.prepare([members[n] for n in names], cell)
+            for name, system in config.systems.items():
+                if chosen := [members[m] for m in members_of(system, cell, members)]:
+                    scores = scorer.scores(system.rule, chosen, cell, system.double_softmax)
+                    right = correct[name][cell] = (scores.argmax(1) == source.labels).numpy()
+                    metrics = further_metrics(scores, source.labels, carton)
+                    rows.append(cell_result(name, dataset, *_place(cell), system.rule, right, metrics))
+            done += len(names) * len(source)
+            bar.update(max(0, done - bar.n))  # cached cells move the bar too
+            keep(rows)
+    rows = _with_means(config, dataset, rows, correct)
+    return Evaluation(config, rows, correct, dict(members), checkpoints, source, scorer)
+
+
+def _place(cell: Cell) -> tuple[str, float]:
+    """A cell as result rows name it."""
+    return cell.corruption, cell.severity or 0
 
 
 @contextlib.contextmanager
@@ -141,23 +173,6 @@ def _written(path: Path, meta: dict[str, Any]) -> Iterator[Callable[[list[Result
             write_json(path, kept, meta)
 
 
-def _further_metrics(scores: Tensor, labels: Tensor, carton: int | None) -> dict[str, float]:
-    """Top-5 accuracy (of more than 5 classes), calibration error and `carton_metrics` of scores [N,
-    K], none of them negative.
-    """
-    probabilities = (scores / scores.sum(1, keepdim=True)).numpy()
-    metrics = {"calibration_error": calibration_error(probabilities, labels.numpy())}
-    if scores.shape[1] > 5:
-        metrics["top5"] = float((scores.topk(5).indices == labels[:, None]).any(1).double().mean())
-    if carton is not None:
-        metrics |= carton_metrics(probabilities, labels.numpy(), carton)
-    return metrics
-
-
-def _needs(config: EvaluationConfig, cell: Cell, member: str) -> bool:
-    return any(member in members_of(system, cell, config.members) for system in config.systems.values())
-
-
 def _members(
     config: EvaluationConfig, checkpoints: dict[str, Path], source: ImageSource, device: torch.device
 ) -> dict[str, Member]:
@@ -165,20 +180,23 @@ def _members(
     for name, path in checkpoints.items():
         given, folder = config.members[name], member_view(config, name)
         if folder not in views:
-            views[folder] = open_view(folder, source, config.data.seed, config.data.constants, config.data.compat)
+            views[folder] = open_view(folder, source, config.data.seed, config.data)
         network = [file_digest(path), *(str(value) for value in (given.arch, given.mean, given.std) if value is not None)]
-        classifier = member_classifier(config, name, path, source.classes, device)
-        members[name] = Member(name, classifier, " ".join(network), views[folder])
+        predictor, options, reset = member_predictor(config, name, path, source.classes, device)
+        members[name] = Member(name, predictor, " ".join(filter(None, [*network, options])), views[folder], reset)
     return members
 
 
-def member_classifier(
+def member_predictor(
     config: EvaluationConfig, name: str, path: Path, classes: Sequence[str] | None, device: torch.device
-) -> Classifier:
-    """The classifier of a member on its device; see `load_classifier`."""
+) -> tuple[Predictor, str, str]:
+    """The predictor of a member on its device, and what `build_predictor` says of it; see
+    `load_classifier`.
+    """
     given = config.members[name]
     classifier = load_classifier(path, config.runs, classes, given.arch, given.mean, given.std)
-    return classifier.to(device).to(memory_format=torch.channels_last)
+    classifier = classifier.to(device).to(memory_format=torch.channels_last)
+    return build_predictor(given.predictor, f"members.{name}.predictor", classifier)
 
 
 def member_view(config: EvaluationConfig, name: str) -> str:
@@ -187,42 +205,38 @@ def member_view(config: EvaluationConfig, name: str) -> str:
     return fill_names(config, config.views.get(view, view))
 
 
-def _with_means(config: EvaluationConfig, dataset: str, rows: list[Result], hits: dict[str, Hits]) -> list[Result]:
+def _with_means(
+    config: EvaluationConfig, dataset: str, rows: list[Result], correct: dict[str, dict[Cell, np.ndarray]]
+) -> list[Result]:
     """The rows system by system, each system's mean over its cells at its end."""
     out = []
-    for name, by_cell in hits.items():
+    for name, by_cell in correct.items():
         out += [row for row in rows if row.system == name]
-        scored = {(c.corruption, c.severity or 0): right for c, right in by_cell.items() if c.corruption != CLEAN}
+        scored = {_place(cell): right for cell, right in by_cell.items() if cell.corruption != CLEAN}
         if len(scored) > 1:
             out.append(mean_result(name, dataset, config.systems[name].rule, scored))
     return out
-
-
-def _write_companions(out: Path, rows: Sequence[Result]) -> None:
-    write_csv(out / "results.csv", rows)
-    save(heat_map(rows), out / "heat_map.png")
-    save(severity_plot(rows), out / "severity.png")
 
 
 def print_outcome(evaluation: Evaluation) -> None:
     """The table on standard output, and what each system gains over the first (paired by image)."""
     print(table(evaluation.rows))
     print(summary_table(evaluation.rows, is_imagenet(evaluation.source.classes)))
-    for line in gains(evaluation.hits):
+    for line in gains(evaluation.correct):
         print(line)
     print(f"written: {evaluation.config.out}/results.json, results.csv, heat_map.png, severity.png")
 
 
-def gains(hits: dict[str, Hits]) -> list[str]:
+def gains(correct: Mapping[str, Mapping[Cell, np.ndarray]]) -> list[str]:
     """`B minus A: +x points [low, high]` for every system B against the first, A, over the
     corrupted cells that both have.
     """
-    first, *others = hits
+    first, *others = correct
     lines = []
     for other in others:
-        cells = [c for c in hits[first] if c.corruption != CLEAN and c in hits[other]]
+        cells = [c for c in correct[first] if c.corruption != CLEAN and c in correct[other]]
         if cells:
-            a, b = ({(c.corruption, c.severity or 0): hits[s][c] for c in cells} for s in (other, first))
-            difference, low, high = (100 * v for v in paired_difference(a, b))
-            lines.append(f"{other} minus {first}: {difference:+.1f} points, 95 % interval [{low:+.1f}, {high:+.1f}]")
+            a, b = ({_place(c): correct[s][c] for c in cells} for s in (other, first))
+            difference, low, high = (percent(100 * v, "+") for v in paired_difference(a, b))
+            lines.append(f"{other} minus {first}: {difference} points, 95 % interval [{low}, {high}]")
     return lines

@@ -9,7 +9,7 @@ import csv
 import dataclasses
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,21 @@ from tqdm import tqdm
 
 from undegrade.evaluation.command_line import run_data
 from undegrade.evaluation.config import EvaluationConfig, expand, fill_names, members_of
-from undegrade.evaluation.ensemble import Member, Scorer
-from undegrade.evaluation.evaluate import member_classifier, member_view
-from undegrade.models.classification.classifier import Classifier
+from undegrade.evaluation.ensemble import check_rule, cpu_batch, logits_of, mix
+from undegrade.evaluation.evaluate import member_predictor, member_view
+from undegrade.evaluation.predictors import Predictor
+from undegrade.evaluation.rules import RULES, combine, mixing_weights
 from undegrade.utils.checkpoint import read_description
 from undegrade.utils.choices import check_choice
 from undegrade.utils.config import build
 from undegrade.utils.data.cells import CLEAN, Cell
+from undegrade.utils.data.pixels import to_unit
 from undegrade.utils.data.sources.folders import plain_source
-from undegrade.utils.data.sources.image_source import ImageSource, array_reader
+from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.imagenet import read_classes
 from undegrade.utils.data.sources.images import list_images
 from undegrade.utils.data.sources.registry import SourceConfig
-from undegrade.utils.data.views import RAW, OnTheFly
+from undegrade.utils.data.views import RAW
 from undegrade.utils.files import write_atomic
 from undegrade.utils.runs import find_checkpoint
 
@@ -56,7 +58,7 @@ def predict(
     config: EvaluationConfig, path: Path, out: Path, device: torch.device, system: str | None = None, top: int = 1
 ) -> list[Prediction]:
     """Classify every image below a folder and write `out`: a row an image, in the sorted order of
-    the files.
+    the files, which is also that in which a predictor that adapts itself sees them.
 
     Files that cannot be read, and those that another view lacks, are named in a warning and left
     out. Where an error or the user ends the call, `out` has what was done until then.
@@ -88,7 +90,8 @@ def predict(
         raise ValueError(f"system {name!r} is told the corruption of an image, which nobody knows here: choose another one")
     checkpoints = {m: find_checkpoint(fill_names(config, config.members[m].checkpoint), config.runs) for m in views}
     files, sources = _open(path, list(views.values()), *_frame(config, next(iter(checkpoints.values()))))
-    classifiers, classes = _classifiers(config, checkpoints, device)
+    predictors, classes = _predictors(config, checkpoints, device)
+    check_rule(chosen.rule, predictors, name)
     if not 1 <= top <= len(classes):
         raise ValueError(f"--top {top}: there are {len(classes)} classes, choose 1 to {len(classes)}")
     if len(config.systems) > 1:
@@ -97,9 +100,11 @@ def predict(
     done: list[Prediction] = []
     broken: list[str] = []
     try:
-        for rows, images in _batches(sources, config.batch_size, broken):
-            members = [Member(m, classifiers[m], m, images[views[m]]) for m in names]
-            scores = Scorer(None, config.batch_size).scores(chosen.rule, members, _AS_THEY_ARE, chosen.double_softmax)
+        for predictor in predictors.values():
+            predictor.reset()
+        for rows, images in _batches(sources, _batch_size(config, predictors, sources), broken):
+            seen = {m: images[views[m]] for m in predictors}
+            scores = _scores(chosen.rule, predictors, seen, names, chosen.double_softmax)
             done += _best(scores, [files[i] for i in rows], classes, top)
     finally:
         if done:
@@ -166,9 +171,9 @@ def _open(path: Path, views: Sequence[str], size: int, resize: int | None) -> tu
     return files, {view: source.aligned(keys, view) for view, source in found.items()}
 
 
-def _classifiers(
+def _predictors(
     config: EvaluationConfig, checkpoints: dict[str, Path], device: torch.device
-) -> tuple[dict[str, Classifier], Sequence[str]]:
+) -> tuple[dict[str, Predictor], Sequence[str]]:
     """The members, and the names of their classes: those of a checkpoint, else of `data.classes`,
     else numbers.
     """
@@ -182,18 +187,27 @@ def _classifiers(
             f"checkpoint {foreign[0]} does not say what its classes are: give --data.classes imagenet-1k or a file with one a line "
             "(and its network: --arch, or `arch` of an ensemble's member)"
         )
-    found = {m: member_classifier(config, m, path, names, device) for m, path in checkpoints.items()}
+    found = {m: member_predictor(config, m, path, names, device)[0] for m, path in checkpoints.items()}
     classes = names or [str(number) for number in range(next(iter(found.values())).num_classes)]
-    for member, classifier in found.items():
-        if classifier.num_classes != len(classes):
-            raise ValueError(f"checkpoint {checkpoints[member]} has {classifier.num_classes} classes, not {len(classes)} as needed")
+    for member, predictor in found.items():
+        if predictor.num_classes != len(classes):
+            raise ValueError(f"checkpoint {checkpoints[member]} has {predictor.num_classes} classes, not {len(classes)} as needed")
     return found, classes
 
 
+def _batch_size(config: EvaluationConfig, predictors: Mapping[str, Predictor], sources: Mapping[str, ImageSource]) -> int:
+    """As asked for, but fewer large images on a CPU where all members are frozen."""
+    if any(predictor.stateful or predictor.device.type != "cpu" for predictor in predictors.values()):
+        return config.batch_size
+    return min(config.batch_size, cpu_batch(next(iter(sources.values())).image_size))
+
+
 def _batches(
-    sources: dict[str, ImageSource], batch_size: int, broken: list[str]
-) -> Iterator[tuple[list[int], dict[str, OnTheFly]]]:
-    """Rows that every view can read, and their images as views; the others are added to `broken`."""
+    sources: Mapping[str, ImageSource], batch_size: int, broken: list[str]
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Rows that every view can read, and their images uint8 [B,3,S,S] in each view; the others are
+    added to `broken`.
+    """
     count = len(next(iter(sources.values())))
     with tqdm(total=count, unit="img", desc="classifying", dynamic_ncols=True, mininterval=1.0) as bar:
         for start in range(0, count, batch_size):
@@ -202,14 +216,21 @@ def _batches(
             broken += dict.fromkeys(line.partition("\t")[2] for _, _, bad in read.values() for line in bad)
             rows = sorted(set(batch).intersection(*(good for good, _, _ in read.values())))
             if rows:
-                yield rows, {view: _view(sources[view].subset(rows), *read[view][:2], rows) for view in sources}
+                yield rows, {view: images[[good.index(row) for row in rows]] for view, (good, images, _) in read.items()}
             bar.update(len(batch))
 
 
-def _view(source: ImageSource, found: Sequence[int], images: Tensor, rows: Sequence[int]) -> OnTheFly:
-    """The images of `rows`, among those that were read, as they are."""
-    place = {row: i for i, row in enumerate(found)}
-    return OnTheFly(dataclasses.replace(source, read=array_reader(images[[place[row] for row in rows]].numpy())))
+def _scores(
+    rule: str, predictors: Mapping[str, Predictor], images: Mapping[str, Tensor], names: Sequence[str], double_softmax: bool
+) -> Tensor:
+    """Scores [B,K] of a rule over the members `names`; `images` uint8 [B,3,S,S] of each."""
+    unit = {name: to_unit(pixels) for name, pixels in images.items()}
+    by_name = {name: logits_of(predictor, unit[name]) for name, predictor in predictors.items()}
+    logits = torch.stack([by_name[name] for name in names])
+    if not RULES[rule].mixes_images:
+        return combine(rule, logits, double_softmax)
+    weights = mixing_weights(rule, logits, double_softmax)
+    return logits_of(predictors[names[0]], mix(weights, *(unit[name] for name in names))).softmax(1)
 
 
 def _best(scores: Tensor, files: Sequence[str], classes: Sequence[str], top: int) -> list[Prediction]:

@@ -6,7 +6,7 @@ import dataclasses
 
 from undegrade.evaluation.results import MEAN
 from undegrade.utils.choices import check_choice
-from undegrade.utils.data.perturbations.registry import check_perturbation
+from undegrade.utils.data.perturbations.registry import CLEAN, find_perturbation
 
 AVERAGE, CLEAN_HEADING, UNSEEN = "Avg", "Clean", "Unseen"  # headings that a table makes itself
 
@@ -40,7 +40,9 @@ def check_published(config: PublishedConfig) -> None:
     """
     headings = [AVERAGE, CLEAN_HEADING, UNSEEN]
     for name, heading in config.columns.items():
-        check_perturbation(name)
+        find_perturbation(name)
+        if name == CLEAN:
+            raise ValueError(f"columns: clean images have the column {CLEAN_HEADING!r} of themselves: leave {name!r} out")
         if heading in headings:
             raise ValueError(
                 f"columns: heading {heading!r} of {name!r} is taken: give every column its own, not {', '.join(headings)}"

@@ -13,29 +13,32 @@ members tie only when their logits say the same, not because float32 ran out of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from undegrade.utils.choices import check_choice
+from undegrade.utils.registry import Registry
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of a rule table.
+    """A row of `RULES`.
 
     Attributes:
-        function: (logits float64 [M,B,K], double_softmax) -> scores [B,K], or input weights [B,2]
-            in `INPUT_RULES`.
+        function: (logits float64 [M,B,K], double_softmax) -> scores [B,K], none of them negative,
+            or with `mixes_images` input weights [B,2].
         description: one line for help texts and result tables.
         needs_two: the rule is defined for exactly two members.
+        mixes_images: an input rule: the function gives the weights with which the two members'
+            images are mixed, and member 1 classifies the mixture.
     """
 
     function: Callable[[Tensor, bool], Tensor]
     description: str
     needs_two: bool = False
+    mixes_images: bool = False
 
 
 def combine(rule: str, logits: Tensor, double_softmax: bool = False) -> Tensor:
@@ -47,15 +50,15 @@ def combine(rule: str, logits: Tensor, double_softmax: bool = False) -> Tensor:
         double_softmax: reproduce the reference (see the module's text).
 
     Raises:
-        ValueError: unknown rule, a rule of `INPUT_RULES`, logits of another shape, or not two
-            members where two are needed.
+        ValueError: unknown rule, an input rule, logits of another shape, or not two members where
+            two are needed.
     """
-    if rule in INPUT_RULES:
+    if RULES.get_row(rule).mixes_images:
         raise ValueError(
             f"ensemble rule {rule!r} mixes the input images, not the logits: take mixing_weights({rule!r}, logits), "
-            f"mix the two images and classify the mixture with member 1. Rules of logits: {', '.join(RULES)}"
+            f"mix the two images and classify the mixture with member 1. Rules of logits: {', '.join(rule_names(False))}"
         )
-    return _apply(RULES, rule, logits, double_softmax)
+    return _apply(rule, logits, double_softmax)
 
 
 def mixing_weights(rule: str, logits: Tensor, double_softmax: bool = False) -> Tensor:
@@ -67,27 +70,35 @@ def mixing_weights(rule: str, logits: Tensor, double_softmax: bool = False) -> T
     alike.
 
     Args:
-        rule: a name of `INPUT_RULES`.
+        rule: an input rule of `RULES`.
         logits: [2,B,K] of member 1 on view 1 and member 2 on view 2.
         double_softmax: reproduce the reference (see the module's text).
 
     Raises:
-        ValueError: unknown rule, or logits of another shape.
+        ValueError: unknown rule, a rule of logits, or logits of another shape.
     """
-    return _apply(INPUT_RULES, rule, logits, double_softmax)
+    if not RULES.get_row(rule).mixes_images:
+        raise ValueError(f"ensemble rule {rule!r} does not mix images; those that do: {', '.join(rule_names(True))}")
+    return _apply(rule, logits, double_softmax)
 
 
-def _apply(table: Mapping[str, Rule], name: str, logits: Tensor, double_softmax: bool) -> Tensor:
-    rule = table[check_choice(name, table, "ensemble rule")]
+def rule_names(mixes_images: bool) -> list[str]:
+    """The rules of logits, or the input rules."""
+    return [name for name, row in RULES.items() if row.mixes_images == mixes_images]
+
+
+def _apply(name: str, logits: Tensor, double_softmax: bool) -> Tensor:
+    rule = RULES[name]
     if logits.ndim != 3 or not logits.is_floating_point() or logits.shape[0] == 0 or logits.shape[2] < 2:
         raise ValueError(
             f"logits must be a float tensor [members, images, classes] with at least 1 member and 2 classes, "
             f"not {logits.dtype} {list(logits.shape)}"
         )
     if rule.needs_two and logits.shape[0] != 2:
-        allowed = ", ".join(n for n, r in table.items() if not r.needs_two)
-        alternative = f" or choose one of: {allowed}" if allowed else ""
-        raise ValueError(f"ensemble rule {name!r} needs exactly 2 members, not {logits.shape[0]}: give two{alternative}")
+        allowed = ", ".join(n for n, r in RULES.items() if not r.needs_two)
+        raise ValueError(
+            f"ensemble rule {name!r} needs exactly 2 members, not {logits.shape[0]}: give two or choose one of: {allowed}"
+        )
     return rule.function(logits.double(), double_softmax)
 
 
@@ -165,20 +176,26 @@ def _var_fuse(logits: Tensor, double_softmax: bool) -> Tensor:
     return _variance(logits, double_softmax).softmax(0).T
 
 
-RULES: dict[str, Rule] = {
-    "first": Rule(_member(0), "member 1 alone"),
-    "second": Rule(_member(1), "member 2 alone", needs_two=True),
-    "sum": Rule(_sum, "sum of the members' probabilities (DDA, DiffAUD's published runs)"),
-    "entropy": Rule(_select(lambda *given: -_entropy(*given)), "per image the member of lowest entropy, of equals the later"),
-    "confidence": Rule(_select(_confidence), "per image the member of highest maximal probability, of equals the later"),
-    "var": Rule(_select(_variance), "per image the member of highest variance over classes, of equals the later"),
-    "entropy_sum": Rule(_entropy_sum, "H2 p1 + H1 p2: probabilities weighted by the other's entropy", needs_two=True),
-    "confidence_sum": Rule(_confidence_sum, "probabilities weighted by the member's own confidence"),
-    "vote": Rule(_vote, "plurality of the members' labels; a tie is decided by the summed logits (FusionDistill)"),
-}
+def _mixing(function: Callable[[Tensor, bool], Tensor], weights: str) -> Rule:
+    return Rule(function, f"inputs mixed by {weights}, classified by member 1", needs_two=True, mixes_images=True)
 
-INPUT_RULES: dict[str, Rule] = {
-    "entropy_fuse": Rule(_entropy_fuse, "inputs mixed by softmax(H2, H1), classified by member 1", needs_two=True),
-    "confidence_fuse": Rule(_confidence_fuse, "inputs mixed by softmax(C1, C2), classified by member 1", needs_two=True),
-    "var_fuse": Rule(_var_fuse, "inputs mixed by softmax(V1, V2), classified by member 1", needs_two=True),
-}
+
+RULES: Registry[Rule] = Registry("ensemble rule", "undegrade.rules")
+RULES.add("first", Rule(_member(0), "member 1 alone"))
+RULES.add("second", Rule(_member(1), "member 2 alone", needs_two=True))
+RULES.add("sum", Rule(_sum, "sum of the members' probabilities (DDA, DiffAUD's published runs)"))
+RULES.add("entropy", Rule(_select(lambda *given: -_entropy(*given)), "per image the member of lowest entropy, of equals the later"))
+RULES.add("confidence", Rule(_select(_confidence), "per image the member of highest maximal probability, of equals the later"))
+RULES.add("var", Rule(_select(_variance), "per image the member of highest variance over classes, of equals the later"))
+RULES.add("entropy_sum", Rule(_entropy_sum, "H2 p1 + H1 p2: probabilities weighted by the other's entropy", needs_two=True))
+RULES.add("confidence_sum", Rule(_confidence_sum, "probabilities weighted by the member's own confidence"))
+RULES.add("vote", Rule(_vote, "plurality of the members' labels; a tie is decided by the summed logits (FusionDistill)"))
+RULES.add(
+    "entropy_fuse",
+    Rule(_entropy_fuse, "inputs mixed by softmax(H2, H1), classified by member 1", needs_two=True, mixes_images=True),
+)
+RULES.add(
+    "confidence_fuse",
+    Rule(_confidence_fuse, "inputs mixed by softmax(C1, C2), classified by member 1", needs_two=True, mixes_images=True),
+)
+RULES.add("var_fuse", _mixing(_var_fuse, "softmax(V1, V2)"))

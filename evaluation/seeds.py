@@ -10,21 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from undegrade.evaluation.published import AVERAGE, CLEAN_HEADING, UNSEEN
-from undegrade.evaluation.results import CLEAN, MEAN, Cell, Result, read_json
+from undegrade.evaluation.results import CLEAN, MEAN, Cell, Result, percent, read_json
 from undegrade.evaluation.tables import column_names, levels_by_corruption
-from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS
-from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
+from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS
+from undegrade.utils.data.perturbations.registry import with_severities
 
-_SETTINGS = ("split", "constants", "compat")  # of the evaluation (`meta`): the same for all seeds
-
-
-def percent(value: float) -> str:
-    """One decimal; a mean that ends in 5, such as 63.05, is rounded up as papers do, whichever side
-    its binary form lies.
-    """
-    return f"{value + 1e-9:.1f}"
+_SETTINGS = ("split", "constants", "compat", "perturbations")  # of the evaluation (`meta`): the same for all seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,20 +106,22 @@ def layout(rows: Sequence[Result], headings: Mapping[str, str], trained: Sequenc
     """Columns for a table of `rows`.
 
     A corruption of `headings` is a column, in that order; so is, after them, everything that was
-    `trained` on and every other degradation with several levels. Corruptions of ImageNet-C that are
-    no column are the unseen ones, every pair of corruption and severity counting the same.
+    `trained` on and every other perturbation at several levels of its own unit. Corruptions with
+    severities that are no column are the unseen ones, every pair of corruption and severity counting the same.
 
     Raises:
         ValueError: two columns of one heading, or nothing to show.
     """
     levels = levels_by_corruption(rows)
-    several = [name for name, values in levels.items() if name in trained or (name in DEGRADATIONS and len(values) > 1)]
+    corruptions = with_severities()
+    own_unit = set(PERTURBATIONS) - set(corruptions)
+    several = [name for name, values in levels.items() if name in trained or (name in own_unit and len(values) > 1)]
     swept = [name for name in several if name not in headings]
     if doubled := set(swept) & set(headings.values()):
         raise ValueError(f"heading {doubled.pop()!r} stands for another corruption, and is a swept degradation itself: rename it")
     shown = {name: heading for name, heading in headings.items() if name in levels} | {name: name for name in swept}
     columns = {heading: [(name, level) for level in levels[name]] for name, heading in shown.items()}
-    unseen = [name for name in levels if name in ALL_CORRUPTIONS and name not in shown]
+    unseen = [name for name in levels if name in corruptions and name not in shown]
     clean = sorted({(row.corruption, row.severity) for row in rows if row.corruption == CLEAN})
     extra = {CLEAN_HEADING: clean, UNSEEN: [(name, level) for name in unseen for level in levels[name]]}
     extra = {heading: cells for heading, cells in extra.items() if cells}
@@ -147,33 +143,33 @@ def statistics(seeds: Seeds, plan: Layout) -> dict[str, dict[str, Statistic]]:
     A cell's accuracy is averaged over a column's cells first, then the columns (`Avg`), the seeds
     last. Only a system that has all cells of a column has a value there.
     """
-    each = [_accuracies(rows, plan) for rows in seeds.runs]
+    names = column_names(seeds.runs[0])
+    cells = pd.DataFrame(
+        [
+            (seed, names[r.system, r.rule], r.corruption, r.severity, 100 * r.accuracy)
+            for seed, run in enumerate(seeds.runs)
+            for r in run
+        ],
+        columns=["seed", "system", "corruption", "severity", "accuracy"],
+    ).pivot(index=["seed", "system"], columns=["corruption", "severity"], values="accuracy")
+    values = pd.DataFrame({h: cells[group].mean(axis=1, skipna=False) for h, group in (plan.columns | plan.extra).items()})
+    if plan.columns:
+        values[AVERAGE] = values[list(plan.columns)].mean(axis=1, skipna=False)
+    by_system = values.groupby("system")
+    mean, deviation = by_system.mean(), by_system.std()  # of one seed the latter is nan
     out = {
-        system: {heading: _statistic([values[system][heading] for values in each]) for heading in headings}
-        for system, headings in each[0].items()
+        system: {
+            heading: Statistic(float(value), float(deviation[heading][system]) if len(seeds.runs) > 1 else None)
+            for heading, value in mean.loc[system].dropna().items()
+        }
+        for system in names.values()
     }
     means = {(row.system, row.rule): row for row in seeds.means}
-    for key, name in column_names(seeds.runs[0]).items():
+    for key, name in names.items():
         ours, row = out[name].get(AVERAGE), means.get(key)
         if ours is not None and row is not None and abs(ours.mean - 100 * row.accuracy) < 1e-6:  # over the same cells
             out[name][AVERAGE] = dataclasses.replace(ours, interval=50 * (row.ci95_high - row.ci95_low))
     return out
-
-
-def _accuracies(rows: Sequence[Result], plan: Layout) -> dict[str, dict[str, float]]:
-    """System -> heading -> accuracy in percent of one seed."""
-    out = {}
-    for key, system in column_names(rows).items():
-        cells = {(r.corruption, r.severity): 100 * r.accuracy for r in rows if (r.system, r.rule) == key}
-        groups = {heading: group for heading, group in (plan.columns | plan.extra).items() if set(group) <= set(cells)}
-        values = {heading: float(np.mean([cells[cell] for cell in group])) for heading, group in groups.items()}
-        mean = average(values, list(plan.columns))
-        out[system] = values if mean is None else values | {AVERAGE: mean}
-    return out
-
-
-def _statistic(values: Sequence[float]) -> Statistic:
-    return Statistic(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
 def _checked_rows(path: str | Path, rows: Sequence[Result], dataset: str) -> list[Result]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from undegrade.evaluation.results import CLEAN, MEAN, Result, average_rows
-from undegrade.utils.data.perturbations.registry import ONE_LEVEL
+from undegrade.evaluation.results import CLEAN, MEAN, Result, average_rows, percent
+from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def _scope(levels: dict[str, list[float]]) -> str:
     those with one level only.
     """
     named = _named({tuple(values) for values in levels.values() if values != [0]})
-    drawn = ", ".join(name for name, values in levels.items() if values == [0] and name not in ONE_LEVEL)
+    of_one_level = {name for name, row in PERTURBATIONS.items() if row.drawn is not None}
+    drawn = ", ".join(name for name, values in levels.items() if values == [0] and name not in of_one_level)
     if not drawn:
         return named
     return f"{named} ({drawn}: random levels)" if named else "random levels"
@@ -160,13 +161,13 @@ def _grid(arranged: Pivot, mark: Callable[[str, bool], str]) -> list[list[str]]:
         texts = [line]
         for system in arranged.systems:
             row = arranged.cells.get((line, system))
-            text = "-" if row is None else percent(row, arranged.is_mean(line))
+            text = "-" if row is None else accuracy(row, arranged.is_mean(line))
             texts.append(mark(text, system in arranged.best[line]))
         grid.append(texts)
     return grid
 
 
-def percent(row: Result, with_interval: bool) -> str:
+def accuracy(row: Result, with_interval: bool) -> str:
     """Accuracy in percent, e.g. "86.4" or "86.4 ±0.9"."""
-    interval = f" ±{50 * (row.ci95_high - row.ci95_low):.1f}" if with_interval else ""
-    return f"{100 * row.accuracy:.1f}{interval}"
+    interval = f" ±{percent(50 * (row.ci95_high - row.ci95_low))}" if with_interval else ""
+    return percent(100 * row.accuracy) + interval

@@ -12,11 +12,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from undegrade.evaluation.ensemble import Member, Scorer
+from undegrade.evaluation.ensemble import Member
 from undegrade.evaluation.evaluate import Evaluation, gains, member_view
 from undegrade.evaluation.report.html import write_report
 from undegrade.evaluation.report.plots import Picture, heat_map, image_grid, severity_plot
-from undegrade.evaluation.results import MEAN, Result
+from undegrade.evaluation.results import MEAN, Result, percent
 from undegrade.utils.config import dump_yaml, to_tree
 from undegrade.utils.data.cells import CLEAN, Cell
 from undegrade.utils.data.views import RAW
@@ -36,7 +36,7 @@ def write_evaluation_report(path: str | Path, evaluation: Evaluation) -> None:
     figures = {"Accuracy of each system on each corruption": heat_map(evaluation.rows)}
     figures["Accuracy with 95 % intervals"] = severity_plot(evaluation.rows)
     figures["Test images as each view shows them, with the predictions made on them (green: right)"] = _pictures(evaluation)
-    facts = {
+    origin = {
         "command": " ".join(["python", *(_relative(a) for a in sys.argv)]),
         "seed": config.data.seed,
         **provenance(),
@@ -49,11 +49,11 @@ def write_evaluation_report(path: str | Path, evaluation: Evaluation) -> None:
         rows=evaluation.rows,
         figures=figures,
         configs=_configs(evaluation),
-        provenance=facts,
+        provenance=origin,
         notes=[
             f"{len(evaluation.source)} {config.data.split} images, each under every corruption; "
             "intervals of means are clustered by image.",
-            *gains(evaluation.hits),
+            *gains(evaluation.correct),
         ],
     )
 
@@ -68,10 +68,11 @@ def _summary(rows: list[Result]) -> str:
     means = [row for row in rows if row.corruption == MEAN] or rows
     first, best = means[0], max(means, key=lambda row: row.accuracy)
     if best.system == first.system:
-        return f"{first.system} is best: {100 * first.accuracy:.1f} % of {first.n} predictions."
+        return f"{first.system} is best: {percent(100 * first.accuracy)} % of {first.n} predictions."
+    best_accuracy, low, high = (percent(100 * share) for share in (best.accuracy, best.ci95_low, best.ci95_high))
     return (
-        f"{best.system} classifies {100 * best.accuracy:.1f} % correctly (95 % interval {100 * best.ci95_low:.1f} to "
-        f"{100 * best.ci95_high:.1f}), {first.system} {100 * first.accuracy:.1f} %, mean over corruptions."
+        f"{best.system} classifies {best_accuracy} % correctly (95 % interval {low} to {high}), "
+        f"{first.system} {percent(100 * first.accuracy)} %, mean over corruptions."
     )
 
 
@@ -79,31 +80,31 @@ def _pictures(evaluation: Evaluation) -> Figure:
     """One image a row: clean, then every view with the prediction of the first member that looks at
     it.
     """
-    cells = [cell for cell in next(iter(evaluation.hits.values())) if cell.corruption != CLEAN] or [Cell(CLEAN, 0)]
+    cells = [cell for cell in next(iter(evaluation.correct.values())) if cell.corruption != CLEAN] or [Cell(CLEAN, 0)]
     shown = [cells[i] for i in np.unique(np.linspace(0, len(cells) - 1, min(EXAMPLE_ROWS, len(cells))).astype(int))]
     looks: dict[str, Member] = {}
     for member in evaluation.members.values():
         looks.setdefault(member.view.name, member)
-    config = evaluation.config
-    scorer = Scorer(Path(config.out) / "logits" if config.cache else None, config.batch_size)
-    source, count = evaluation.source, len(evaluation.source)
-    picks = [(7 * i) % count for i in range(len(shown))]
+    source = evaluation.source
+    picks = [(7 * i) % len(source) for i in range(len(shown))]
     first = next(iter(evaluation.members.values()))
-    columns = {"clean": _column(first, [Cell(CLEAN, 0)] * len(shown), picks, scorer, evaluation)} if first.view.name == RAW else {}
+    columns = {}
+    if first.view.name == RAW and not first.predictor.stateful:  # a stateful one may not have come to the clean images
+        columns["clean"] = _column(first, [Cell(CLEAN, 0)] * len(shown), picks, evaluation)
     for member in looks.values():
-        view = member_view(config, member.name)
+        view = member_view(evaluation.config, member.name)
         heading = "corrupted" if view == RAW or Path(view) == source.listing_of else "adapted"
-        columns[f"{heading} ({member.name})" if heading in columns else heading] = _column(member, shown, picks, scorer, evaluation)
+        columns[f"{heading} ({member.name})" if heading in columns else heading] = _column(member, shown, picks, evaluation)
     places = zip(shown, picks, strict=True)
     labels = [f"{c.corruption}\nseverity {c.severity or 0:g}, {source.classes[int(source.labels[i])]}" for c, i in places]
     return image_grid(columns, labels)
 
 
-def _column(member: Member, cells: list[Cell], picks: list[int], scorer: Scorer, evaluation: Evaluation) -> list[Picture]:
+def _column(member: Member, cells: list[Cell], picks: list[int], evaluation: Evaluation) -> list[Picture]:
     pictures = []
     for cell, i in zip(cells, picks, strict=True):
         image: Tensor = member.view.source(cell).images([i])[0]
-        label = int(torch.argmax(scorer.logits(member, cell)[i]))
+        label = int(torch.argmax(evaluation.scorer.logits(member, cell)[i]))
         right = label == int(evaluation.source.labels[i])
         pictures.append(Picture(image.permute(1, 2, 0).numpy(), evaluation.source.classes[label], right))
     return pictures

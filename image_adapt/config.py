@@ -124,9 +124,7 @@ class InputConfig(SourceConfig):
             return [ONE_CELL[self.layout]]
         if not self.corruptions:
             raise ValueError("input.corruptions is empty: name corruptions or degradations, e.g. --corruption gaussian_noise")
-        drawn = self.severities == "random"
-        cells = parse_cells(self.corruptions, [1] if isinstance(self.severities, str) else self.severities)
-        return list(dict.fromkeys(Cell(cell.corruption) if drawn and cell.is_corruption else cell for cell in cells))
+        return list(dict.fromkeys(parse_cells(self.corruptions, None if isinstance(self.severities, str) else self.severities)))
 
 
 # layout -> folder of a cell, below the input root and below the output root alike; {part} for its

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from undegrade.image_adapt.config import LAYOUTS, ONE_CELL, AdaptConfig
 from undegrade.image_adapt.job import Job
-from undegrade.utils.data.cells import CLEAN, Cell
-from undegrade.utils.data.perturbations.degradations import CORRECT
+from undegrade.utils.data.cells import CLEAN, Cell, drawn_cell
 from undegrade.utils.data.sources.folders import first_size, plain_source, read_files
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.images import center_crop, list_images
@@ -45,8 +44,8 @@ def open_inputs(config: AdaptConfig, image_size: int) -> list[Job]:
     given = config.input
     if given.folder is None:
         return list(_generated(config, image_size))
-    if given.compat != CORRECT:
-        raise ValueError("input.compat is about degrading clean images, those of a folder are taken as they are: leave it out")
+    for key in given.changed():
+        raise ValueError(f"input.{key} is about degrading clean images, those of a folder are taken as they are: leave it out")
     folder = Path(given.folder)
     return list(_arrays(folder, config, image_size) if (folder / LABELS).is_file() else _folders(folder, config, image_size))
 
@@ -73,7 +72,7 @@ def _generated(config: AdaptConfig, image_size: int) -> Iterator[Job]:
             f"{given.dataset} has {clean.image_size} px images, too small to be enlarged to the {image_size} px of the diffusion "
             "model (--enlarge true does it anyway)"
         )
-    view = OnTheFly(clean, given.seed, given.constants, given.compat)
+    view = OnTheFly(clean, given.seed, given)
     for cell in given.cells():
         drawn = cell.severity is None
         levels = view.levels(cell, clean.keys).tolist() if drawn else [None] * len(clean)
@@ -133,8 +132,8 @@ def _folders(folder: Path, config: AdaptConfig, image_size: int) -> Iterator[Job
             "images by --dataset <folder> instead of --base_samples"
         )
     cells = {pattern.format(cell=cell, part=parts.get(given.train, "")): cell for cell in given.cells()}
-    if "{cell.folder}" not in pattern:  # all severities are one folder
-        cells = {below: Cell(cell.corruption) if cell.is_corruption else cell for below, cell in cells.items()}
+    if "{cell.folder}" not in pattern and given.layout not in ONE_CELL:  # all severities are one folder
+        cells = {below: drawn_cell(cell.corruption) for below, cell in cells.items()}
     smallest = 0 if given.enlarge else (image_size + 1) // 2
     chosen: list[str] | None = None
     for below, cell in cells.items():

@@ -20,8 +20,7 @@ from undegrade.image_adapt.inputs import LABELS
 from undegrade.image_adapt.job import Job
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.perturbations.corruptions import SEVERITIES
-from undegrade.utils.data.perturbations.degradations import CORRECT
-from undegrade.utils.data.perturbations.watermark import WATERMARK, font_file
+from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.sources.folders import CLASS_MAP, class_map_file
 from undegrade.utils.data.sources.images import FileSlice
 from undegrade.utils.data.sources.shards import SHARDS, sample_name, shard_places, write_shard
@@ -48,9 +47,10 @@ _LATER = {"noise_level": None, "variance": None, "clip_denoised": True, "guidanc
 def settings_of(config: AdaptConfig, model: str, job: Job) -> dict[str, Any]:
     """Everything that the images of a job depend on besides their own pixels and keys."""
     data = dataclasses.asdict(config.input)
-    given = {k: data[k] for k in (("folder", "layout") if config.input.folder else ("dataset", "split", "constants", "seed"))}
-    if config.input.compat != CORRECT:
-        given["compat"] = {key: value for key, value in data["compat"].items() if value is not None}
+    given = {k: data[k] for k in (("folder", "layout") if config.input.folder else ("dataset", "split", "seed"))}
+    if not config.input.folder:
+        assert job.input_side is not None
+        given |= find_perturbation(job.cell.corruption).identity(config.input, job.input_side)
     options = dataclasses.asdict(config.options)
     settings = {
         "adapter": config.adapter,
@@ -62,8 +62,6 @@ def settings_of(config: AdaptConfig, model: str, job: Job) -> dict[str, Any]:
         "severity": job.cell.severity,
         "input": given,
     }
-    if job.cell.corruption == WATERMARK and not config.input.folder:
-        settings["font"] = font_file(config.input.compat.watermark_font).name
     if config.batch_matters:
         settings["batch_size"] = config.batch_size
     for name, usual in (("rounding", ("round",)), ("output", ("png", "npy"))):

@@ -157,7 +157,7 @@ def test_degradations_can_be_those_of_the_published_code(ddpm: Path, tmp_path: P
     assert pngs(tmp_path / "right") != pngs(tmp_path / "published")
     given = InputConfig(corruptions=["saltpepper"], limit=6, compat=REFERENCE)
     (job,) = plan_jobs(AdaptConfig("", "x", input=given), 32)
-    expected = OnTheFly(open_source("Digits", "test", limit=6), compat=REFERENCE).source(Cell("saltpepper")).images(range(6))
+    expected = OnTheFly(open_source("Digits", "test", limit=6), options=given).source(Cell("saltpepper")).images(range(6))
     assert job.source.images(range(6)).equal(expected)
 
 

@@ -236,7 +236,8 @@ def test_rank_correlation_of_equal_values_is_not_a_number() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"columns": {"jpg": "JPEG"}}, "unknown degradation 'jpg': did you mean 'jpeg'"),
+        ({"columns": {"clean": "Photographs"}}, "clean images have the column 'Clean'"),
+        ({"columns": {"jpg": "JPEG"}}, "unknown perturbation 'jpg': did you mean 'jpeg'"),
         ({"columns": {"jpeg": "JPEG", "noise": "JPEG"}}, "heading 'JPEG' of 'noise' is taken"),
         ({"columns": {"jpeg": "Avg"}}, "heading 'Avg' of 'jpeg' is taken"),
         ({"rows": {"D": {"soup": {"blur": 1.0}}}}, "unknown column 'blur' in rows.D.soup: allowed: jpeg, noise"),

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.perturbing import corrupt, degrade, draw, perturb
 from tests.test_batches import COUNT, SIDE, SOURCE, TRAINING, assert_equal, assert_same_images, by_key, holes
 from undegrade.utils.data.batches import AugmentConfig, Batch, BatchLoader, BatchSet
-from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS, corrupt
-from undegrade.utils.data.perturbations.degradations import DEGRADATIONS, REFERENCE, degrade, sample_levels
-from undegrade.utils.data.perturbations.registry import draw_levels, perturb
+from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
+from undegrade.utils.data.perturbations.degradations import DEGRADATIONS, REFERENCE
+from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.sources.image_source import array_source
 from undegrade.utils.random_fields import RandomFields
 from undegrade.utils.seeding import numpy_generator
@@ -171,7 +172,7 @@ def test_shared_levels_change_nothing_but_the_levels() -> None:
     assert torch.equal(batch["clean"], independent["clean"])
     assert batch["key"] == independent["key"]
     streams = [f"{key}@1" for key in batch["key"][:COUNT]]
-    level = sample_levels("noise", streams, 5, shared=True)
+    level = draw("noise", streams, 5, shared=True)
     expected = degrade((batch["clean"][:COUNT] * 255).to(torch.uint8), "noise", level, keys=streams, seed=5)
     assert torch.equal(batch["degraded"][:COUNT] * 255, expected.float())
     assert not torch.equal(batch["level"], independent["level"])
@@ -192,10 +193,10 @@ def test_corruptions_and_degradations_may_be_trained_on_together() -> None:
     batch = BatchSet(SOURCE, names, COUNT, 4, AugmentConfig())[2, 0]
     streams, clean = [f"{key}@2" for key in batch["key"][:COUNT]], (batch["clean"][:COUNT] * 255).to(torch.uint8)
     for index, name in enumerate(names):
-        level = draw_levels(name, streams, 4)
+        level = draw(name, streams, 4)
         expected = perturb(clean, name, level, keys=streams, seed=4)
         assert torch.equal(block(batch, index)["degraded"] * 255, expected.float())
-    assert torch.equal(block(batch, 1)["level"], draw_levels("fog", streams, 4) / 5)
+    assert torch.equal(block(batch, 1)["level"], draw("fog", streams, 4) / 5)
 
 
 def test_a_batch_may_hold_all_fifteen_corruptions() -> None:
@@ -206,10 +207,11 @@ def test_a_batch_may_hold_all_fifteen_corruptions() -> None:
 
 def test_compat_and_constants_reach_the_images() -> None:
     keys, clean = SOURCE.keys[:6], SOURCE.images(range(6))
-    batches = BatchSet(SOURCE, ["blur", "gaussian_noise"], 6, 0, compat=REFERENCE, constants="imagenet")
+    options = PerturbationOptions(compat=REFERENCE, constants="imagenet")
+    batches = BatchSet(SOURCE, ["blur", "gaussian_noise"], 6, 0, options=options)
     batch = batches[0, 0]
-    blurred = degrade(clean, "blur", sample_levels("blur", keys, 0), keys=keys, seed=0, compat=REFERENCE)
-    severity = draw_levels("gaussian_noise", keys, 0).long()
+    blurred = degrade(clean, "blur", draw("blur", keys, 0), keys=keys, seed=0, compat=REFERENCE)
+    severity = draw("gaussian_noise", keys, 0).long()
     noisy = corrupt(clean, "gaussian_noise", severity, keys=keys, seed=0, constants="imagenet")
     assert torch.equal(batch["degraded"] * 255, torch.cat([blurred, noisy]).float())
     default = BatchSet(SOURCE, ["blur", "gaussian_noise"], 6, 0)[0, 0]
@@ -238,7 +240,7 @@ def test_global_images_are_those_of_all_processes_together(augment: AugmentConfi
     [
         ({"pairing": "indepedent"}, "unknown pairing 'indepedent': did you mean 'independent'? allowed: paired, independent"),
         ({"levels": "share"}, "unknown levels 'share': did you mean 'shared'? allowed: independent, shared"),
-        ({"degradations": ["fogg"]}, "unknown degradation 'fogg': did you mean 'fog'? allowed: "),
+        ({"degradations": ["fogg"]}, "unknown perturbation 'fogg': did you mean 'fog'? allowed: "),
         ({"degradations": ["jpeg", "blur+fog"]}, "unknown degradation 'fog' in sequence 'blur+fog': allowed: jpeg, noise, "),
     ],
 )

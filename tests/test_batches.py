@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.perturbing import degrade, draw
 from tests.photo_like import photo_like
 from undegrade.utils.data.batches import AugmentConfig, Batch, BatchLoader, BatchSet
-from undegrade.utils.data.perturbations.degradations import degrade, sample_levels, unit_level
+from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.sources.image_source import ImageSource, array_source
 
 COUNT, SIDE = 23, 16
@@ -83,9 +84,9 @@ def test_without_augmentation_images_are_degraded_by_key_at_drawn_levels() -> No
     batch = BatchSet(SOURCE, ["noise"], 5, seed=7)[0, 2]
     rows = list(range(10, 15))
     keys = [SOURCE.keys[i] for i in rows]
-    level = sample_levels("noise", keys, 7)
+    level = draw("noise", keys, 7)
     assert batch["key"] == keys
-    assert torch.equal(batch["level"], unit_level("noise", level))
+    assert torch.equal(batch["level"], find_perturbation("noise").unit(level))
     assert torch.equal(batch["clean"] * 255, SOURCE.images(rows).float())
     assert torch.equal(batch["degraded"] * 255, degrade(SOURCE.images(rows), "noise", level, keys=keys, seed=7).float())
 
@@ -217,7 +218,7 @@ def test_flip_happens_before_the_degradation() -> None:
     batch = BatchSet(SOURCE, ["noise"], COUNT, 0, AugmentConfig(flip=True))[0, 0]
     streams = [f"{key}@0" for key in batch["key"]]
     clean = (batch["clean"] * 255).round().to(torch.uint8)
-    level = sample_levels("noise", streams, 0)
+    level = draw("noise", streams, 0)
     assert torch.equal(batch["degraded"] * 255, degrade(clean, "noise", level, keys=streams, seed=0).float())
 
 
@@ -281,7 +282,7 @@ def test_more_processes_than_training_images_are_reported() -> None:
 
 
 def test_an_unknown_degradation_is_reported_with_the_closest() -> None:
-    message: Any = re.escape("unknown degradation 'nois': did you mean 'noise'?")
+    message: Any = re.escape("unknown perturbation 'nois': did you mean 'noise'?")
     with pytest.raises(ValueError, match=message):
         BatchSet(SOURCE, ["nois"], 4, 0)[0, 0]
 
@@ -311,3 +312,9 @@ def test_an_epoch_that_is_asked_for_is_the_one_that_comes() -> None:
     early, late = loader.epoch(4), loader.epoch(5)
     assert_equal(next(early), BatchSet(SOURCE, ["noise"], 5, 3, TRAINING)[4, 0])
     assert_equal(next(late), BatchSet(SOURCE, ["noise"], 5, 3, TRAINING)[5, 0])
+
+
+def test_clean_images_may_stand_among_the_degradations() -> None:
+    batch = BatchSet(SOURCE, ["clean", "noise"], 4, 0)[0, 0]
+    assert torch.equal(batch["degraded"][:4], batch["clean"][:4]) and batch["level"][:4].tolist() == [0] * 4
+    assert not torch.equal(batch["degraded"][4:], batch["clean"][4:])

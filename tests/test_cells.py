@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.perturbing import corrupt, degrade, draw
 from tests.photo_like import photo_like, save_all
-from undegrade.utils.data.cells import Cell, parse_cells, parse_severities, sweep_cells
-from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS, corrupt
-from undegrade.utils.data.perturbations.degradations import degrade, sample_levels
+from undegrade.utils.data.cells import Cell, drawn_cell, parse_cells, parse_severities, sweep_cells
+from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
+from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.sources.image_source import ImageSource, array_source
 from undegrade.utils.data.views import FolderTree, OnTheFly, ReleasedArrays, open_view
 
@@ -25,6 +26,7 @@ def make_source(count: int = 6, side: int = 32) -> ImageSource:
 
 
 CLEAN = make_source()
+TINY = PerturbationOptions(constants="tiny")
 
 
 # --- names of cells
@@ -48,11 +50,11 @@ def test_degradations_and_sequences_have_one_cell_whatever_the_severities() -> N
 @pytest.mark.parametrize(
     ("names", "severities", "message"),
     [
-        (["fog"], [0], "severities [0] for fog: choose from 1, 2, 3, 4, 5"),
-        (["fog"], [1, 6], "severities [1, 6] for fog: choose from 1, 2, 3, 4, 5"),
-        (["fog"], [], "severities [] for fog: choose from 1, 2, 3, 4, 5"),
-        (["gausian_noise"], [5], "unknown corruption or degradation 'gausian_noise': did you mean 'gaussian_noise'? allowed: "),
-        (["jpg"], [5], "unknown corruption or degradation 'jpg': did you mean 'jpeg'? allowed: "),
+        (["fog"], [0], "fog severity 0 is out of range"),
+        (["fog"], [1, 6], "fog severity 6 is out of range"),
+        (["fog"], [], "fog without a severity: choose from 1, 2, 3, 4, 5"),
+        (["gausian_noise"], [5], "unknown perturbation 'gausian_noise': did you mean 'gaussian_noise'? allowed: "),
+        (["jpg"], [5], "unknown perturbation 'jpg': did you mean 'jpeg'? allowed: "),
         (["blur+fog"], [5], "unknown degradation 'fog' in sequence 'blur+fog': allowed: jpeg, noise, blur, saltpepper"),
         (["blur+clean"], [5], "unknown degradation 'clean' in sequence 'blur+clean'"),
     ],
@@ -72,6 +74,17 @@ def test_severities_of_another_form_are_reported(text: str) -> None:
     message = f"--severity {text!r}: write one of 1..5, several joined by commas, or a range such as 1-5"
     with pytest.raises(ValueError, match=re.escape(message)):
         parse_severities(text)
+
+
+def test_the_drawn_cell_is_where_adapted_images_for_training_lie() -> None:
+    assert [drawn_cell(name).folder for name in ("jpeg", "fog", "blur+noise", "weak_seq", "clean")] == [
+        "jpeg/random", "fog/random", "blur+noise/random", "weak_seq/0", "clean/0"
+    ]  # fmt: skip
+    assert parse_cells(["fog", "weak_seq"], None) == [Cell("fog"), Cell("weak_seq", 0)]
+
+
+def test_what_has_no_sweep_is_one_cell() -> None:
+    assert [sweep_cells(name) for name in ("blur+noise", "weak_seq")] == [[Cell("blur+noise")], [Cell("weak_seq", 0)]]
 
 
 def test_a_sweep_has_a_cell_for_each_level_in_the_own_unit() -> None:
@@ -101,7 +114,7 @@ def test_on_the_fly_corruptions_are_those_of_corrupt(name: str) -> None:
 @pytest.mark.parametrize("name", ["noise", "saltpepper", "blur+noise+jpeg"])
 def test_on_the_fly_degradations_are_those_of_degrade_at_levels_drawn_by_key(name: str) -> None:
     source = OnTheFly(CLEAN, seed=3).source(Cell(name))
-    level = sample_levels(name, CLEAN.keys, 3)
+    level = draw(name, CLEAN.keys, 3)
     assert torch.equal(source.images(range(6)), degrade(CLEAN.images(range(6)), name, level, keys=CLEAN.keys, seed=3))
 
 
@@ -125,27 +138,27 @@ def test_an_image_is_the_same_in_every_batch(cell: Cell) -> None:
 
 
 def test_the_clean_cell_is_the_clean_source() -> None:
-    assert OnTheFly(CLEAN).source(Cell("clean", 0)) is CLEAN
+    source = OnTheFly(CLEAN).source(Cell("clean", 0))
+    assert torch.equal(source.images(range(6)), CLEAN.images(range(6))) and source.keys == CLEAN.keys
 
 
 def test_constants_follow_the_image_size_unless_given() -> None:
     large, cell = make_source(2, 64), Cell("gaussian_noise", 5)
-    assert torch.equal(OnTheFly(large).source(cell).images([0, 1]), OnTheFly(large, constants="tiny").source(cell).images([0, 1]))
-    assert not torch.equal(
-        OnTheFly(large).source(cell).images([0, 1]), OnTheFly(large, constants="cifar").source(cell).images([0, 1])
-    )
+    views = [OnTheFly(large), OnTheFly(large, options=TINY), OnTheFly(large, options=PerturbationOptions(constants="cifar"))]
+    by_size, tiny, cifar = (view.source(cell).images([0, 1]) for view in views)
+    assert torch.equal(by_size, tiny) and not torch.equal(by_size, cifar)
 
 
 def test_the_identity_of_images_made_on_the_fly_covers_all_that_they_depend_on() -> None:
     fog, noise = Cell("fog", 3), Cell("noise")
     identities = [
-        OnTheFly(CLEAN, 0).identity(fog), OnTheFly(CLEAN, 1).identity(fog), OnTheFly(CLEAN, 0, "tiny").identity(fog),
+        OnTheFly(CLEAN, 0).identity(fog), OnTheFly(CLEAN, 1).identity(fog), OnTheFly(CLEAN, 0, TINY).identity(fog),
         OnTheFly(CLEAN, 0).identity(Cell("fog", 4)), OnTheFly(CLEAN, 0).identity(noise), OnTheFly(CLEAN, 1).identity(noise),
         OnTheFly(CLEAN.subset([0, 1]), 0).identity(fog), OnTheFly(make_source(side=40), 0).identity(fog),
     ]  # fmt: skip
     assert len(set(identities)) == len(identities)
-    assert OnTheFly(make_source(), 0).identity(fog) == OnTheFly(CLEAN, 0, "cifar").identity(fog)
-    assert OnTheFly(CLEAN, 0, "tiny").identity(noise) == OnTheFly(CLEAN, 0).identity(noise)  # these have no such constants
+    assert OnTheFly(make_source(), 0).identity(fog) == OnTheFly(CLEAN, 0, PerturbationOptions(constants="cifar")).identity(fog)
+    assert OnTheFly(CLEAN, 0, TINY).identity(noise) == OnTheFly(CLEAN, 0).identity(noise)  # these have no such constants
 
 
 # --- published arrays
@@ -294,7 +307,7 @@ def test_the_identity_of_a_folder_tree_changes_with_its_files(tmp_path: Path) ->
 
 
 def test_a_view_is_raw_or_a_folder_of_arrays_or_of_images(tmp_path: Path) -> None:
-    assert open_view("raw", CLEAN, 3, "tiny") == OnTheFly(CLEAN, 3, "tiny")
+    assert open_view("raw", CLEAN, 3, TINY) == OnTheFly(CLEAN, 3, TINY)
     assert open_view(str(tmp_path), CLEAN, 3) == FolderTree(tmp_path, CLEAN)
     write_released(tmp_path)
     assert open_view(str(tmp_path), CLEAN, 3) == ReleasedArrays(tmp_path, CLEAN)

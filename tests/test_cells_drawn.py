@@ -11,19 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.perturbing import corrupt, degrade, draw
 from tests.test_cells import CLEAN, write_tree
 from undegrade.utils.data.cells import Cell
-from undegrade.utils.data.perturbations.corruptions import corrupt
-from undegrade.utils.data.perturbations.degradations import CORRECT, REFERENCE, degrade, sample_levels
-from undegrade.utils.data.perturbations.registry import draw_levels, unit_level
-from undegrade.utils.data.views import MANIFEST, FolderTree, OnTheFly, open_view
+from undegrade.utils.data.perturbations.degradations import REFERENCE
+from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
+from undegrade.utils.data.perturbations.registry import find_perturbation
+from undegrade.utils.data.views import MANIFEST, FolderTree, OnTheFly
+
+PUBLISHED = PerturbationOptions(compat=REFERENCE)
 
 
 @pytest.mark.parametrize("name", ["fog", "speckle_noise"])
 def test_a_corruption_without_severity_has_one_drawn_for_each_image(name: str) -> None:
     view = OnTheFly(CLEAN, seed=3)
     severity = view.levels(Cell(name), CLEAN.keys)
-    assert torch.equal(severity, draw_levels(name, CLEAN.keys, 3)) and len(severity.unique()) > 1
+    assert torch.equal(severity, draw(name, CLEAN.keys, 3)) and len(severity.unique()) > 1
     source = view.source(Cell(name))
     assert source.name == f"Toy/test/{name}/random"
     whole = source.images(range(6))
@@ -48,18 +51,18 @@ def test_a_source_made_on_the_fly_can_be_sent_to_a_freshly_started_worker() -> N
 
 @pytest.mark.parametrize("name", ["blur", "saltpepper", "noise+blur"])
 def test_compat_reaches_the_images(name: str) -> None:
-    level = sample_levels(name, CLEAN.keys, 3)
-    images = OnTheFly(CLEAN, 3, compat=REFERENCE).source(Cell(name)).images(range(6))
+    level = draw(name, CLEAN.keys, 3)
+    images = OnTheFly(CLEAN, 3, PUBLISHED).source(Cell(name)).images(range(6))
     assert torch.equal(images, degrade(CLEAN.images(range(6)), name, level, keys=CLEAN.keys, seed=3, compat=REFERENCE))
     assert not torch.equal(images, OnTheFly(CLEAN, 3).source(Cell(name)).images(range(6)))
 
 
 def test_identity_covers_compat_where_images_depend_on_it() -> None:
-    right, explicit, published = (OnTheFly(CLEAN, compat=compat) for compat in (None, CORRECT, REFERENCE))
+    right, published = OnTheFly(CLEAN), OnTheFly(CLEAN, options=PUBLISHED)
     for cell in (Cell("noise"), Cell("blur", 2.0), Cell("weak_seq", 0)):
-        assert right.identity(cell) == explicit.identity(cell) != published.identity(cell)
+        assert right.identity(cell) != published.identity(cell)
     for cell in (Cell("fog", 3), Cell("fog"), Cell("clean", 0)):
-        assert right.identity(cell) == explicit.identity(cell) == published.identity(cell)
+        assert right.identity(cell) == published.identity(cell)
 
 
 @pytest.mark.parametrize(
@@ -68,10 +71,6 @@ def test_identity_covers_compat_where_images_depend_on_it() -> None:
 )
 def test_identities_stay_as_recorded_so_that_caches_stay_valid(cell: Cell, digest: str) -> None:
     assert OnTheFly(CLEAN, 3).identity(cell) == digest
-
-
-def test_open_view_hands_compat_on() -> None:
-    assert open_view("raw", CLEAN, 3, None, REFERENCE) == OnTheFly(CLEAN, 3, None, REFERENCE)
 
 
 # --- levels of adapted images
@@ -86,7 +85,7 @@ def test_levels_come_from_the_manifest_beside_adapted_images(tmp_path: Path, nam
     (tmp_path / cell.folder / MANIFEST).write_text("\n".join(lines[::-1]))
     few = CLEAN.subset([4, 1])
     level = FolderTree(tmp_path, few).source(cell).level
-    assert level is not None and torch.allclose(level, unit_level(name, drawn)[[4, 1]])
+    assert level is not None and torch.allclose(level, find_perturbation(name).unit(drawn)[[4, 1]])
 
 
 @pytest.mark.parametrize("level", [None, 3.0])

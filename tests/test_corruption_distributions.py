@@ -9,11 +9,12 @@ import pytest
 import torch
 from scipy import stats
 
+from tests.perturbing import corrupt
 from tests.photo_like import photo_like, to_array
 from tests.published_corruptions import elastic, published
 from undegrade.utils.data.perturbations import corruption_noise
 from undegrade.utils.data.perturbations.corruption_constants import CONSTANTS
-from undegrade.utils.data.perturbations.corruptions import FUNCTIONS, corrupt
+from undegrade.utils.data.perturbations.corruptions import FUNCTIONS
 
 STOCHASTIC = ("gaussian_noise", "shot_noise", "impulse_noise", "glass_blur", "motion_blur", "snow", "frost", "fog")
 STOCHASTIC += ("elastic_transform", "speckle_noise", "spatter")

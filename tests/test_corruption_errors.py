@@ -19,12 +19,13 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor, nn
 
+from tests.perturbing import corrupt, degrade
 from tests.photo_like import to_array
 from tests.published_corruptions import published
 from undegrade.evaluation.results import paired_difference
 from undegrade.models.classification.resnet import build_resnet
-from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS, corrupt
-from undegrade.utils.data.perturbations.degradations import REFERENCE, degrade
+from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS
+from undegrade.utils.data.perturbations.degradations import REFERENCE
 from undegrade.utils.data.sources.registry import open_source
 
 Hits = dict[tuple[str, float], np.ndarray]

@@ -8,10 +8,11 @@ import pytest
 import torch
 from scipy import ndimage
 
+from tests.perturbing import corrupt
 from tests.photo_like import photo_like, to_array
 from undegrade.utils.data.perturbations import corruption_functions, corruption_weather
 from undegrade.utils.data.perturbations.corruption_constants import CONSTANTS
-from undegrade.utils.data.perturbations.corruptions import FUNCTIONS, corrupt
+from undegrade.utils.data.perturbations.corruptions import FUNCTIONS
 
 DETERMINISTIC = (
     "defocus_blur",

@@ -3,18 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.perturbing import degrade, draw
 from tests.photo_like import photo_like
 from undegrade.utils.data.perturbations import degradations
-from undegrade.utils.data.perturbations.degradations import (
-    DEGRADATIONS,
-    NAMED_SEQUENCES,
-    REFERENCE,
-    DegradationCompat,
-    degrade,
-    sample_levels,
-    sweep_levels,
-    unit_level,
-)
+from undegrade.utils.data.perturbations.degradations import DEGRADATIONS, NAMED_SEQUENCES, REFERENCE, DegradationCompat
+from undegrade.utils.data.perturbations.registry import find_perturbation
 
 NAMES = list(DEGRADATIONS)
 SEQUENCE = "blur+noise+jpeg"
@@ -84,7 +77,7 @@ def test_saltpepper_at_a_higher_level_hits_what_the_lower_level_hits() -> None:
 
 @pytest.mark.parametrize("name", [*NAMES, SEQUENCE, "strong_seq"])
 def test_result_does_not_depend_on_batch_or_order(name: str) -> None:
-    levels = sample_levels(name, KEYS, 5)
+    levels = draw(name, KEYS, 5)
     whole = degrade(IMAGES, name, levels, keys=KEYS, seed=3)
     order = [2, 0, 1]
     shuffled = degrade(IMAGES[order], name, levels[order], keys=[KEYS[i] for i in order], seed=3)
@@ -98,7 +91,7 @@ def test_result_does_not_depend_on_batch_or_order(name: str) -> None:
 def test_large_batches_are_degraded_piece_by_piece(
     name: str, compat: DegradationCompat | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    levels = sample_levels(name, KEYS, 5)
+    levels = draw(name, KEYS, 5)
     whole = degrade(IMAGES, name, levels, keys=KEYS, seed=3, compat=compat)
     for pieces in (1, 2 * IMAGES[0].numel()):  # an image at a time, two at a time
         monkeypatch.setattr(degradations, "CHUNK", pieces)
@@ -107,7 +100,7 @@ def test_large_batches_are_degraded_piece_by_piece(
 
 @pytest.mark.parametrize("name", [*NAMES, SEQUENCE, "weak_seq"])
 def test_no_images_give_no_images(name: str) -> None:
-    assert degrade(IMAGES[:0], name, sample_levels(name, [], 0), keys=[], seed=0).shape == (0, 3, 32, 32)
+    assert degrade(IMAGES[:0], name, draw(name, [], 0), keys=[], seed=0).shape == (0, 3, 32, 32)
 
 
 def test_images_may_be_a_view_of_others() -> None:
@@ -148,45 +141,45 @@ def test_clean_level_is_the_identity(name: str, compat: DegradationCompat | None
     [("jpeg", 101, 1, 101, 1), ("noise", 51, 0, 50, 50), ("blur", 51, 0, 5.0, 5.0), ("saltpepper", 26, 0, 0.25, 0.25)],
 )
 def test_sweep_levels_and_their_unit_scale(name: str, count: int, first: float, last: float, worst: float) -> None:
-    levels = sweep_levels(name)
+    levels = find_perturbation(name).sweep
     assert (len(levels), levels[0], levels[-1]) == (count, first, last)
-    unit = unit_level(name, torch.tensor(levels))
+    unit = find_perturbation(name).unit(torch.tensor(levels))
     assert unit.dtype == torch.float32
-    assert unit_level(name, worst) == 1
-    assert unit_level(name, DEGRADATIONS[name].clean) == 0
+    assert find_perturbation(name).unit(worst) == 1
+    assert find_perturbation(name).unit(DEGRADATIONS[name].clean) == 0
     assert unit.min() == 0
     assert unit.max() == 1
 
 
 def test_unit_levels_have_their_hand_computed_values() -> None:
-    assert unit_level("jpeg", 51.0).item() == pytest.approx(0.5)
-    assert unit_level("blur", 1.25).item() == pytest.approx(0.25)
-    sequence = unit_level("noise+jpeg", torch.tensor([[25.0, 101.0], [50.0, 1.0]]))
+    assert find_perturbation("jpeg").unit(51.0).item() == pytest.approx(0.5)
+    assert find_perturbation("blur").unit(1.25).item() == pytest.approx(0.25)
+    sequence = find_perturbation("noise+jpeg").unit(torch.tensor([[25.0, 101.0], [50.0, 1.0]]))
     assert sequence.tolist() == pytest.approx([0.25, 1.0])
-    assert unit_level("weak_seq", torch.zeros(2)).tolist() == [1, 1]
+    assert find_perturbation("weak_seq").unit(torch.zeros(2)).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sampled_levels_cover_the_sweep_evenly(name: str) -> None:
     keys = [str(i) for i in range(3000)]
-    levels = sample_levels(name, keys, 0)
+    levels = draw(name, keys, 0)
     assert levels.shape == (3000,)
     assert levels.dtype == torch.float32
-    sweep = torch.tensor(sweep_levels(name))
+    sweep = torch.tensor(find_perturbation(name).sweep)
     counts = (levels[:, None] == sweep).sum(0)
     assert counts.sum() == 3000  # nothing but sweep levels
     expected = 3000 / len(sweep)
     assert ((counts - expected).abs() < 5 * expected**0.5).all()
-    assert torch.equal(sample_levels(name, keys[5:7], 0), levels[5:7])
-    assert not torch.equal(sample_levels(name, keys, 1), levels)
+    assert torch.equal(draw(name, keys[5:7], 0), levels[5:7])
+    assert not torch.equal(draw(name, keys, 1), levels)
 
 
 def test_sampled_levels_of_a_sequence_are_one_a_stage_and_fit_degrade() -> None:
-    levels = sample_levels(SEQUENCE, KEYS, 0)
+    levels = draw(SEQUENCE, KEYS, 0)
     assert levels.shape == (3, 3)
     degrade(IMAGES, SEQUENCE, levels, keys=KEYS, seed=0)
-    assert sample_levels("weak_seq", KEYS, 0).tolist() == [0, 0, 0]
-    assert sweep_levels("weak_seq") == [0.0]
+    assert draw("weak_seq", KEYS, 0).tolist() == [0, 0, 0]
+    assert find_perturbation("weak_seq").sweep == (0,)
 
 
 # --- sequences
@@ -210,11 +203,9 @@ def test_a_degradation_named_twice_draws_anew() -> None:
     [("weak_seq", 0.64, 10, 80), ("medium_seq", 1.28, 20, 60), ("strong_seq", 2.56, 30, 40)],
 )
 def test_named_sequences_at_32_px(name: str, sigma: float, noise: float, quality: float) -> None:
-    stages = NAMED_SEQUENCES[name].stages(32)
-    assert [(row.name, level) for row, level in stages] == [("blur", sigma), ("noise", noise), ("jpeg", quality)]
+    stages = NAMED_SEQUENCES[name].levels(32)
+    assert list(stages.items()) == [("blur", sigma), ("noise", noise), ("jpeg", quality)]
     level = torch.tensor([[sigma, noise, quality]])
-    functions = [row.function for row, _ in stages]
-    assert functions == [DEGRADATIONS[n].function for n in SEQUENCE.split("+")]
     out = degrade(IMAGES[:1], name, 0, keys=["a"], seed=0)
     plain = degrade(IMAGES[:1], SEQUENCE, level, keys=["a"], seed=0)  # another stream, the same distribution
     change, plain_change = ((o.double() - IMAGES[:1]).abs().mean().item() for o in (out, plain))
@@ -250,17 +241,12 @@ def test_fractional_jpeg_quality_is_refused() -> None:
 
 
 def test_unknown_names_name_the_closest() -> None:
-    with pytest.raises(ValueError, match="unknown degradation 'nois'.*did you mean 'noise'"):
+    with pytest.raises(ValueError, match="unknown perturbation 'nois'.*did you mean 'noise'"):
         degrade(IMAGES, "nois", 1.0, keys=KEYS, seed=0)
     with pytest.raises(ValueError, match="did you mean 'weak_seq'"):
-        sample_levels("weak_sec", KEYS, 0)
+        draw("weak_sec", KEYS, 0)
     with pytest.raises(ValueError, match=r"unknown degradation 'blurr' in sequence 'blurr\+jpeg'.*did you mean 'blur'"):
-        unit_level("blurr+jpeg", torch.zeros(1, 2))
-
-
-def test_sequence_has_no_sweep() -> None:
-    with pytest.raises(ValueError, match="has no sweep"):
-        sweep_levels(SEQUENCE)
+        find_perturbation("blurr+jpeg").unit(torch.zeros(1, 2))
 
 
 def test_level_of_the_wrong_shape_is_refused() -> None:

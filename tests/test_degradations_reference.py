@@ -11,15 +11,10 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from tests.perturbing import degrade
 from tests.photo_like import photo_like, to_array
-from undegrade.utils.data.perturbations.degradations import (
-    CORRECT,
-    DEGRADATIONS,
-    REFERENCE,
-    DegradationCompat,
-    degrade,
-    sweep_levels,
-)
+from undegrade.utils.data.perturbations.degradations import DEGRADATIONS, REFERENCE, DegradationCompat
+from undegrade.utils.data.perturbations.registry import find_perturbation
 
 IMAGES = photo_like(1, 32)
 ARRAY = to_array(IMAGES[0])
@@ -84,7 +79,7 @@ def test_reference_saltpepper_is_bit_equal_to_imagedegrade_given_the_same_stream
 
 
 def test_reference_blur_is_bit_equal_to_imagedegrade_at_every_sweep_level() -> None:
-    for sigma in sweep_levels("blur"):
+    for sigma in find_perturbation("blur").sweep:
         expected = imagedegrade.np.blur(ARRAY, sigma)
         level = torch.tensor([sigma])  # float32 as a batch carries it
         out = degrade(IMAGES, "blur", level, keys=["a"], seed=0, compat=REFERENCE)
@@ -94,13 +89,13 @@ def test_reference_blur_is_bit_equal_to_imagedegrade_at_every_sweep_level() -> N
 def test_right_salt_is_imagedegrades_own_image_level_salt() -> None:
     np.random.seed(7)  # noqa: NPY002
     expected = imagedegrade.np.saltpepper(ARRAY, 0.2, (0, 255)).astype(np.uint8)
-    assert np.array_equal(operated("saltpepper", 0.2, CORRECT), expected)
+    assert np.array_equal(operated("saltpepper", 0.2, DegradationCompat()), expected)
 
 
 def test_right_blur_is_scipys_of_floats_at_every_sweep_level() -> None:
     """But for pixels that lie within a thousandth of a grey level from the middle of two."""
     images = photo_like(1, 200)[:, :, :150]  # several stretches of 64 pixels, in both directions
-    levels = sweep_levels("blur")
+    levels = find_perturbation("blur").sweep
     found = degrade(images.repeat(len(levels), 1, 1, 1), "blur", torch.tensor(levels), keys=[""] * len(levels), seed=0)
     for sigma, out in zip(levels, found, strict=True):
         exact = ndimage.gaussian_filter(images[0].numpy().astype(float), (0, sigma, sigma), truncate=3.0, mode="nearest")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tests.photo_like import photo_like
 from undegrade.evaluation.ensemble import Member, Scorer
-from undegrade.evaluation.rules import INPUT_RULES, RULES, combine, mixing_weights
+from undegrade.evaluation.predictors import Frozen
+from undegrade.evaluation.rules import combine, mixing_weights, rule_names
 from undegrade.models.classification.classifier import Classifier
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.pixels import to_unit
@@ -41,7 +42,7 @@ def make_member(name: str, seed: int) -> Counted:
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, CLASSES))
     classifier = Classifier(network, "linear", CLASSES, (0.5,) * 3, (0.25,) * 3).eval()
-    counted = Counted(Member(name, classifier, f"digest{seed}", OnTheFly(SOURCE, seed)))
+    counted = Counted(Member(name, Frozen(classifier), f"digest{seed}", OnTheFly(SOURCE, seed)))
     network.register_forward_hook(lambda module, inputs, output: setattr(counted, "images", counted.images + len(output)))
     return counted
 
@@ -58,7 +59,7 @@ def second() -> Counted:
 
 def expected_logits(member: Member, cell: Cell = CELL) -> Tensor:
     with torch.no_grad():
-        return member.classifier(to_unit(member.view.source(cell).images(range(COUNT))))
+        return member.predictor.predict(to_unit(member.view.source(cell).images(range(COUNT))))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
@@ -82,7 +83,7 @@ def test_on_a_cpu_a_batch_of_large_images_is_smaller(first: Counted, monkeypatch
     assert torch.allclose(logits, expected_logits(first.member), atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", rule_names(mixes_images=False))
 def test_a_rule_applied_to_some_images_at_a_time_gives_what_it_gives_for_all(
     rule: str, first: Counted, second: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,26 +232,26 @@ def test_every_rule_of_logits_costs_one_pass_of_each_member(first: Counted, seco
     members = [first.member, second.member]
     logits = torch.stack([expected_logits(member) for member in members])
     first.images = second.images = 0
-    for rule in RULES:
+    for rule in rule_names(mixes_images=False):
         assert torch.allclose(scorer.scores(rule, members, CELL), combine(rule, logits), atol=1e-5), rule
     assert (first.images, second.images) == (COUNT, COUNT)
 
 
-@pytest.mark.parametrize("rule", INPUT_RULES)
+@pytest.mark.parametrize("rule", rule_names(mixes_images=True))
 def test_an_input_rule_classifies_the_mixed_images_by_the_first_member(first: Counted, second: Counted, rule: str) -> None:
     members = [first.member, second.member]
     u = mixing_weights(rule, torch.stack([expected_logits(member) for member in members])).float()
     views = [to_unit(member.view.source(CELL).images(range(COUNT))) for member in members]
     mixture = u[:, 0, None, None, None] * views[0] + u[:, 1, None, None, None] * views[1]
     with torch.no_grad():
-        expected = first.member.classifier(mixture).softmax(1)
+        expected = first.member.predictor.predict(mixture).softmax(1)
     assert torch.allclose(Scorer(None, 3).scores(rule, members, CELL), expected, atol=1e-5)
 
 
 def test_an_input_rule_costs_one_more_pass_of_the_first_member_alone(first: Counted, second: Counted, tmp_path: Path) -> None:
     scorer, members = Scorer(tmp_path), [first.member, second.member]
     scorer.scores("sum", members, CELL)
-    for extra, rule in enumerate(INPUT_RULES, 1):
+    for extra, rule in enumerate(rule_names(mixes_images=True), 1):
         for _ in range(2):  # the second time from the cache
             scorer.scores(rule, members, CELL)
         assert (first.images, second.images) == ((1 + extra) * COUNT, COUNT)

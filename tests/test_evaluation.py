@@ -22,12 +22,13 @@ from undegrade.models.classification.classifier import Classifier
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
 from undegrade.utils.data.perturbations.degradations import DegradationCompat
+from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.perturbations.watermark import TEXT
 from undegrade.utils.data.sources.registry import open_source
 from undegrade.utils.data.views import OnTheFly
 
 FIELDS = ["system", "dataset", "corruption", "severity", "rule", "n", "correct", "accuracy", "ci95_low", "ci95_high"]
-FIELDS += ["top5", "calibration_error"]
+FIELDS += ["metrics"]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,8 @@ def test_clean_images_are_the_default_and_rows_equal_the_network_by_hand(classif
     assert list(row.values())[:8] == expected
     assert (row["ci95_low"], row["ci95_high"]) == pytest.approx((low, high), abs=1e-5)
     better = (logits > logits.gather(1, source.labels[:, None])).sum(1)  # classes before the right one
-    assert row["top5"] == pytest.approx(float((better < 5).double().mean()))
-    assert row["accuracy"] < row["top5"] < 1 and 0 < row["calibration_error"] < 1
+    assert row["metrics"]["top5"] == pytest.approx(float((better < 5).double().mean()))
+    assert row["accuracy"] < row["metrics"]["top5"] < 1 and 0 < row["metrics"]["calibration_error"] < 1
     assert {p.name for p in tmp_path.iterdir()} == {"results.json", "results.csv", "heat_map.png", "severity.png", "logits"}
     assert f"{100 * right / n:.1f}" in done.out
 
@@ -91,16 +92,19 @@ def test_where_carton_is_among_the_classes_the_watermark_gives_the_gaps_of_image
     words = ("-r", checkpoint, "--dataset", tmp_path / "photos", "--corruption", "clean,watermark,fog", "--severity", 1)
     done = run_script("test.py", *words, "--data.compat.watermark_font", font, "--out", tmp_path / "out").check()
     source = open_source(str(tmp_path / "photos"), "test")
-    view, own = OnTheFly(source, compat=DegradationCompat(watermark_font=font)), source.labels == 1
+    view, own = OnTheFly(source, options=PerturbationOptions(compat=DegradationCompat(watermark_font=font))), source.labels == 1
     *rows, mean = rows_of(tmp_path / "out")
     values = []
     for row, cell in zip(rows, (Cell("clean", 0), Cell("watermark", 0), Cell("fog", 1)), strict=True):
         scores = logits_by_hand(checkpoint, view.source(cell).images(range(12))).softmax(1)
         right = (scores.argmax(1) == source.labels).double()
         values.append([float(v) for v in (right.mean(), scores[:, 1].mean(), right[own].mean(), scores[own, 1].mean())])
-        assert [row[key] for key in ("accuracy", "p_carton", "carton_accuracy", "carton_p_carton")] == pytest.approx(values[-1])
-        assert (row["n"], row["carton_n"]) == (12, 4)
-    assert mean["corruption"] == "mean" and mean["p_carton"] is None
+        found = row["metrics"]
+        assert [row["accuracy"], *(found[k] for k in ("p_carton", "carton_accuracy", "carton_p_carton"))] == pytest.approx(
+            values[-1]
+        )
+        assert (row["n"], found["carton_n"]) == (12, 4)
+    assert mean["corruption"] == "mean" and mean["metrics"] == {}
     heading, line = next((a, b) for a, b in itertools.pairwise(done.out.splitlines()) if a.startswith("in %"))
     told = dict(zip(re.split(r"\s{2,}", heading)[1:], line.split()[1:], strict=True))
     gaps = 100 * (np.array(values[1]) - values[0])
@@ -163,10 +167,10 @@ def test_data_section_of_a_yaml_and_flags_over_it(classifier: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--corruption", "gausian_noise"), "unknown corruption or degradation 'gausian_noise': did you mean 'gaussian_noise'?"),
-        (("--corruption", "fog", "--severity", "6"), "severities [6] for fog: choose from 1, 2, 3, 4, 5"),
+        (("--corruption", "gausian_noise"), "unknown perturbation 'gausian_noise': did you mean 'gaussian_noise'?"),
+        (("--corruption", "fog", "--severity", "6"), "fog severity 6 is out of range"),
         (("--corruption", "fog", "--severity", "high"), "--severity 'high': write one of 1..5"),
-        (("--dt", "nois"), "unknown degradation 'nois': did you mean 'noise'?"),
+        (("--dt", "nois"), "unknown perturbation 'nois': did you mean 'noise'?"),
         (("--dataset", "nowhere/images"), "image folder nowhere/images does not exist"),
         (("--corupton", "fog"), "unknown option '--corupton': did you mean '--corruption'?"),
         (("--data.sevrities", "[5]"), "unknown config key 'sevrities' in section 'data': did you mean 'severities'?"),
@@ -238,7 +242,8 @@ def test_degradations_are_computed_as_they_were_in_training(trained: Path, confi
     assert meta["compat"] == {"rounding": "truncate", "salt_value": 1, "blur_intermediate": "uint8"}
     assert meta["seed"] == 0 and meta["images"] == LIMIT
     assert "degradations are computed with data.compat" in done.err
-    digits = OnTheFly(open_source("Digits", "test", limit=LIMIT), compat=DegradationCompat(**meta["compat"]))
+    options = PerturbationOptions(compat=DegradationCompat(**meta["compat"]))
+    digits = OnTheFly(open_source("Digits", "test", limit=LIMIT), options=options)
     checkpoint = trained / "sl/Digits/ResNet20-ResNet20/mixed/one/best.safetensors"
     stored = np.load(trained / "out/logits/model/blur-random.npz")["logits"]
     by_hand = logits_by_hand(checkpoint, digits.source(Cell("blur")).images(range(LIMIT)))

@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.scoring import LIMIT, logits_by_hand, rows_of
 from tests.scripts import Done, run_script
 from undegrade.evaluation.config import EvaluationConfig, expand
-from undegrade.evaluation.rules import INPUT_RULES, RULES
+from undegrade.evaluation.rules import RULES
 from undegrade.models.classification.classifier import describe
 from undegrade.models.classification.loading import load_classifier
 from undegrade.utils.checkpoint import load_checkpoint, save_checkpoint
@@ -92,7 +92,7 @@ def expected_prediction(rule: str, a: Tensor, b: Tensor, classify: Callable[[Ten
 def test_every_rule_scores_what_its_formula_says(
     classifier: Path, other: Path, adapted: Path, digits: OnTheFly, tmp_path: Path
 ) -> None:
-    rules = [*RULES, *INPUT_RULES]
+    rules = list(RULES)
     systems = {f"by {rule}": {"members": ["plain", "mirrored"], "rule": rule} for rule in rules}
     systems |= {"three": {"members": ["plain", "mirrored", "third"], "rule": "sum"}}
     config = ensemble_yaml(tmp_path / "e.yaml", classifier, other, adapted, systems)
@@ -139,7 +139,7 @@ def test_published_command_line_takes_two_checkpoints_and_every_rule(
     more = ("--ensemble", "all", "--metrics", "accuracy", "--report", report)
     positional(tmp_path, config, classifier, other, adapted, *more).check()
     rows = {row["rule"]: row for row in rows_of(tmp_path / "out")}
-    assert list(rows) == [*RULES, *INPUT_RULES]
+    assert list(rows) == list(RULES)
     own = ensemble_yaml(tmp_path / "e.yaml", classifier, other, adapted, {"sum": {"members": ["plain", "mirrored"], "rule": "sum"}})
     words = ("--corruption", "jpeg", "--out", tmp_path / "own", "--data.constants", "imagenet")
     run_script("test_ensemble.py", "-c", own, *words).check()
@@ -192,7 +192,7 @@ def test_data_of_later_files_lies_over_the_first_and_keys_of_training_are_passed
     ("systems", "message"),
     [
         ({"x": {"members": ["plane"]}}, "unknown member 'plane' in system 'x': did you mean 'plain'?"),
-        ({"x": {"members": ["plain"], "rule": "summ"}}, "unknown rule 'summ' in system 'x': did you mean 'sum'?"),
+        ({"x": {"members": ["plain"], "rule": "summ"}}, "unknown ensemble rule 'summ' in system 'x': did you mean 'sum'?"),
         ({"x": {"members": []}}, "system 'x' has no members: name some of plain"),
         ({"x": {"members": ["plain"], "ruel": "sum"}}, "unknown config key 'ruel' in section 'systems.x': did you mean 'rule'?"),
     ],
@@ -213,7 +213,7 @@ def test_mistakes_in_systems_are_named(systems: dict, message: str) -> None:
         (("one.safetensors", "--originckpt", "x"), "--ensemble sda and --originckpt <source classifier> go together"),
         (("a", "--originckpt", "b", "--ensemble", "sda", "--second_model_prefix", "c"), "both name the other checkpoint"),
         (("one.safetensors", "two.safetensors"), "unexpected arguments ['two.safetensors']"),
-        (("one.safetensors", "--ensemble", "majority"), "unknown rule 'majority'"),
+        (("one.safetensors", "--ensemble", "majority"), "unknown ensemble rule 'majority'"),
         (("one.safetensors", "--ensmble", "sum"), "unknown option '--ensmble': did you mean '--ensemble'?"),
     ],
 )

@@ -91,11 +91,11 @@ def test_mistakes_with_placeholders_are_named(tmp_path: Path, changes: Tree, mes
 def test_oracle_is_the_specialist_of_the_cells_degradation_and_has_no_other_cells(root: Path, tmp_path: Path) -> None:
     done = evaluation(tree_of(root, tmp_path, *DEGRADATIONS, "clean", "fog"))
     cells = {deg: Cell(deg) for deg in DEGRADATIONS}
-    assert list(done.hits[ORACLE]) == list(cells.values())
-    assert len(done.hits["only noise"]) == len(done.hits[VOTE]) == 4
+    assert list(done.correct[ORACLE]) == list(cells.values())
+    assert len(done.correct["only noise"]) == len(done.correct[VOTE]) == 4
     for deg, other in zip(DEGRADATIONS, DEGRADATIONS[::-1], strict=True):
-        assert np.array_equal(done.hits[ORACLE][cells[deg]], done.hits[f"only {deg}"][cells[deg]])
-        assert not np.array_equal(done.hits[ORACLE][cells[deg]], done.hits[f"only {other}"][cells[deg]])
+        assert np.array_equal(done.correct[ORACLE][cells[deg]], done.correct[f"only {deg}"][cells[deg]])
+        assert not np.array_equal(done.correct[ORACLE][cells[deg]], done.correct[f"only {other}"][cells[deg]])
     rows = {(row["system"], row["corruption"]): row for row in rows_of(tmp_path)}
     assert rows[ORACLE, "noise"]["correct"] == rows["only noise", "noise"]["correct"]
     assert [corruption for system, corruption in rows if system == ORACLE] == [*DEGRADATIONS, "mean"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from undegrade.evaluation.report import plots
 from undegrade.evaluation.report.plots import RIGHT, WRONG, Picture, heat_map, image_grid, severity_plot, system_colours
+from undegrade.evaluation.report.save_plots import save_plots
 from undegrade.evaluation.results import Result
 from undegrade.utils.figures import PALETTE, png_bytes, sample_grid, save
 
@@ -209,3 +212,29 @@ def test_saved_images_come_back_exactly_and_figures_have_the_same_bytes_again(tm
     for name in ("one.png", "two.png"):
         save(heat_map(sweep((5,))), tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_plots_are_drawn_again_only_when_what_they_show_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row("a", "fog", 1, 0.5), row("a", "fog", 2, 0.6)]
+    names = ["heat_map", "severity"]
+    drawn: list[str] = []
+    for name, function in (("heat_map", plots.heat_map), ("severity_plot", plots.severity_plot)):
+        monkeypatch.setattr(plots, name, lambda given, name=name, function=function: drawn.append(name) or function(given))
+
+    def drawn_for(given: list[Result]) -> list[str]:
+        drawn.clear()
+        save_plots(tmp_path, given)
+        return [name.removesuffix("_plot") for name in drawn]
+
+    assert drawn_for(rows) == names and drawn_for(rows) == []
+    assert (tmp_path / "heat_map.png").read_bytes()[:4] == b"\x89PNG"
+    other = [rows[0], dataclasses.replace(rows[1], accuracy=0.61)]
+    assert drawn_for(other) == names and drawn_for(rows) == names
+    whole = (tmp_path / "severity.png").read_bytes()
+    for damage in (b"", whole[: len(whole) // 2], whole[:5000] + bytes(9) + whole[5009:], png_bytes(np.zeros((2, 2, 3), np.uint8))):
+        (tmp_path / "severity.png").write_bytes(damage)
+        assert drawn_for(rows) == ["severity"] and (tmp_path / "severity.png").read_bytes() == whole
+    (tmp_path / "heat_map.png").unlink()
+    assert drawn_for(rows) == ["heat_map"]
+    monkeypatch.setattr("undegrade.evaluation.report.save_plots._code", lambda: b"other code")
+    assert drawn_for(rows) == names

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import subprocess
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from undegrade.evaluation.evaluate import gains
+from undegrade.evaluation.report.plots import heat_map
 from undegrade.evaluation.results import (
     Z95,
     Result,
@@ -20,17 +22,20 @@ from undegrade.evaluation.results import (
     cell_result,
     mean_result,
     paired_difference,
+    percent,
     read_json,
     wilson_interval,
     write_csv,
     write_json,
 )
+from undegrade.evaluation.seeds import Statistic
 from undegrade.evaluation.tables import caption, markdown_table, pivot, table
 from undegrade.utils import provenance as provenance_module
+from undegrade.utils.data.cells import Cell
 from undegrade.utils.files import write_atomic
 
 
-def hits(text: str) -> np.ndarray:
+def right(text: str) -> np.ndarray:
     return np.array([letter == "1" for letter in text])
 
 
@@ -51,21 +56,21 @@ def test_wilson_interval_refuses_impossible_counts(correct: float, n: int) -> No
         wilson_interval(correct, n)
 
 
-def test_cell_result_counts_hits_and_always_contains_its_accuracy() -> None:
-    result = cell_result("DDA", "Digits", "fog", 5, "sum", hits("1101"))
+def test_cell_result_counts_what_is_right_and_always_contains_its_accuracy() -> None:
+    result = cell_result("DDA", "Digits", "fog", 5, "sum", right("1101"))
     assert (result.n, result.correct, result.accuracy, result.severity) == (4, 3, 0.75, 5)
     assert (result.ci95_low, result.ci95_high) == wilson_interval(3, 4)
-    assert cell_result("DDA", "Digits", "fog", 5, "sum", hits("1111")).ci95_high == 1.0
+    assert cell_result("DDA", "Digits", "fog", 5, "sum", right("1111")).ci95_high == 1.0
 
 
 @pytest.mark.parametrize("wrong", [np.array([1, 0, 1]), np.zeros((2, 2), bool), np.zeros(0, bool)])
-def test_hits_that_are_not_a_bool_vector_are_refused(wrong: np.ndarray) -> None:
+def test_arrays_that_are_not_a_bool_vector_are_refused(wrong: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"needs bool \[n\]"):
         cell_result("DDA", "Digits", "fog", 5, "sum", wrong)
 
 
 def test_mean_interval_follows_the_images_by_hand() -> None:
-    result = mean_result("DDA", "Digits", "sum", {("fog", 5): hits("1100"), ("snow", 5): hits("1010")})
+    result = mean_result("DDA", "Digits", "sum", {("fog", 5): right("1100"), ("snow", 5): right("1010")})
     # shares of right cells per image: 1, 1/2, 1/2, 0 -> mean 1/2, sample variance 1/6
     half = Z95 * math.sqrt(1 / 6 / 4)
     assert (result.corruption, result.severity, result.n, result.correct) == ("mean", 5, 8, 4)
@@ -93,12 +98,12 @@ def test_mean_interval_covers_the_truth_in_95_percent_of_test_sets() -> None:
 
 
 def test_mean_of_images_that_all_agree_still_has_an_interval() -> None:
-    result = mean_result("DDA", "Digits", "sum", {("fog", 5): hits("1111"), ("snow", 5): hits("1111")})
+    result = mean_result("DDA", "Digits", "sum", {("fog", 5): right("1111"), ("snow", 5): right("1111")})
     assert (result.ci95_low, result.ci95_high) == wilson_interval(4, 4)
 
 
 def test_mean_over_cells_of_different_length_weighs_cells_equally_and_averages_their_bounds() -> None:
-    result = mean_result("DDA", "Digits", "sum", {("fog", 5): hits("1100"), ("snow", 5): hits("11111111")})
+    result = mean_result("DDA", "Digits", "sum", {("fog", 5): right("1100"), ("snow", 5): right("11111111")})
     assert (result.accuracy, result.n, result.correct) == (0.75, 12, 10)
     assert result.ci95_low == pytest.approx((wilson_interval(2, 4)[0] + wilson_interval(8, 8)[0]) / 2)
 
@@ -109,8 +114,8 @@ def test_mean_over_no_cells_is_refused() -> None:
 
 
 def test_paired_difference_by_hand_and_antisymmetric() -> None:
-    a = {("fog", 5): hits("1110"), ("snow", 5): hits("1100")}
-    b = {("snow", 5): hits("1100"), ("fog", 5): hits("1000")}
+    a = {("fog", 5): right("1110"), ("snow", 5): right("1100")}
+    b = {("snow", 5): right("1100"), ("fog", 5): right("1000")}
     # per image: 0, 1/2, 1/2, 0 -> mean 1/4, sample variance 1/12
     half = Z95 * math.sqrt(1 / 12 / 4)
     difference = paired_difference(a, b)
@@ -121,13 +126,13 @@ def test_paired_difference_by_hand_and_antisymmetric() -> None:
 
 def test_paired_difference_names_cells_of_only_one_system() -> None:
     with pytest.raises(ValueError, match=r"\('snow', 5\)"):
-        paired_difference({("fog", 5): hits("10")}, {("fog", 5): hits("10"), ("snow", 5): hits("10")})
+        paired_difference({("fog", 5): right("10")}, {("fog", 5): right("10"), ("snow", 5): right("10")})
 
 
 @pytest.mark.parametrize(("a", "b"), [("110", "10"), ("1", "0")])
 def test_paired_difference_needs_the_same_images(a: str, b: str) -> None:
     with pytest.raises(ValueError, match="needs one number, at least 2"):
-        paired_difference({("fog", 5): hits(a)}, {("fog", 5): hits(b)})
+        paired_difference({("fog", 5): right(a)}, {("fog", 5): right(b)})
 
 
 def test_json_restores_rows_and_gives_the_same_bytes_for_the_same_rows(tmp_path: Path) -> None:
@@ -147,25 +152,45 @@ def test_reading_something_else_names_the_file(tmp_path: Path, content: str) -> 
         read_json(tmp_path / "odd.json")
 
 
-def test_csv_has_the_fields_in_order_and_quotes_commas(tmp_path: Path) -> None:
-    write_csv(tmp_path / "r.csv", [row("a, b", "fog", 5, 0.5)])
+def test_csv_has_the_fields_in_order_and_a_column_a_metric_and_quotes_commas(tmp_path: Path) -> None:
+    known = [replace(row("a, b", "fog", 5, 0.5), metrics={"top5": 0.75}), replace(row("c", "mean", 0, 0.5), metrics={"miou": 0.25})]
+    write_csv(tmp_path / "r.csv", [*known, row("d", "fog", 0.5, 0.5)])
     assert (tmp_path / "r.csv").read_bytes().decode() == (
-        "system,dataset,corruption,severity,rule,n,correct,accuracy,ci95_low,ci95_high,top5,calibration_error\n"
-        '"a, b",Digits,fog,5,single,1000,500,0.5,0.49,0.51,,\n'
+        "system,dataset,corruption,severity,rule,n,correct,accuracy,ci95_low,ci95_high,top5,miou\n"
+        '"a, b",Digits,fog,5,single,1000,500,0.5,0.49,0.51,0.75,\n'
+        "c,Digits,mean,0,single,1000,500,0.5,0.49,0.51,,0.25\n"
+        "d,Digits,fog,0.5,single,1000,500,0.5,0.49,0.51,,\n"
     )
 
 
-def test_fields_of_imagenet_w_are_in_a_file_only_where_a_row_knows_them(tmp_path: Path) -> None:
-    other = row("a", "mean", 0, 0.5)
-    known = dataclasses.replace(row("a", "clean", 0, 0.5), p_carton=0.25, carton_n=2, carton_accuracy=0.5, carton_p_carton=0.125)
-    write_json(tmp_path / "r.json", [known, other], {})
-    assert read_json(tmp_path / "r.json") == ([known, other], {})
-    write_csv(tmp_path / "r.csv", [known, other])
-    first, *lines = (tmp_path / "r.csv").read_text().splitlines()
-    assert first.endswith(",calibration_error,p_carton,carton_n,carton_accuracy,carton_p_carton")
-    assert [line.split(",")[-4:] for line in lines] == [["0.25", "2", "0.5", "0.125"], [""] * 4]
-    write_json(tmp_path / "r.json", [other], {})
-    assert "carton" not in (tmp_path / "r.json").read_text() and read_json(tmp_path / "r.json")[0] == [other]
+def test_json_has_one_row_a_line_with_its_metrics_by_name(tmp_path: Path) -> None:
+    rows = [replace(row("a", "clean", 0, 0.5), metrics={"p_carton": 0.25, "carton_n": 2}), row("a", "mean", 0, 0.5)]
+    write_json(tmp_path / "r.json", rows, {})
+    assert read_json(tmp_path / "r.json") == (rows, {})
+    lines = [line for line in (tmp_path / "r.json").read_text().splitlines() if "system" in line]
+    assert len(lines) == 2 and '"metrics": {"p_carton": 0.25, "carton_n": 2}' in lines[0] and '"metrics": {}' in lines[1]
+
+
+def test_a_mean_knows_the_metrics_that_all_its_rows_know() -> None:
+    rows = [replace(row("a", "fog", level, 0.5), metrics={"top5": level / 10, **more}) for level, more in ((1, {}), (3, {"x": 1}))]
+    assert average_rows(rows, "fog", 0).metrics == {"top5": pytest.approx(0.2)}
+    assert average_rows(rows[1:], "fog", 0).metrics == {"top5": 0.3, "x": 1}
+
+
+def test_halves_of_a_percentage_are_rounded_up_wherever_it_is_written() -> None:
+    assert f"{100 * 1261 / 2000:.1f}" == "63.0"  # what the binary form gives
+    assert percent(100 * 1261 / 2000) == "63.1" and percent(63.05 - 1e-6) == "63.0"
+    assert [percent(v, "+") for v in (0.25, -0.25, 0.0)] == ["+0.3", "-0.3", "+0.0"]
+    for n in (8, 40, 1000, 2000, 10_000, 50_000):  # against exact arithmetic
+        for correct in range(0, n + 1, max(1, n // 2000)):
+            assert percent(100 * correct / n) == f"{math.floor(Fraction(1000 * correct, n) + Fraction(1, 2)) / 10:.1f}"
+    rows = [Result("a", "d", "fog", level, "r", 2000, 1261, 1261 / 2000, 0.6, 0.65) for level in (1, 2)]
+    assert "63.1" in table(rows[:1]) and "63.1" in markdown_table(rows)
+    assert "63.1" in [text.get_text() for text in heat_map(rows).axes[0].texts]
+    assert str(Statistic(100 * 1261 / 2000)) == "63.1"
+    assert gains({"a": {Cell("fog", 1): right("10" * 1000)}, "b": {Cell("fog", 1): right("1" * 1261 + "0" * 739)}})[0].startswith(
+        "b minus a: +13.1 points"  # 50 to 63.05
+    )
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from undegrade.evaluation.results import Result, cell_result
 from undegrade.evaluation.robustness import (
@@ -13,6 +15,7 @@ from undegrade.evaluation.robustness import (
     calibration_error,
     carton_metrics,
     errors_by_corruption,
+    further_metrics,
     mce,
     mean_error,
     summary,
@@ -87,7 +90,7 @@ LABELS = np.array([0, 1, 2, 2])
 
 def scored(name: str, probabilities: np.ndarray, labels: np.ndarray = LABELS) -> Result:
     metrics = carton_metrics(probabilities, labels, 2)
-    return cell_result("s", "d", name, 0, "first", probabilities.argmax(1) == labels, **metrics)
+    return cell_result("s", "d", name, 0, "first", probabilities.argmax(1) == labels, metrics)
 
 
 def test_carton_metrics_by_hand() -> None:
@@ -117,10 +120,24 @@ def test_without_photographs_of_carton_only_their_gaps_are_missing() -> None:
 
 def test_there_are_no_gaps_without_both_cells_or_for_rows_that_do_not_know_carton() -> None:
     clean, marked = scored("clean", CLEAN_SCORES), scored("watermark", MARKED_SCORES)
-    old = [
-        dataclasses.replace(row, p_carton=None, carton_n=None, carton_accuracy=None, carton_p_carton=None)
-        for row in (clean, marked)
-    ]
+    old = [dataclasses.replace(row, metrics={}) for row in (clean, marked)]
     for given in ([clean], [marked], [clean, scored("fog", MARKED_SCORES)], old, [clean, old[1]], []):
         assert watermark_gaps(given) == {}
     assert summary(old, imagenet=True) == {"clean error": 25.0}
+
+
+@pytest.mark.parametrize("classes", [3, 10])
+def test_metrics_of_scores_are_those_of_torchmetrics(classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = 2 * (3 * torch.randn(500, classes, generator=generator, dtype=torch.float64)).softmax(1)
+    labels = torch.randint(0, classes, (500,), generator=generator)
+    found = further_metrics(scores, labels)
+    reference = {"calibration_error": multiclass_calibration_error(scores / 2, labels, classes, n_bins=15)}
+    if classes > 5:
+        reference["top5"] = multiclass_accuracy(scores, labels, classes, average="micro", top_k=5)
+    assert found == pytest.approx({name: float(value) for name, value in reference.items()}, abs=1e-6)
+
+
+def test_a_confidence_of_one_is_of_the_uppermost_bin() -> None:
+    probabilities, labels = np.array([[1.0, 0.0]] * 10 + [[0.95, 0.05]] * 10), np.array([0] * 9 + [1] + [0] * 10)
+    assert calibration_error(probabilities, labels) == pytest.approx(0.025)  # |19/20 - (10 + 9.5) / 20|; torchmetrics: 0.075

@@ -15,6 +15,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
+from tests.perturbing import draw
 from tests.photo_like import photo_like, save_all
 from undegrade.image_adapt.config import AdaptConfig, InputConfig
 from undegrade.image_adapt.output import settings_of
@@ -24,8 +25,9 @@ from undegrade.utils.data.cells import Cell, parse_cells, sweep_cells
 from undegrade.utils.data.perturbations import watermark as module
 from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS
 from undegrade.utils.data.perturbations.degradations import DegradationCompat
-from undegrade.utils.data.perturbations.registry import PERTURBATIONS, check_perturbation, draw_levels, perturb, unit_level
-from undegrade.utils.data.perturbations.watermark import TEXT, WATERMARK, font_file, watermark
+from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS, PerturbationOptions
+from undegrade.utils.data.perturbations.registry import find_perturbation
+from undegrade.utils.data.perturbations.watermark import TEXT, WATERMARK, font_file
 from undegrade.utils.data.sources.image_source import array_source
 from undegrade.utils.data.views import FolderTree, OnTheFly
 
@@ -62,6 +64,14 @@ def make_font(path: Path, *characters: str) -> str:
 @pytest.fixture
 def font(tmp_path: Path) -> str:
     return make_font(tmp_path / "rectangles.ttf", *TEXT[:2])
+
+
+def marked_by(font: str | None) -> PerturbationOptions:
+    return PerturbationOptions(compat=DegradationCompat(watermark_font=font))
+
+
+def watermark(images: torch.Tensor, keys: list[str], font: str | None = None) -> torch.Tensor:
+    return find_perturbation(WATERMARK).apply(images, 0, keys, 0, marked_by(font))
 
 
 def grey(value: int, side: int, count: int = 1) -> torch.Tensor:
@@ -156,19 +166,19 @@ def test_a_font_without_the_characters_and_a_file_that_is_no_font_are_refused(tm
 
 
 def test_it_is_a_perturbation_of_one_level_and_none_of_the_corruptions(font: str) -> None:
-    assert WATERMARK in PERTURBATIONS and WATERMARK not in ALL_CORRUPTIONS and check_perturbation(WATERMARK) == WATERMARK
-    assert draw_levels(WATERMARK, ["a", "b"], 0).tolist() == [0, 0] and unit_level(WATERMARK, torch.zeros(2)).tolist() == [1, 1]
-    images = photo_like(2, 64)
-    marked = perturb(images, WATERMARK, 0, keys=["a", "b"], seed=3, compat=DegradationCompat(watermark_font=font))
-    assert torch.equal(marked, watermark(images, ["a", "b"], font))
-    with pytest.raises(ValueError, match="unknown degradation 'watermrk': did you mean 'watermark'"):
-        check_perturbation("watermrk")
+    assert WATERMARK in PERTURBATIONS and WATERMARK not in ALL_CORRUPTIONS
+    assert draw(WATERMARK, ["a", "b"], 0).tolist() == [0, 0] and find_perturbation(WATERMARK).unit(torch.zeros(2)).tolist() == [
+        1,
+        1,
+    ]
+    with pytest.raises(ValueError, match="unknown perturbation 'watermrk': did you mean 'watermark'"):
+        find_perturbation("watermrk")
 
 
 def test_its_cell_is_one_folder() -> None:
     assert parse_cells([WATERMARK, "all"], [5])[0] == Cell(WATERMARK, 0) and len(parse_cells(["all"], [5])) == 15
     assert sweep_cells(WATERMARK) == [Cell(WATERMARK, 0)]
-    assert (Cell(WATERMARK, 0).folder, Cell(WATERMARK, 0).is_corruption) == ("watermark/0", False)
+    assert Cell(WATERMARK, 0).folder == "watermark/0"
 
 
 def source_of(side: int = 64):  # noqa: ANN201
@@ -177,16 +187,16 @@ def source_of(side: int = 64):  # noqa: ANN201
 
 
 def test_training_batches_and_views_have_it(font: str) -> None:
-    source, compat = source_of(), DegradationCompat(watermark_font=font)
+    source, options = source_of(), marked_by(font)
     expected = watermark(source.images(range(4)), source.keys, font)
-    assert torch.equal(BatchSet(source, [WATERMARK], 4, 0, compat=compat)[0, 0]["degraded"], expected / 255)
+    assert torch.equal(BatchSet(source, [WATERMARK], 4, 0, options=options)[0, 0]["degraded"], expected / 255)
     cell = Cell(WATERMARK, 0)
-    assert torch.equal(OnTheFly(source, compat=compat).source(cell).images(range(4)), expected)
+    assert torch.equal(OnTheFly(source, options=options).source(cell).images(range(4)), expected)
 
 
 def test_logits_of_another_font_are_not_taken_from_a_cache(font: str) -> None:
     other = make_font(Path(font).parent / "other.ttf", *TEXT[:2])
-    views = [OnTheFly(source_of(), compat=DegradationCompat(watermark_font=name)) for name in (font, font, other)]
+    views = [OnTheFly(source_of(), options=marked_by(name)) for name in (font, font, other)]
     assert views[0].identity(Cell(WATERMARK, 0)) == views[1].identity(Cell(WATERMARK, 0)) != views[2].identity(Cell(WATERMARK, 0))
 
 
@@ -199,8 +209,8 @@ def test_images_adapted_under_another_font_are_not_mixed(font: str, tmp_path: Pa
         marked, sequence = plan_jobs(config, 32)
         assert marked.folder == tmp_path / "out" / "watermark" / "0"
         settings.append(settings_of(config, "digest", marked))
-        assert "font" not in settings_of(config, "digest", sequence)
-    assert [row["font"] for row in settings] == ["rectangles.ttf", "other.ttf"]
+        assert "font" not in settings_of(config, "digest", sequence)["input"]
+    assert [row["input"]["font"].split()[0] for row in settings] == ["rectangles.ttf", "other.ttf"]
 
 
 # --- files

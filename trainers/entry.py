@@ -25,8 +25,8 @@ from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.config import Tree, build, dotted_keys, dump_yaml, merge, read_yaml, to_tree
 from undegrade.utils.data.batches import BatchLoader
-from undegrade.utils.data.cells import Cell
-from undegrade.utils.data.perturbations.registry import check_perturbation
+from undegrade.utils.data.cells import drawn_cell
+from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.views import FolderTree
 from undegrade.utils.device import choose_device
@@ -116,7 +116,7 @@ def run(
     model: Any = build(kind.model, config.model, "model")
     method_config: Any = build(kind.method, config.method, "method")
     for name in config.data.degradations:
-        check_perturbation(name)
+        find_perturbation(name)
     accelerator = Accelerator(
         cpu=choose_device(device).type == "cpu",
         mixed_precision=config.loop.mixed_precision,
@@ -153,7 +153,7 @@ def _loader(config: TrainConfig, source: ImageSource, train: bool, accelerator: 
     if data.adapted:
         split = source.name.rsplit("/", 1)[-1]
         tree = FolderTree(Path(fill(data.adapted, config, split=split)), source)
-        adapted = {name: tree.source(Cell(name)) for name in data.degradations}
+        adapted = {name: tree.source(drawn_cell(name)) for name in data.degradations}
     batches = data.batches(source, config.seed, train, adapted, accelerator.process_index, accelerator.num_processes)
     return BatchLoader(batches, data.workers if train else 0, accelerator.device)
 

@@ -47,11 +47,11 @@ def sample_grid(images: np.ndarray, columns: int | None = None, scale: int = 1) 
     return canvas
 
 
-def png_bytes(picture: Figure | np.ndarray) -> bytes:
-    """PNG of a figure, or of an image uint8 [H,W,3]."""
+def png_bytes(picture: Figure | np.ndarray, texts: dict[str, str] | None = None) -> bytes:
+    """PNG of a figure, or of an image uint8 [H,W,3]; `texts` are kept in the file of a figure."""
     buffer = io.BytesIO()
     if isinstance(picture, Figure):
-        picture.savefig(buffer, format="png", dpi=picture.dpi)
+        picture.savefig(buffer, format="png", dpi=picture.dpi, metadata=texts)
     else:
         Image.fromarray(checked_image(picture)).save(buffer, format="png")
     return buffer.getvalue()

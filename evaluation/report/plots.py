@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from undegrade.evaluation.results import CLEAN, MEAN, Result, average_rows
+from undegrade.evaluation.results import CLEAN, MEAN, Result, average_rows, percent
 from undegrade.evaluation.tables import caption, column_names, levels_by_corruption, pivot
 from undegrade.utils.figures import DPI, INK, PALETTE, QUIET, RIGHT, WRONG, checked_image, new_figure, tidy
 
@@ -61,7 +61,7 @@ def heat_map(rows: Sequence[Result]) -> Figure:
     axes.set_yticks(range(height), arranged.systems)
     for (y, x), value in np.ndenumerate(values):
         best = arranged.systems[y] in arranged.best[arranged.lines[x]]
-        text = "-" if math.isnan(value) else f"{value:.1f}"
+        text = "-" if math.isnan(value) else percent(value)
         colour = "white" if value > dark else INK
         axes.text(x, y, text, ha="center", va="center", fontsize=9, color=colour, weight="bold" if best else "normal")
     axes.set_xticks(np.arange(width + 1) - 0.5, minor=True)

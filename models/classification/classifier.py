@@ -235,7 +235,7 @@ def published_normalisation(classifier: Classifier) -> tuple[Sequence[float] | N
 
 
 def describe(classifier: Classifier) -> dict[str, Any]:
-    """JSON-able facts from which `from_description` builds the classifier again: kind, arch,
+    """JSON-able entries from which `from_description` builds the classifier again: kind, arch,
     num_classes, mean, std.
     """
     return {

@@ -14,11 +14,11 @@ from undegrade.models.diffusion.schedule import NOISE_SCHEDULES, NoiseSchedule, 
 from undegrade.models.diffusion.unet import assign_weights, build_unet
 from undegrade.utils.choices import check_choice
 
-FACTS = ("noise_schedule", "diffusion_steps", "learn_sigma", "rescale_timesteps")
+DIFFUSION_SETTINGS = ("noise_schedule", "diffusion_steps", "learn_sigma", "rescale_timesteps")
 
 
 class Denoiser(nn.Module):
-    """A network of diffusers with the facts needed to use it. It predicts the noise (eps).
+    """A network of diffusers with the settings needed to use it. It predicts the noise (eps).
 
     Args:
         unet: `UNet2DModel`, or the transformer of `models.diffusion.dit`; twice as many output as
@@ -187,16 +187,16 @@ def build_denoiser(
 
 
 def describe(denoiser: Denoiser) -> dict[str, Any]:
-    """JSON-able facts from which `from_description` builds the same network again."""
+    """JSON-able entries from which `from_description` builds the same network again."""
     config: Any = denoiser.unet.config
     unet = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if not k.startswith("_")}
-    return {"kind": "diffusion", "image_size": denoiser.image_size, "unet": unet, **facts_of(denoiser)}
+    return {"kind": "diffusion", "image_size": denoiser.image_size, "unet": unet, **diffusion_settings(denoiser)}
 
 
-def facts_of(denoiser: Denoiser) -> dict[str, Any]:
+def diffusion_settings(denoiser: Denoiser) -> dict[str, Any]:
     """What `Denoiser` is given besides its network."""
-    facts = {name: getattr(denoiser, name) for name in FACTS}
-    return facts | {"null_label": True} if denoiser.null_label else facts
+    settings = {name: getattr(denoiser, name) for name in DIFFUSION_SETTINGS}
+    return settings | {"null_label": True} if denoiser.null_label else settings
 
 
 def from_description(meta: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Denoiser:
@@ -207,7 +207,7 @@ def from_description(meta: Mapping[str, Any], state_dict: Mapping[str, Tensor]) 
         ValueError: not the description of a diffusion network; weights that do not fit it (names
             what differs).
     """
-    missing = [name for name in ("unet", *FACTS) if name not in meta]
+    missing = [name for name in ("unet", *DIFFUSION_SETTINGS) if name not in meta]
     if meta.get("kind") != "diffusion" or missing:
         raise ValueError(
             f"not the description of a diffusion network: kind is {meta.get('kind')!r} ('diffusion' is needed), "
@@ -216,7 +216,7 @@ def from_description(meta: Mapping[str, Any], state_dict: Mapping[str, Tensor]) 
     with torch.device("meta"):  # weights that are replaced at once take neither memory nor time
         unet = build_unet(meta["unet"])
     assign_weights(unet, state_dict)
-    return Denoiser(unet, **{name: meta[name] for name in FACTS}, null_label=meta.get("null_label", False))
+    return Denoiser(unet, **{name: meta[name] for name in DIFFUSION_SETTINGS}, null_label=meta.get("null_label", False))
 
 
 def denoising_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None) -> Tensor:

@@ -22,14 +22,14 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def frozen(network: Network) -> Network:
     """The same network, ready to be used as it is: no weight gets a gradient, eval mode,
-    channels_last layout, lean blocks.
+    channels_last layout, blocks for inference.
     """
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    make_lean(network)
+    use_inference_blocks(network)
     return network
 
 
-def make_lean(network: nn.Module) -> None:
+def use_inference_blocks(network: nn.Module) -> None:
     """Change residual blocks and upsampling layers in place; those of kinds that are not known here
     stay as they are.
 
@@ -39,11 +39,11 @@ def make_lean(network: nn.Module) -> None:
     """
     for module in network.modules():
         if type(module) is ResnetBlock2D and _is_plain(module):
-            module.__class__ = LeanResnetBlock
+            module.__class__ = InferenceResnetBlock
             if module.upsample is not None:
                 _combine(module, module.conv1)
         elif type(module) is Upsample2D and _is_nearest(module) and module.use_conv:
-            module.__class__ = LeanUpsample
+            module.__class__ = InferenceUpsample
             _combine(module, module.conv)
 
 
@@ -75,7 +75,7 @@ def upsampling_kernel(weight: Tensor) -> Tensor:
     return torch.stack(shifted).sum(0).contiguous(memory_format=torch.channels_last)
 
 
-class LeanUpsample(Upsample2D):
+class InferenceUpsample(Upsample2D):
     """Enlarging and convolution in one (see `upsampling_kernel`)."""
 
     combined: Tensor
@@ -88,7 +88,7 @@ class LeanUpsample(Upsample2D):
         return F.conv_transpose2d(hidden_states, self.combined, conv.bias, stride=2, padding=1)
 
 
-class LeanResnetBlock(ResnetBlock2D):
+class InferenceResnetBlock(ResnetBlock2D):
     """Keeps two tensors for the backward pass instead of six.
 
     Normalisation and activation are cheap, and are done again in the backward pass (Chen et al.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from undegrade.models.diffusion.denoiser import FACTS, Denoiser, facts_of
+from undegrade.models.diffusion.denoiser import DIFFUSION_SETTINGS, Denoiser, diffusion_settings
 from undegrade.models.diffusion.denoiser import from_description as denoiser_from_description
 from undegrade.models.diffusion.diffusers_folder import (
     CONFIG,
@@ -29,7 +29,7 @@ from undegrade.utils.runs import resolve_checkpoint
 
 log = logging.getLogger(__name__)
 
-_FACTS_FILE = "denoiser.json"  # in a folder of diffusers
+_SETTINGS_FILE = "denoiser.json"  # in a folder of diffusers
 
 
 def load_denoiser(reference: str | Path, save_dir: str | Path = "runs") -> Denoiser:
@@ -61,9 +61,14 @@ def initialise_denoiser(denoiser: Denoiser, path: Path) -> None:
             or classes.
     """
     state, description = load_checkpoint(path, kind="diffusion")
-    found, own = {name: description.get(name) for name in FACTS}, {name: getattr(denoiser, name) for name in FACTS}
+    found, own = (
+        {name: description.get(name) for name in DIFFUSION_SETTINGS},
+        {name: getattr(denoiser, name) for name in DIFFUSION_SETTINGS},
+    )
     if found != own:
-        differing = ", ".join(f"{name} {found[name]} there, {own[name]} here" for name in FACTS if found[name] != own[name])
+        differing = ", ".join(
+            f"{name} {found[name]} there, {own[name]} here" for name in DIFFUSION_SETTINGS if found[name] != own[name]
+        )
         raise ValueError(f"checkpoint {path} is of another diffusion model ({differing}): make the model section agree with it")
     embedding = "class_embedding.weight"
     if denoiser.num_classes is not None and embedding not in state:
@@ -121,18 +126,18 @@ def diffusers_folder(reference: str | Path) -> Path | None:
 
 def _from_folder(folder: Path, given: Mapping[str, Any]) -> Denoiser:
     config, state = read_network(folder, ["UNet2DModel"])
-    if (folder / _FACTS_FILE).is_file():
-        facts = read_json(folder / _FACTS_FILE)
+    if (folder / _SETTINGS_FILE).is_file():
+        settings = read_json(folder / _SETTINGS_FILE)
     elif "noise_schedule" in given:
-        facts = {name: given.get(name, getattr(ModelFlags, name)) for name in FACTS}
-        facts["learn_sigma"] = config["out_channels"] == 2 * config["in_channels"]
+        settings = {name: given.get(name, getattr(ModelFlags, name)) for name in DIFFUSION_SETTINGS}
+        settings["learn_sigma"] = config["out_channels"] == 2 * config["in_channels"]
     else:
         raise ValueError(
             f"folder {folder} does not say how its network was trained: give --noise_schedule (linear or cosine), "
             "and --diffusion_steps unless it is 1000"
         )
     try:
-        denoiser = denoiser_from_description({"kind": "diffusion", "unet": without_private(config), **facts}, state)
+        denoiser = denoiser_from_description({"kind": "diffusion", "unet": without_private(config), **settings}, state)
     except ValueError as error:
         raise ValueError(f"folder {folder}: {error}") from error
     log.info("diffusion model from %s", folder)
@@ -151,7 +156,7 @@ def save_folder(denoiser: Denoiser, folder: str | Path) -> None:
         raise ValueError(f"{folder} exists already: choose another folder, or remove it")
     with replacing(folder) as temporary:
         denoiser.unet.save_pretrained(temporary)  # type: ignore[operator]
-        (temporary / _FACTS_FILE).write_text(json.dumps(facts_of(denoiser), indent=1) + "\n", encoding="utf-8")
+        (temporary / _SETTINGS_FILE).write_text(json.dumps(diffusion_settings(denoiser), indent=1) + "\n", encoding="utf-8")
 
 
 def denoiser_digest(path: str | Path, flags: Mapping[str, str]) -> str:
@@ -159,9 +164,9 @@ def denoiser_digest(path: str | Path, flags: Mapping[str, str]) -> str:
     path = Path(path)
     if path.is_file() and path.suffix == ".safetensors":
         return file_digest(path)
-    files = [path / CONFIG, weights_file(path), path / _FACTS_FILE] if path.is_dir() else [path]
+    files = [path / CONFIG, weights_file(path), path / _SETTINGS_FILE] if path.is_dir() else [path]
     parts: list[object] = [file_digest(file) for file in files if file.is_file()]
-    if not (path / _FACTS_FILE).is_file():  # the flags then say a part of what the network is
+    if not (path / _SETTINGS_FILE).is_file():  # the flags then say a part of what the network is
         said = {name: value for name, value in vars(ModelFlags(**parse_flags(flags))).items() if name not in WITHOUT_EFFECT}
-        parts.append(said if path.is_file() else {name: said[name] for name in FACTS})
+        parts.append(said if path.is_file() else {name: said[name] for name in DIFFUSION_SETTINGS})
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

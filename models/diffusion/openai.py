@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from undegrade.models.diffusion.denoiser import FACTS, Denoiser, from_description
+from undegrade.models.diffusion.denoiser import DIFFUSION_SETTINGS, Denoiser, from_description
 from undegrade.models.diffusion.openai_flags import CHANNEL_MULT, ModelFlags, format_flags, number_list
 
 _GROUPS = 32
@@ -274,5 +274,7 @@ def denoiser_from_openai(state: Mapping[str, Tensor], flags: ModelFlags) -> Deno
         raise ValueError("--predict_xstart True is not supported: the networks here predict the noise")
     check_fits(state, flags)
     classes = len(state["label_emb.weight"]) if flags.class_cond else None
-    facts = {name: getattr(flags, name) for name in FACTS}
-    return from_description({"kind": "diffusion", "unet": unet_config(flags, classes), **facts}, convert_state_dict(state, flags))
+    settings = {name: getattr(flags, name) for name in DIFFUSION_SETTINGS}
+    return from_description(
+        {"kind": "diffusion", "unet": unet_config(flags, classes), **settings}, convert_state_dict(state, flags)
+    )

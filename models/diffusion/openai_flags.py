@@ -203,7 +203,7 @@ def check_model_flags(denoiser: Denoiser, texts: Mapping[str, str]) -> None:
         given.pop("num_heads", None)  # has no meaning beside it
     wrong = []
     for flag, value in given.items():
-        if flag not in _HELD or value == -1:  # -1: the flag claims nothing
+        if flag not in _HELD or value == -1:  # -1: the flag says nothing
             continue
         held = _HELD[flag](denoiser)
         if _meaning(flag, value, denoiser) != held:

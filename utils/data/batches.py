@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.augmentation import Augmentation, AugmentConfig, as_unit, fill_holes, flipped
-from undegrade.utils.data.perturbations.degradations import DegradationCompat
-from undegrade.utils.data.perturbations.registry import check_perturbation, draw_levels, perturb, unit_level
+from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
+from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.device import move_batch
 from undegrade.utils.seeding import numpy_generator
@@ -38,8 +38,8 @@ class BatchSet(Dataset):
 
     Args:
         source: clean images.
-        degradations: names known to `perturb` (degradations, sequences, ImageNet-C corruptions);
-            empty for clean batches, where `degraded` is `clean`.
+        degradations: names known to `find_perturbation`; empty for clean batches, where `degraded`
+            is `clean`.
         batch_size: images a step and process (each appears once for every degradation).
         seed: of order, levels, degradation and augmentation.
         augment: None for evaluation: fixed order, no augmentation, levels and noise that do not
@@ -54,8 +54,7 @@ class BatchSet(Dataset):
         levels: "independent": each degradation has its own levels. "shared": one draw for each
             image and epoch gives every degradation the level at the same place of its sweep, so
             that the numbers of noise and blur are equal, as in the public FusionDistill code.
-        compat: of the degradations (None: the right operations).
-        constants: of the corruptions: cifar | tiny | imagenet (None: by the image size).
+        options: of perturbations (None: the defaults).
 
     Raises:
         ValueError: an unknown name, a batch size below 1, fewer training images than processes.
@@ -74,20 +73,18 @@ class BatchSet(Dataset):
         *,
         pairing: str = "paired",
         levels: str = "independent",
-        compat: DegradationCompat | None = None,
-        constants: str | None = None,
+        options: PerturbationOptions | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: use at least 1")
         if augment is not None and len(source) < world:
             raise ValueError(f"{len(source)} training images cannot be dealt out to {world} processes")
-        for name in degradations:
-            check_perturbation(name)
         check_choice(pairing, PAIRINGS, "pairing")
         check_choice(levels, LEVELS, "levels")
         self.source, self.degradations, self.batch_size, self.seed = source, list(degradations), batch_size, seed
         self.augment, self.adapted, self.rank, self.world = augment, adapted or {}, rank, world
-        self.compat, self.constants, self._shared_levels = compat, constants, levels == "shared"
+        self.options, self._shared_levels = options or PerturbationOptions(), levels == "shared"
+        self._perturbations = {name: find_perturbation(name) for name in degradations}  # as objects: workers may lack the rows
         self._apart = pairing == "independent" and augment is not None and len(degradations) > 0
 
     def __len__(self) -> int:
@@ -174,9 +171,9 @@ class BatchSet(Dataset):
             source = self.adapted[name]
             level = torch.full((len(rows),), float("nan")) if source.level is None else source.level[rows]
             return flipped(source.images(rows), flips), level
-        level = draw_levels(name, streams, self.seed, self._shared_levels)
-        images = perturb(clean, name, level, keys=streams, seed=self.seed, compat=self.compat, constants=self.constants)
-        return images, unit_level(name, level)
+        perturbation = self._perturbations[name]
+        level = perturbation.draw(streams, self.seed, self._shared_levels)
+        return perturbation.apply(clean, level, streams, self.seed, self.options), perturbation.unit(level)
 
     @staticmethod
     def _augmented(clean: Tensor, degraded: Tensor, streams: list[str], augmentation: Augmentation) -> dict[str, Tensor]:

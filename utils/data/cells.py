@@ -11,16 +11,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from undegrade.utils.choices import check_choice
-from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS, CORRUPTIONS, SEVERITIES
-from undegrade.utils.data.perturbations.degradations import sweep_levels
-from undegrade.utils.data.perturbations.registry import (
-    ONE_LEVEL,
-    PERTURBATIONS,
-    check_perturbation,
-)
-
-CLEAN = "clean"
+from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
+from undegrade.utils.data.perturbations.registry import CLEAN as CLEAN
+from undegrade.utils.data.perturbations.registry import find_perturbation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +21,9 @@ class Cell:
     """One column of a result table.
 
     Attributes:
-        corruption: `clean`, one of the ImageNet-C corruptions, a degradation, or a sequence such as
-            `blur+noise+jpeg`.
-        severity: 1..5 for corruptions; the level in the degradation's own unit; None draws a
+        corruption: name of a perturbation: `clean`, one of the ImageNet-C corruptions, a
+            degradation, or a sequence such as `blur+noise+jpeg`.
+        severity: 1..5 for corruptions; the level in the perturbation's own unit; None draws a
             severity or level for each image.
     """
 
@@ -41,11 +34,6 @@ class Cell:
     def folder(self) -> str:
         """`<corruption>/<severity>`, with `random` for levels drawn image by image."""
         return f"{self.corruption}/{'random' if self.severity is None else f'{self.severity:g}'}"
-
-    @property
-    def is_corruption(self) -> bool:
-        """Whether it belongs to the ImageNet-C family (severities 1..5)."""
-        return self.corruption in ALL_CORRUPTIONS
 
 
 def parse_severities(text: str, also: str = "") -> list[int]:
@@ -66,37 +54,30 @@ def parse_severities(text: str, also: str = "") -> list[int]:
         raise ValueError(f"--severity {text!r}: write {forms}{also}") from None
 
 
-def sweep_cells(degradation: str) -> list[Cell]:
-    """A cell for every level of a degradation (101 for jpeg, 51 for noise and blur, 26 for
-    saltpepper), 5 for a corruption.
+def sweep_cells(name: str) -> list[Cell]:
+    """A cell for every level of a perturbation: 101 for jpeg, 51 for noise and blur, 26 for
+    saltpepper, 5 for a corruption.
 
     A sequence, whose sweep would be a product, is one cell: a level drawn for each image and stage.
     """
-    if degradation in (*ALL_CORRUPTIONS, *ONE_LEVEL) or "+" in degradation:
-        return parse_cells([degradation], SEVERITIES)
-    return [Cell(degradation, level) for level in sweep_levels(degradation)]
+    return [Cell(name, level) for level in find_perturbation(name).sweep] or [drawn_cell(name)]
 
 
-def parse_cells(corruptions: Sequence[str], severities: Sequence[int]) -> list[Cell]:
-    """Cells for every corruption (each severity) and every degradation (level drawn for each image)
-    named; `all` is the 15.
+def drawn_cell(name: str) -> Cell:
+    """The cell of a perturbation whose level is drawn for each image, or is its only one."""
+    return Cell(name, find_perturbation(name).drawn)
+
+
+def parse_cells(names: Sequence[str], severities: Sequence[int] | None) -> list[Cell]:
+    """Cells for every perturbation named: of corruptions one for each severity, of all others one,
+    whose level is drawn for each image; `all` is the 15.
+
+    Args:
+        names: `all`, `clean`, and what `find_perturbation` knows.
+        severities: None: drawn for each image.
 
     Raises:
         ValueError: an unknown name (with the closest), or a severity outside 1..5.
     """
-    cells: list[Cell] = []
-    for name in [n for given in corruptions for n in (CORRUPTIONS if given == "all" else [given])]:
-        if name in ALL_CORRUPTIONS:
-            wrong = [s for s in severities if s not in (1, 2, 3, 4, 5)]
-            if wrong or not severities:
-                raise ValueError(f"severities {list(severities)} for {name}: choose from 1, 2, 3, 4, 5")
-            cells += [Cell(name, int(s)) for s in severities]
-        elif name == CLEAN:
-            cells.append(Cell(CLEAN, 0))
-        else:
-            if "+" in name:
-                check_perturbation(name)
-            else:
-                check_choice(name, [*PERTURBATIONS, CLEAN], "corruption or degradation")
-            cells.append(Cell(name, 0 if name in ONE_LEVEL else None))
-    return cells
+    listed = [name for given in names for name in (CORRUPTIONS if given == "all" else [given])]
+    return [Cell(name, level) for name in listed for level in find_perturbation(name).cells(severities)]

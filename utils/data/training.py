@@ -62,6 +62,5 @@ class DataConfig(SourceConfig):
         """
         return BatchSet(
             source, self.degradations, self.batch_size, seed if self.seed is None else self.seed, self.augment if train else None,
-            adapted, rank, world, pairing=self.pairing, levels=self.levels, compat=self.compat,
-            constants=self.constants,
+            adapted, rank, world, pairing=self.pairing, levels=self.levels, options=self,
         )  # fmt: skip

@@ -21,10 +21,8 @@ from torch import Tensor
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.cells import CLEAN, Cell
-from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS, default_constants
-from undegrade.utils.data.perturbations.degradations import CORRECT, DegradationCompat
-from undegrade.utils.data.perturbations.registry import draw_levels, perturb, unit_level
-from undegrade.utils.data.perturbations.watermark import WATERMARK, font_file
+from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
+from undegrade.utils.data.perturbations.registry import find_perturbation, with_severities
 from undegrade.utils.data.sources.folders import first_size, folder_source
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.images import list_images
@@ -51,54 +49,39 @@ class View(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class OnTheFly:
-    """Corrupts a clean source as it is read; an image depends on (pixels, cell, key, seed) and the
-    options here only.
+    """Perturbs a clean source as it is read; an image depends on (pixels, cell, key, seed, options)
+    only.
 
     Attributes:
         clean: the clean images.
         seed: of all random streams.
-        constants: set of the ImageNet-C constants: cifar | tiny | imagenet (None: by the image
-            size).
-        compat: of the degradations (None: the right operations).
+        options: of perturbations.
     """
 
     clean: ImageSource
     seed: int = 0
-    constants: str | None = None
-    compat: DegradationCompat | None = None
+    options: PerturbationOptions = dataclasses.field(default_factory=PerturbationOptions)
 
     @property
     def name(self) -> str:
         return RAW
 
     def source(self, cell: Cell) -> ImageSource:
-        if cell.corruption == CLEAN:
-            return self.clean
         return dataclasses.replace(self.clean, name=f"{self.clean.name}/{cell.folder}", read=functools.partial(self._read, cell))
 
     def _read(self, cell: Cell, rows: np.ndarray) -> Tensor:
         keys = [self.clean.keys[i] for i in rows]
-        return perturb(
-            self.clean.images(rows), cell.corruption, self.levels(cell, keys), keys=keys, seed=self.seed, compat=self.compat,
-            constants=self.constants,
-        )  # fmt: skip
+        images, level = self.clean.images(rows), self.levels(cell, keys)
+        return find_perturbation(cell.corruption).apply(images, level, keys, self.seed, self.options)
 
     def identity(self, cell: Cell) -> str:
-        size, option = self.clean.image_size, ""
-        if cell.is_corruption:
-            option = self.constants or default_constants(size)
-        elif cell.corruption == WATERMARK:
-            option = str(font_file((self.compat or CORRECT).watermark_font))
-        elif cell.corruption != CLEAN and self.compat not in (None, CORRECT):
-            option = str(self.compat)
-        return _digest(self.clean.name, self.clean.frame, self.clean.keys, cell, self.seed, option)
+        options = find_perturbation(cell.corruption).identity(self.options, self.clean.image_size)
+        return _digest(self.clean.name, self.clean.frame, self.clean.keys, cell, self.seed, " ".join(map(str, options.values())))
 
     def levels(self, cell: Cell, keys: list[str]) -> Tensor:
-        """Level of each image in the degradation's own unit (a corruption's severity), [B] (or [B,
-        stages] for a sequence).
-        """
+        """Level of each image in the perturbation's own unit, [B] (or [B, stages] for a sequence)."""
         if cell.severity is None:
-            return draw_levels(cell.corruption, keys, self.seed)
+            return find_perturbation(cell.corruption).draw(keys, self.seed)
         return torch.full((len(keys),), float(cell.severity))
 
 
@@ -123,7 +106,7 @@ class ReleasedArrays:
     def source(self, cell: Cell) -> ImageSource:
         if cell.corruption == CLEAN:
             return self.clean
-        check_choice(cell.corruption, ALL_CORRUPTIONS, "corruption", "the released arrays")
+        check_choice(cell.corruption, with_severities(), "corruption", "the released arrays")
         every = array_cell(self.root, cell.corruption, int(cell.severity or 1), self.clean.classes)
         source = every.aligned(self.clean.keys, str(self.root / f"{cell.corruption}.npy"))
         return dataclasses.replace(source, rgb_mean=self.clean.rgb_mean, rgb_std=self.clean.rgb_std)
@@ -145,8 +128,8 @@ class FolderTree:
     released, are taken as they are, and what was adapted from S x S pixels (of such files, or of
     the data set as evaluation reads it), enlarged to the size of the diffusion model, is brought
     back to S whole. The first file of a cell, or the first line of the adapter's manifest, decides
-    for all of the cell. The cell `watermark` may also be `<root>/val/<class>/*`, as ImageNet-W is
-    kept.
+    for all of the cell. A cell may also lie where its released set has it (`Perturbation.released_as`):
+    the watermark's in `<root>/val/<class>/*`, as ImageNet-W is kept.
 
     Attributes:
         root: the folder.
@@ -183,8 +166,8 @@ class FolderTree:
         return dataclasses.replace(found.aligned(self.clean.keys, str(folder)), level=self._levels(cell))
 
     def _folder(self, cell: Cell) -> Path:
-        usual, of_imagenet_w = self.root / cell.folder, self.root / "val"
-        return of_imagenet_w if cell.corruption == WATERMARK and not usual.is_dir() and of_imagenet_w.is_dir() else usual
+        usual, released = self.root / cell.folder, find_perturbation(cell.corruption).released_as
+        return self.root / released if released and not usual.is_dir() and (self.root / released).is_dir() else usual
 
     def _manifest(self, cell: Cell) -> list[dict[str, Any]]:
         """What the adapter noted of its images; nothing where none was there."""
@@ -210,7 +193,7 @@ class FolderTree:
         level = {row["key"]: row["level"] for row in self._manifest(cell) if row.get("level") is not None}
         if not all(key in level for key in self.clean.keys):
             return None
-        return unit_level(cell.corruption, torch.tensor([level[key] for key in self.clean.keys]))
+        return find_perturbation(cell.corruption).unit(torch.tensor([level[key] for key in self.clean.keys]))
 
     def identity(self, cell: Cell) -> str:
         folder = self._folder(cell)
@@ -224,9 +207,7 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).hexdigest()[:16]
 
 
-def open_view(
-    text: str, clean: ImageSource, seed: int, constants: str | None = None, compat: DegradationCompat | None = None
-) -> View:
+def open_view(text: str, clean: ImageSource, seed: int, options: PerturbationOptions | None = None) -> View:
     """The view named by `text`: `raw` (corrupted on the fly), a folder of `.npy` files, or a folder
     tree of images.
 
@@ -235,7 +216,7 @@ def open_view(
     """
     check_view(text)
     if text == RAW:
-        return OnTheFly(clean, seed, constants, compat)
+        return OnTheFly(clean, seed, options or PerturbationOptions())
     root = Path(text)
     return ReleasedArrays(root, clean) if (root / LABELS).is_file() else FolderTree(root, clean)
 

@@ -1,7 +1,8 @@
 """The 15 common corruptions and 4 held-out ones (Hendrycks and Dietterich, ICLR 2019,
 arXiv:1903.12261).
 
-What an image receives depends on (pixels, name, severity, key, seed) only. The released CIFAR-10-C
+What an image receives depends on (pixels, name, severity, key, seed) and the set of constants only.
+The released CIFAR-10-C
 and ImageNet-C were made without a seed, so they can be met in distribution, not bit for bit; the
 released ImageNet-C files are also saved as JPEG of quality 85, which is not done here.
 """
@@ -9,7 +10,9 @@ released ImageNet-C files are also saved as JPEG of quality 85, which is not don
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +21,69 @@ from undegrade.utils.choices import check_choice
 from undegrade.utils.data.perturbations import corruption_functions as functions
 from undegrade.utils.data.perturbations import corruption_noise as noise
 from undegrade.utils.data.perturbations import corruption_weather as weather
-from undegrade.utils.data.perturbations.corruption_constants import CONSTANT_SETS, CONSTANTS
-from undegrade.utils.data.perturbations.image_batch import check_images
+from undegrade.utils.data.perturbations.corruption_constants import CONSTANT_SETS, CONSTANTS, Severities
+from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS, Perturbation, PerturbationOptions
 from undegrade.utils.seeding import numpy_generator
+
+SEVERITIES: tuple[int, ...] = (1, 2, 3, 4, 5)
+
+_VALUES_AT_ONCE = 3 << 16  # that stay in a processor's caches: 64 images of 32 px, 1 of 224 px
+
+
+def default_constants(size: int, sets: Iterable[str] = CONSTANT_SETS) -> str:
+    """The set whose own image side is nearest in ratio to `size` pixels: of all, "cifar" to 45,
+    "tiny" to 119, "imagenet".
+    """
+    return min(sets, key=lambda name: abs(math.log(size / CONSTANT_SETS[name])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corruption(Perturbation):
+    """A function with constants for five severities and one or several image sizes.
+
+    Attributes:
+        function: (images uint8 [B, 3, H, W], a generator for each image, *constants) -> uint8, or
+            grey levels as float, which are clipped and truncated, not rounded, as in the released
+            files. The seed, the name, the severity and the key select an image's random stream.
+        constants: set of constants -> of severity s, at place s - 1, the arguments of the function;
+            the sets are some of `CONSTANT_SETS`.
+    """
+
+    description: str = "severity"
+    sweep: tuple[float, ...] = SEVERITIES
+    by_severity: bool = True
+    function: Callable[..., Tensor]
+    constants: Mapping[str, Severities]
+
+    def identity(self, options: PerturbationOptions, image_size: int) -> dict[str, Any]:
+        return {"constants": self._set(options, image_size)}
+
+    def _set(self, options: PerturbationOptions, image_size: int) -> str:
+        if options.constants is None:
+            return default_constants(image_size, self.constants)
+        return check_choice(options.constants, self.constants, "set of corruption constants", self.name)
+
+    def perturbed(self, images: Tensor, levels: Tensor, keys: Sequence[str], seed: int, options: PerturbationOptions) -> Tensor:
+        rows = self.constants[self._set(options, min(images.shape[-2:]))]
+        severities = levels.int().tolist()
+
+        def corrupt_part(part: Tensor, severity: int, part_keys: Sequence[str]) -> Tensor:
+            generators = (numpy_generator(seed, self.name, severity, key) for key in part_keys)  # made only if they are asked for
+            out = self.function(part, generators, *rows[severity - 1])
+            # uint8 results (noise, filters, JPEG, pixelate) are grey levels already
+            return out if out.dtype == torch.uint8 else out.clamp_(0, 255).to(torch.uint8)
+
+        at_once = max(1, _VALUES_AT_ONCE // max(1, math.prod(images.shape[1:])))
+        if len(images) <= at_once and len(set(severities)) == 1:
+            return corrupt_part(images, severities[0], keys)
+        result = torch.empty_like(images, memory_format=torch.contiguous_format)
+        for severity in sorted(set(severities)):
+            chosen = [index for index, value in enumerate(severities) if value == severity]
+            for part in (chosen[start : start + at_once] for start in range(0, len(chosen), at_once)):
+                place = torch.tensor(part, device=images.device)
+                result[place] = corrupt_part(images[place], severity, [keys[index] for index in part])
+        return result
+
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "gaussian_noise": noise.gaussian_noise,
@@ -44,6 +107,9 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "saturate": functions.saturate,
 }
 
+for _name, _function in FUNCTIONS.items():
+    PERTURBATIONS.add(_name, Corruption(name=_name, function=_function, constants=CONSTANTS[_name]))
+
 ALL_CORRUPTIONS: tuple[str, ...] = tuple(FUNCTIONS)
 CORRUPTIONS: tuple[str, ...] = ALL_CORRUPTIONS[:15]
 """The benchmark, in the official order; mCE is the mean over these."""
@@ -57,81 +123,3 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "digital": CORRUPTIONS[11:],
     "extra": EXTRA_CORRUPTIONS,
 }
-
-SEVERITIES: tuple[int, ...] = (1, 2, 3, 4, 5)
-
-_VALUES_AT_ONCE = 3 << 16  # that stay in a processor's caches: 64 images of 32 px, 1 of 224 px
-
-
-def default_constants(size: int) -> str:
-    """The set whose own image side is nearest in ratio to `size` pixels: "cifar" to 45, "tiny" to
-    119, "imagenet".
-    """
-    return min(CONSTANT_SETS, key=lambda name: abs(math.log(size / CONSTANT_SETS[name])))
-
-
-def _severities(severity: Tensor | int, count: int) -> list[int]:
-    values = torch.as_tensor(severity)
-    if values.ndim == 0:
-        values = values.expand(count)
-    if list(values.shape) != [count] or values.is_floating_point():
-        raise ValueError(
-            f"severity is {values.dtype} {list(values.shape)}: "
-            f"expected one whole number, or an int tensor [{count}] with one for each image"
-        )
-    for value in values.tolist():
-        if value not in SEVERITIES:
-            raise ValueError(f"severity {value} is out of range: allowed: 1, 2, 3, 4, 5")
-    return values.tolist()
-
-
-def corrupt(
-    images: Tensor,
-    name: str,
-    severity: Tensor | int,
-    *,
-    keys: Sequence[str],
-    seed: int,
-    constants: str = "cifar",
-) -> Tensor:
-    """Corrupt each image.
-
-    Args:
-        images: uint8 [B, 3, H, W].
-        name: one of `ALL_CORRUPTIONS`.
-        severity: 1..5, one for all or an int tensor [B].
-        keys: one string for each image; with `seed`, `name` and the severity it selects the image's
-            random stream.
-        seed: of the run.
-        constants: "cifar", "tiny" or "imagenet" (see `default_constants`).
-
-    Returns:
-        uint8 [B, 3, H, W] on the device of `images`. Grey levels are truncated, not rounded, as in
-        the released files.
-
-    Raises:
-        ValueError: an unknown name or set, a severity outside 1..5, a wrong shape or dtype, no
-            photographs for frost.
-    """
-    check_images(images, keys)
-    check_choice(name, ALL_CORRUPTIONS, "corruption")
-    rows = CONSTANTS[name][check_choice(constants, CONSTANT_SETS, "set of corruption constants")]
-    severities = _severities(severity, len(images))
-    function = FUNCTIONS[name]
-
-    def corrupt_part(part: Tensor, level: int, part_keys: Sequence[str]) -> Tensor:
-        generators = (numpy_generator(seed, name, level, key) for key in part_keys)  # made only if they are asked for
-        out = function(part, generators, *rows[level - 1])
-        # uint8 results (noise, filters, JPEG, pixelate) are grey levels already
-        return out if out.dtype == torch.uint8 else out.clamp_(0, 255).to(torch.uint8)
-
-    at_once = max(1, _VALUES_AT_ONCE // max(1, math.prod(images.shape[1:])))
-    if len(images) <= at_once and len(set(severities)) == 1:
-        return corrupt_part(images, severities[0], keys)
-    result = torch.empty_like(images, memory_format=torch.contiguous_format)
-    for level in sorted(set(severities)):
-        chosen = [index for index, value in enumerate(severities) if value == level]
-        for part in (chosen[start : start + at_once] for start in range(0, len(chosen), at_once)):
-            place = torch.tensor(part, device=images.device)
-            result[place] = corrupt_part(images[place], level, [keys[index] for index in part])
-    return result

@@ -11,77 +11,91 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.perturbations.degradation_functions import DegradationCompat, Random, blur, jpeg, noise, saltpepper
-from undegrade.utils.data.perturbations.image_batch import check_images
-from undegrade.utils.random_fields import RandomFields, scaled
+from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS, Perturbation, PerturbationOptions, changed_fields
+from undegrade.utils.random_fields import RandomFields
 
 CHUNK = 2**20  # channel values that are degraded at once: memory for a few numbers each
 
-CORRECT = DegradationCompat()
 REFERENCE = DegradationCompat(rounding="truncate", salt_value=1, blur_intermediate="uint8")
 """Bit for bit what the public FusionDistill and DiffAUD code computes from the same random numbers.
 """
 
 
-@dataclass(frozen=True)
-class Degradation:
-    """One degradation.
+@dataclass(frozen=True, kw_only=True)
+class Degradation(Perturbation):
+    """A function of whole batches, which may be a stage of sequences.
 
     Attributes:
-        name: as in configs and file names.
-        function: of a whole batch, see utils/data/perturbations/degradation_functions.py.
-        levels: first and last whole number of the sweep; both are used.
-        scale: a sweep number k stands for level k / scale in the own unit.
-        clean: the level, in own unit, at which the image is untouched.
-        description: own unit and meaning, for messages and tables.
+        function: (images uint8 [B, 3, H, W], levels float64 [B] on the CPU, random, own options) ->
+            uint8 [B, 3, H, W]. `random` has one stream for each image, all of which are read in
+            step (`utils.random_fields.RandomFields`). An image's result depends on its pixels,
+            level and random numbers only.
     """
 
-    name: str
-    function: Callable[[Tensor, Tensor, Random, DegradationCompat], Tensor]
-    levels: tuple[int, int]
-    scale: int
-    clean: float
-    description: str
+    function: Callable[[Tensor, Tensor, Random, Any], Tensor]
+
+    def perturbed(self, images: Tensor, levels: Tensor, keys: Sequence[str], seed: int, options: PerturbationOptions) -> Tensor:
+        return _in_turn(self.name, [self], images, levels[:, None], keys, seed, options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed(Perturbation):
+    """Degradations one after the other, each at a level of its own: "blur+noise+jpeg".
+
+    Attributes:
+        rows: from the first that is applied to the last.
+    """
+
+    rows: tuple[Degradation, ...]
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        """Lowest and highest level in the own unit."""
-        return self.levels[0] / self.scale, self.levels[1] / self.scale
+    def stages(self) -> tuple[Degradation, ...]:
+        return self.rows
 
-    @property
-    def worst(self) -> float:
-        """The end of the range that lies away from the clean level."""
-        low, high = self.bounds
-        return low if self.clean == high else high
+    def perturbed(self, images: Tensor, levels: Tensor, keys: Sequence[str], seed: int, options: PerturbationOptions) -> Tensor:
+        return _in_turn(self.name, self.rows, images, levels, keys, seed, options)
 
-    def check(self, level: float) -> float:
-        """Return `level`, or raise ValueError with the allowed range."""
-        low, high = self.bounds
-        if not low <= level <= high:
-            raise ValueError(f"{self.name} level {level:g} is out of range: allowed: {low:g} to {high:g} ({self.description})")
-        return level
+    def identity(self, options: PerturbationOptions, image_size: int) -> dict[str, Any]:
+        return {key: value for row in self.rows for key, value in row.identity(options, image_size).items()}
 
 
-DEGRADATIONS: dict[str, Degradation] = {
-    row.name: row
-    for row in (
-        Degradation("jpeg", jpeg, (1, 101), 1, 101.0, "JPEG quality, 4:2:0 chroma; 101 is untouched"),
-        Degradation("noise", noise, (0, 50), 1, 0.0, "standard deviation of Gaussian noise in grey levels"),
-        Degradation("blur", blur, (0, 50), 10, 0.0, "standard deviation of the Gaussian in pixels"),
-        Degradation("saltpepper", saltpepper, (0, 25), 100, 0.0, "probability that a channel value is hit"),
-    )
-}
+def sequence_of(name: str) -> Composed:
+    """The sequence "a+b+...".
+
+    Raises:
+        ValueError: a stage that is unknown or can be none; names the closest that can.
+    """
+    allowed = {key: row for key, row in PERTURBATIONS.items() if isinstance(row, Degradation)}
+    rows = tuple(allowed[check_choice(part, allowed, "degradation", f"sequence {name!r}")] for part in name.split("+"))
+    return Composed(name=name, description="levels of its stages", sweep=(), rows=rows)
 
 
-@dataclass(frozen=True)
-class NamedSequence:
+@dataclass(frozen=True, kw_only=True)
+class _OfImagedegrade(Perturbation):
+    """What is computed as `data.compat` says."""
+
+    def own(self, options: PerturbationOptions) -> DegradationCompat:
+        return options.compat
+
+    def identity(self, options: PerturbationOptions, image_size: int) -> dict[str, Any]:
+        changed = changed_fields(options.compat)
+        return {"compat": changed} if changed else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _One(_OfImagedegrade, Degradation):
+    """One of the four operators."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedSequence(_OfImagedegrade):
     """Blur, then noise, then JPEG at fixed levels (DiffAUD's evaluation sequences, as documented).
 
     Attributes:
@@ -90,179 +104,74 @@ class NamedSequence:
         quality: JPEG quality.
     """
 
+    description: str = "levels are fixed"
+    sweep: tuple[float, ...] = (0,)
     blur_fraction: float
     noise: float
     quality: float
 
-    def stages(self, side: int) -> list[tuple[Degradation, float]]:
-        """The rows and their levels for an image whose shorter side has `side` pixels."""
-        levels = {"blur": self.blur_fraction * side, "noise": self.noise, "jpeg": self.quality}
-        return [(DEGRADATIONS[name], level) for name, level in levels.items()]
+    def levels(self, side: int) -> dict[str, float]:
+        """Degradation -> level, in order, for an image whose shorter side has `side` pixels."""
+        return {"blur": self.blur_fraction * side, "noise": self.noise, "jpeg": self.quality}
+
+    def perturbed(self, images: Tensor, levels: Tensor, keys: Sequence[str], seed: int, options: PerturbationOptions) -> Tensor:
+        fixed = self.levels(min(images.shape[-2:]))
+        table = torch.tensor(list(fixed.values()), dtype=torch.float64).expand(len(images), -1)
+        return _in_turn(self.name, [DEGRADATIONS[name] for name in fixed], images, table, keys, seed, options)
 
 
-NAMED_SEQUENCES: dict[str, NamedSequence] = {
-    "weak_seq": NamedSequence(0.02, 10, 80),
-    "medium_seq": NamedSequence(0.04, 20, 60),
-    "strong_seq": NamedSequence(0.08, 30, 40),
-}
-
-
-def rows_of(name: str) -> list[Degradation]:
-    """The rows of "blur" or of a sequence such as "blur+noise+jpeg"; ValueError with the closest
-    name for an unknown one.
-    """
-    if "+" not in name:
-        check_choice(name, [*DEGRADATIONS, *NAMED_SEQUENCES], "degradation")
-    parts = name.split("+")
-    where = f"sequence {name!r}" if len(parts) > 1 else ""
-    return [DEGRADATIONS[check_choice(part, DEGRADATIONS, "degradation", where)] for part in parts]
-
-
-def _stages(name: str, level: Tensor | float, images: Tensor) -> tuple[list[Degradation], Tensor]:
-    """The n rows to apply, in order, and their checked levels, float64 [B, n]."""
-    if name in NAMED_SEQUENCES:
-        stages = NAMED_SEQUENCES[name].stages(min(images.shape[-2:]))
-        fixed = torch.tensor([value for _, value in stages], dtype=torch.float64)
-        return [row for row, _ in stages], fixed.expand(len(images), -1)
-    rows = rows_of(name)
-    levels = torch.as_tensor(level)
-    shape = [len(images)] if len(rows) == 1 else [len(images), len(rows)]
-    if len(rows) == 1 and levels.ndim == 0:
-        levels = levels.expand(shape)
-    if list(levels.shape) != shape:
-        raise ValueError(f"level of {name!r} has shape {list(levels.shape)}: expected {shape}, one for each image and stage")
-    table = _decimals(levels).reshape(len(images), len(rows))
-    for row, column in zip(rows, table.T.tolist(), strict=True):
-        for value in set(column):
-            row.check(value)
-    return rows, table
-
-
-def _decimals(level: Tensor | float) -> Tensor:
-    """Float64 on the CPU. A float32 level stands for the decimal it was written as: 0.3, not
-    0.30000001.
-    """
-    return torch.as_tensor(level).cpu().double().round(decimals=6)
-
-
-def degrade(
-    images: Tensor,
-    name: str,
-    level: Tensor | float,
-    *,
-    keys: Sequence[str],
-    seed: int,
-    compat: DegradationCompat | None = None,
-) -> Tensor:
-    """Degrade each image.
-
-    Args:
-        images: uint8 [B, 3, H, W], on any device (random numbers and JPEG are made on the CPU).
-        name: a row of `DEGRADATIONS`, a sequence of them ("blur+noise+jpeg", applied from left to
-            right) or one of `NAMED_SEQUENCES`.
-        level: in the own unit of the degradation (JPEG quality, sigma in grey levels, sigma in
-            pixels, probability): [B] or one number. For a sequence of n: [B, n]. Ignored for a
-            named sequence (pass 0).
-        keys: one string for each image; with `seed` and `name` it selects the image's random
-            stream.
-        seed: of the run.
-        compat: None for the right operations, `REFERENCE` to reproduce the published code.
-
-    Returns:
-        uint8 [B, 3, H, W] on the same device.
-
-    Raises:
-        ValueError: an unknown name, a level outside the allowed range, a wrong shape or dtype.
-    """
-    check_images(images, keys)
-    rows, levels = _stages(name, level, images)
+def _in_turn(
+    name: str, rows: Sequence[Degradation], images: Tensor, levels: Tensor, keys: Sequence[str], seed: int,
+    options: PerturbationOptions,
+) -> Tensor:  # fmt: skip
+    """The images after `rows`, at `levels` [B, n], in pieces of `CHUNK`."""
     result = torch.empty_like(images)
     count = max(1, CHUNK // max(1, images[:1].numel()))
     for first in range(0, len(images), count):
         chunk = slice(first, first + count)
         random, degraded = RandomFields(seed, name, keys=keys[chunk]), images[chunk]
         for row, column in zip(rows, levels[chunk].T, strict=True):
-            degraded = row.function(degraded, column, random, compat or CORRECT)
+            degraded = row.function(degraded, column, random, row.own(options))
+            if degraded.dtype != torch.uint8 or degraded.shape != images[chunk].shape:
+                given = f"{degraded.dtype} {list(degraded.shape)}"
+                raise ValueError(f"the function of {row.name!r} gave {given}: expected torch.uint8 {list(images[chunk].shape)}")
         result[chunk] = degraded
     return result
 
 
-def sweep_levels(name: str) -> list[float]:
-    """All levels of an evaluation sweep in own unit: 101 (jpeg), 51 (noise, blur), 26 (saltpepper).
-
-    A named sequence has the one level 0.
-
-    Raises:
-        ValueError: an unknown name, or a sequence, whose sweep would be a product of sweeps.
-    """
-    if name in NAMED_SEQUENCES:
-        return [0.0]
-    rows = rows_of(name)
-    if len(rows) > 1:
-        raise ValueError(f"the sequence {name!r} has no sweep: sweep one of {', '.join(DEGRADATIONS)}, or use sample_levels")
-    (row,) = rows
-    return [number / row.scale for number in range(row.levels[0], row.levels[1] + 1)]
+def steps(first: int, last: int, scale: int = 1) -> tuple[float, ...]:
+    """Levels first / scale, (first + 1) / scale, ... last / scale."""
+    return tuple(number / scale for number in range(first, last + 1))
 
 
-def unit_level(name: str, level: Tensor | float) -> Tensor:
-    """Levels on one scale for all degradations: 0 is clean, 1 is the worst of the sweep.
+DEGRADATIONS: dict[str, Degradation] = {
+    row.name: row
+    for row in (
+        _One(
+            name="jpeg", function=jpeg, sweep=steps(1, 101), clean=101.0,
+            description="JPEG quality, 4:2:0 chroma; 101 is untouched",
+        ),
+        _One(
+            name="noise", function=noise, sweep=steps(0, 50), description="standard deviation of Gaussian noise in grey levels"
+        ),
+        _One(
+            name="blur", function=blur, sweep=steps(0, 50, 10), description="standard deviation of the Gaussian in pixels"
+        ),
+        _One(
+            name="saltpepper", function=saltpepper, sweep=steps(0, 25, 100),
+            description="probability that a channel value is hit",
+        ),
+    )
+}  # fmt: skip
 
-    Args:
-        name: as for `degrade`.
-        level: own unit, any shape; for a sequence of n: [..., n].
+NAMED_SEQUENCES: dict[str, NamedSequence] = {
+    name: NamedSequence(name=name, blur_fraction=blur_fraction, noise=grey_levels, quality=quality)
+    for name, blur_fraction, grey_levels, quality in (
+        ("weak_seq", 0.02, 10, 80),
+        ("medium_seq", 0.04, 20, 60),
+        ("strong_seq", 0.08, 30, 40),
+    )
+}
 
-    Returns:
-        float32 of the shape of `level`; for a sequence [...], the mean over its stages; ones for a
-        named sequence.
-    """
-    levels = _decimals(level)
-    if name in NAMED_SEQUENCES:
-        return torch.ones_like(levels, dtype=torch.float32)
-    rows = rows_of(name)
-    clean, worst = (torch.tensor(ends, dtype=torch.float64) for ends in zip(*((row.clean, row.worst) for row in rows), strict=True))
-    if len(rows) == 1:
-        return ((levels - clean[0]) / (worst[0] - clean[0])).float()
-    return ((levels - clean) / (worst - clean)).mean(-1).float()
-
-
-def draw_numbers(
-    name: str, spans: Sequence[tuple[int, int]], keys: Sequence[str], seed: int, shared: bool = False
-) -> NDArray[np.int64]:
-    """One whole number [B, n] for each key and each of n spans, uniform from the first to the last
-    of the span, both included.
-
-    Args:
-        name: of the perturbation.
-        spans: (first, last) of each stage.
-        keys: one string for each image.
-        seed: of the run.
-        shared: False: drawn by (seed, name, key), stage by stage. True: by (seed, key) alone, one u
-            in [0, 1) for whatever name and all stages, whose numbers are first + floor(u (last -
-            first + 1)).
-    """
-    first, last = zip(*spans, strict=True)
-    if shared:
-        return scaled(RandomFields(seed, "shared level", keys=keys).random64(1), first, last)
-    return RandomFields(seed, "level", name, keys=keys).integers(first, last)
-
-
-def sample_levels(name: str, keys: Sequence[str], seed: int, shared: bool = False) -> Tensor:
-    """One level for each key, uniform over the whole numbers of the sweep.
-
-    Args:
-        name: as for `degrade`.
-        keys: one string for each image.
-        seed: of the run.
-        shared: every degradation at the same place of its sweep (see `draw_numbers`).
-
-    Returns:
-        float32 [B] in own unit; [B, n] for a sequence of n; zeros [B] for a named sequence. An
-        image's level depends on (seed, name, key) only; if shared, on (seed, key) and the sweep's
-        range.
-    """
-    if name in NAMED_SEQUENCES:
-        return torch.zeros(len(keys))
-    rows = rows_of(name)
-    numbers = draw_numbers(name, [row.levels for row in rows], keys, seed, shared)
-    levels = torch.from_numpy(numbers).float() / torch.tensor([row.scale for row in rows])
-    return levels if len(rows) > 1 else levels.squeeze(1)
+for _row in (*DEGRADATIONS.values(), *NAMED_SEQUENCES.values()):
+    PERTURBATIONS.add(_row.name, _row)

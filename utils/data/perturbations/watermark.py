@@ -15,14 +15,18 @@ import contextlib
 import functools
 import importlib.util
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
 
-from undegrade.utils.data.perturbations.image_batch import Image, check_images, map_images
+from undegrade.utils.checkpoint import file_digest
+from undegrade.utils.data.perturbations.image_batch import Image, map_images
+from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS, Perturbation, PerturbationOptions
 
 WATERMARK = "watermark"
 TEXT = "\u6377\u5f84" * 3
@@ -40,29 +44,30 @@ _FONTS = (
 )
 
 
-def watermark(images: Tensor, keys: Sequence[str], font: str | None = None) -> Tensor:
-    """Each image with the watermark over it.
+@dataclass(frozen=True, kw_only=True)
+class _Watermark(Perturbation):
+    """Each image with the watermark over it; nothing is drawn at random.
 
-    Args:
-        images: uint8 [B, 3, H, W].
-        keys: one string for each image; nothing is drawn at random.
-        font: font file (None: see above).
-
-    Returns:
-        uint8 [B, 3, H, W].
-
-    Raises:
-        ValueError: a wrong shape or dtype, a file that is no font or lacks the two characters.
-        FileNotFoundError: no such file, or no font is installed; says which package brings one.
+    `apply` raises ValueError for a file that is no font or lacks the two characters, and
+    FileNotFoundError for no such file, or where no font is installed; it says which package brings
+    one.
     """
-    check_images(images, keys)
-    overlay = _overlay(font_file(font), images.shape[-1], images.shape[-2])
 
-    def add(image: Image, index: int) -> Image:
-        below = PILImage.fromarray(image).convert("RGBA")
-        return np.asarray(PILImage.alpha_composite(below, overlay).convert("RGB"))
+    def perturbed(self, images: Tensor, levels: Tensor, keys: Sequence[str], seed: int, options: PerturbationOptions) -> Tensor:
+        overlay = _overlay(font_file(options.compat.watermark_font), images.shape[-1], images.shape[-2])
 
-    return map_images(images, add)
+        def add(image: Image, index: int) -> Image:
+            below = PILImage.fromarray(image).convert("RGBA")
+            return np.asarray(PILImage.alpha_composite(below, overlay).convert("RGB"))
+
+        return map_images(images, add)
+
+    def identity(self, options: PerturbationOptions, image_size: int) -> dict[str, Any]:
+        font = font_file(options.compat.watermark_font)
+        return {"font": f"{font.name} {file_digest(font)}"}
+
+
+PERTURBATIONS.add(WATERMARK, _Watermark(name=WATERMARK, description="one level", sweep=(0,), released_as="val"))
 
 
 def font_file(font: str | None = None) -> Path:

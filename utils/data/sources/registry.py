@@ -12,16 +12,15 @@ before that cut, for published protocols that train on all of it.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
-from dataclasses import field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from undegrade.utils.choices import check_choice
-from undegrade.utils.data.perturbations.degradations import DegradationCompat
+from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.sources.folders import image_folder
 from undegrade.utils.data.sources.image_source import TEST_SHARE, ImageSource, array_source, cut, found_at, train_validation_test
 from undegrade.utils.data.sources.imagenet import imagenet, preloaded, read_classes
@@ -32,9 +31,9 @@ SPLITS = ("train", "validation", "test", "trainval")
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceConfig:
-    """Which clean images, and how they are degraded: keys that training, evaluation and adaptation
-    have in common.
+class SourceConfig(PerturbationOptions):
+    """Which clean images, and how they are perturbed: keys that training, evaluation and adaptation
+    have in common; further keys: see PerturbationOptions.
 
     Attributes:
         dataset: `Digits`, `CIFAR10`, `CIFAR100`, `TinyImagenet`, `Imagenet`, or the path of an
@@ -52,9 +51,6 @@ class SourceConfig:
             (null: all).
         limit: class-balanced subset of so many images; in training of the training and of the
             validation part.
-        constants: set of the corruption constants: cifar | tiny | imagenet (null: by image size).
-        compat: how degradations are computed (utils/data/perturbations/degradations.py); the
-            defaults are the right operations.
     """
 
     dataset: str = "Digits"
@@ -64,8 +60,6 @@ class SourceConfig:
     classes: str | None = None
     subset: str | None = None
     limit: int | None = None
-    constants: Literal["cifar", "tiny", "imagenet"] | None = None
-    compat: DegradationCompat = field(default_factory=DegradationCompat)
 
     def open(self, split: str) -> ImageSource:
         """The images of a split (see `open_source`)."""
@@ -143,14 +137,14 @@ def _digits(split: str, root: Path) -> ImageSource:
     """scikit-learn's copy of the UCI optical digits: 1,797 scans of 8 x 8 pixels, 17 grey levels,
     enlarged to 32 x 32 (bicubic).
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    found = importlib.util.find_spec("sklearn")  # to import it takes a second
+    assert found is not None and found.origin is not None
+    table = np.loadtxt(Path(found.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    grey = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     large = np.stack([np.asarray(Image.fromarray(g).resize((32, 32), Image.Resampling.BICUBIC)) for g in grey])
     images = np.repeat(large[:, None], 3, axis=1)
     names = [f"{i:04d}" for i in range(len(images))]
-    everything = array_source("Digits", images, digits.target, [str(c) for c in range(10)], names)
+    everything = array_source("Digits", images, table[:, -1].astype(int), [str(c) for c in range(10)], names)
     test, rest = cut(everything, [TEST_SHARE], "Digits/test")
     return train_validation_test(rest, test, split, "Digits")
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS
+from undegrade.utils.data.perturbations.registry import with_severities
 from undegrade.utils.data.sources.image_source import ImageSource, array_source
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def _first_array(root: Path) -> str | None:
     """The first corruption, in sorted order, whose array lies beside `labels.npy`."""
     if not (root / LABELS).is_file():
         return None
-    return next((name for name in sorted(ALL_CORRUPTIONS) if (root / f"{name}.npy").is_file()), None)
+    return next((name for name in sorted(with_severities()) if (root / f"{name}.npy").is_file()), None)
 
 
 def dataset_of_arrays(root: Path) -> str:

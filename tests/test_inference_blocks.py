@@ -16,7 +16,12 @@ from torch.nn import functional as F
 
 from tests.openai_networks import TINY, answer_and_gradient, joined, reference, relative_error
 from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser
-from undegrade.models.diffusion.inference_blocks import LeanResnetBlock, LeanUpsample, make_lean, upsampling_kernel
+from undegrade.models.diffusion.inference_blocks import (
+    InferenceResnetBlock,
+    InferenceUpsample,
+    upsampling_kernel,
+    use_inference_blocks,
+)
 from undegrade.models.diffusion.openai import denoiser_from_openai
 from undegrade.models.diffusion.openai_flags import ModelFlags
 
@@ -39,25 +44,25 @@ NETWORKS: dict[str, Callable[[], Denoiser]] = {
 
 
 def prepared(name: str, dtype: torch.dtype = torch.float32) -> tuple[Denoiser, Denoiser]:
-    """The network as it is and lean, both frozen."""
+    """The network as it is and inference, both frozen."""
     plain = NETWORKS[name]().eval().requires_grad_(False).to(dtype, memory_format=torch.channels_last)
-    lean = copy.deepcopy(plain)
-    make_lean(lean)
-    return plain, lean
+    inference = copy.deepcopy(plain)
+    use_inference_blocks(inference)
+    return plain, inference
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_answer_and_gradient_are_those_of_the_plain_network(name: str) -> None:
-    plain, lean = prepared(name, torch.float64)
-    kinds = {type(module) for module in lean.modules()}
-    assert LeanResnetBlock in kinds and ResnetBlock2D not in kinds
-    assert LeanUpsample in kinds or name == "guided"
+    plain, inference = prepared(name, torch.float64)
+    kinds = {type(module) for module in inference.modules()}
+    assert InferenceResnetBlock in kinds and ResnetBlock2D not in kinds
+    assert InferenceUpsample in kinds or name == "guided"
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     tau = torch.tensor([3, 700])
-    for found, expected in zip(*(answer_and_gradient(joined(n), x, tau) for n in (lean, plain)), strict=True):
+    for found, expected in zip(*(answer_and_gradient(joined(n), x, tau) for n in (inference, plain)), strict=True):
         assert relative_error(found, expected) < 1e-12
     with torch.no_grad():
-        assert relative_error(joined(lean)(x, tau), joined(plain)(x, tau)) < 1e-12
+        assert relative_error(joined(inference)(x, tau), joined(plain)(x, tau)) < 1e-12
 
 
 def kept(network: Denoiser, x: Tensor) -> int:
@@ -78,21 +83,21 @@ def kept(network: Denoiser, x: Tensor) -> int:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_less_than_half_is_kept_for_the_gradient(name: str) -> None:
-    plain, lean = prepared(name)
+    plain, inference = prepared(name)
     x = torch.randn(1, 3, 16, 16)
-    assert 0 < kept(lean, x) < 0.5 * kept(plain, x)
+    assert 0 < kept(inference, x) < 0.5 * kept(plain, x)
 
 
 def test_no_convolution_is_done_again() -> None:
-    lean, calls = prepared("guided")[1], []
+    inference, calls = prepared("guided")[1], []
     norms: list[int] = []
-    for module in lean.modules():
+    for module in inference.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda *_: calls.append(1))
-        if isinstance(module, LeanResnetBlock):
+        if isinstance(module, InferenceResnetBlock):
             module.norm1.register_forward_hook(lambda *_: norms.append(1))
     x = torch.randn(1, 3, 16, 16)
-    output = joined(lean)(x.requires_grad_(), torch.zeros(1).long())
+    output = joined(inference)(x.requires_grad_(), torch.zeros(1).long())
     before, normalised = len(calls), len(norms)
     torch.autograd.grad(output.sum(), x)
     assert len(calls) == before > 0
@@ -106,8 +111,8 @@ def test_upsampling_kernel_enlarges_and_convolves() -> None:
 
 
 def test_combined_weights_are_no_part_of_a_checkpoint() -> None:
-    plain, lean = prepared("own")
-    assert plain.state_dict().keys() == lean.state_dict().keys()
+    plain, inference = prepared("own")
+    assert plain.state_dict().keys() == inference.state_dict().keys()
 
 
 @pytest.mark.parametrize(
@@ -123,5 +128,5 @@ def test_combined_weights_are_no_part_of_a_checkpoint() -> None:
 )
 def test_blocks_of_other_kinds_stay_as_they_are(module: nn.Module) -> None:
     kind = type(module)
-    make_lean(module)
+    use_inference_blocks(module)
     assert type(module) is kind
