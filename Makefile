@@ -4,13 +4,14 @@
 # make table-sda DATASET=Digits   the same and SDA: the classifier fine-tuned on generated images -> runs/sda/Digits
 # make bench   every part against the reference way, 4 minutes on 2 CPU cores -> runs/bench
 # make test   the test suite            make lint   style, format and types          make test-all   with the slow tests
-# Another data set: make demo DATASET=path/to/images OUT=runs/mine    Further pipeline variables: make demo ARGS="--ranks 8"
+# Another data set: make demo DATASET=path/to/images OUT=runs/mine    Options of the pipeline: ARGS="--ranks 8" (docs/configuration.md)
 
 PYTHON  ?= python3
 VENV    ?= .venv
 DATASET ?= Digits
 OUT     ?= runs/demo
 ARGS    ?=
+ARCH    ?=
 SEEDS   ?= 1
 BIN     := $(VENV)/bin
 # an MPI of the machine is used if there is one, else the one from PyPI
@@ -22,26 +23,10 @@ READY   := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/python utils/pipeline.py -c configs/pipelines/diffaud.yaml --dataset $(DATASET) --out $(OUT) --run $(OUT) --seeds 123 $(ARGS)
 
-# the published network for the published data sets, a small one for everything else
-table-fusiondistill: ARCH  ?= $(if $(filter CIFAR10 CIFAR100 TinyImagenet,$(DATASET)),ResNet56,ResNet20)
-table-fusiondistill: TABLE ?= runs/fusiondistill/$(notdir $(DATASET:/=))
-table-fusiondistill: $(READY)
-	$(BIN)/python utils/pipeline.py -c configs/pipelines/fusiondistill.yaml --dataset $(DATASET) --out $(TABLE) \
-	  --arch $(ARCH) --pair $(ARCH)-$(patsubst ResNet%,%,$(ARCH)) --seeds $(shell seq -s, 1 $(SEEDS)) $(ARGS)
-
-# likewise; on Imagenet the published diffusion model adapts
-table-diffaud: ARCH  ?= $(or $(if $(filter CIFAR10,$(DATASET)),ResNet18),$(if $(filter Imagenet,$(DATASET)),ResNet50),ResNet20)
-table-diffaud: TABLE ?= runs/diffaud/$(notdir $(DATASET:/=))
-table-diffaud: DDPM  ?= $(if $(filter Imagenet,$(DATASET)),,ddpm)
-table-diffaud: $(READY)
-	$(BIN)/python utils/pipeline.py -c configs/pipelines/diffaud.yaml --dataset $(DATASET) --out $(TABLE) \
-	  --arch $(ARCH) --ddpm "$(DDPM)" --seeds $(shell seq -s, 1 $(SEEDS)) $(ARGS)
-
-table-sda: ARCH  ?= ResNet20
-table-sda: TABLE ?= runs/sda/$(notdir $(DATASET:/=))
-table-sda: $(READY)
-	$(BIN)/python utils/pipeline.py -c configs/pipelines/sda.yaml --dataset $(DATASET) --out $(TABLE) \
-	  --arch $(ARCH) --seeds $(shell seq -s, 1 $(SEEDS)) $(ARGS)
+# what is trained for which data set is said in configs/pipelines
+table-fusiondistill table-diffaud table-sda: $(READY)
+	$(BIN)/python utils/pipeline.py -c configs/pipelines/$(@:table-%=%).yaml --dataset $(DATASET) \
+	  --seeds $(shell seq -s, 1 $(SEEDS)) $(addprefix --arch ,$(ARCH)) $(ARGS)
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS)

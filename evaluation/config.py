@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from undegrade.evaluation.predictors import read_options
 from undegrade.evaluation.rules import RULES
+from undegrade.utils import choices
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.cells import Cell, parse_cells, sweep_cells
 from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
@@ -171,4 +172,4 @@ def members_of(system: SystemConfig, cell: Cell, members: Mapping[str, Any]) -> 
 
 def fill_names(config: EvaluationConfig, text: str) -> str:
     """`{dataset}` and `{arch}` replaced in names and paths."""
-    return text.replace("{dataset}", Path(config.data.dataset).name).replace("{arch}", config.arch)
+    return choices.fill_names(text, {"dataset": Path(config.data.dataset).name, "arch": config.arch}, f"{text!r}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from undegrade.image_adapt.adapters import ADAPTERS, DEFAULT
+from undegrade.utils.choices import fill_names
 from undegrade.utils.data.cells import Cell, parse_cells
 from undegrade.utils.data.perturbations.watermark import WATERMARK
 from undegrade.utils.data.sources.registry import SourceConfig
@@ -120,10 +121,8 @@ class AdaptConfig:
 
     def fill(self, text: str) -> str:
         """`{dataset}`, `{split}` and `{adapter}` replaced in names and paths."""
-        words = {"{dataset}": Path(self.input.dataset).name, "{split}": self.input.split, "{adapter}": self.adapter}
-        for word, value in words.items():
-            text = text.replace(word, value)
-        return text
+        values = {"dataset": Path(self.input.dataset).name, "split": self.input.split, "adapter": self.adapter}
+        return fill_names(text, values, f"{text!r}")
 
 
 def adapt_schema() -> type[AdaptConfig]:

@@ -19,7 +19,7 @@ from undegrade.models.diffusion.loading import denoiser_digest, diffusers_folder
 from undegrade.models.diffusion.sampling import check_variance, sample
 from undegrade.models.diffusion.vae import LatentDecoder, open_decoder
 from undegrade.utils.checkpoint import read_description
-from undegrade.utils.choices import check_choice
+from undegrade.utils.choices import check_choice, fill_names
 from undegrade.utils.data.sources.imagenet import read_classes
 from undegrade.utils.runs import resolve_checkpoint
 from undegrade.utils.training_commands import training_command
@@ -104,7 +104,7 @@ class GenerateConfig:
 
     def fill(self, text: str) -> str:
         """`{dataset}` replaced in names and paths."""
-        return text.replace("{dataset}", Path(self.dataset).name)
+        return fill_names(text, {"dataset": Path(self.dataset).name}, f"{text!r}")
 
 
 class ImageGenerator:

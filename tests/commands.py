@@ -149,7 +149,7 @@ def check_command(words: Sequence[str]) -> None:
             done = run_script(script, *arguments)
     except Understood:
         return None
-    finished = "--dry_run" in arguments and done.status == 0
+    finished = bool({"--dry_run", "--print_config"} & set(arguments)) and done.status == 0
     assert finished, f"{shlex.join(words)} ended with status {done.status}: {done.err}"
     return None
 
@@ -158,5 +158,5 @@ def _check_make(arguments: Sequence[str]) -> None:
     text = (ROOT / "Makefile").read_text()
     for word in arguments:
         name, sign, _ = word.partition("=")
-        pattern = rf"^(\S+: )?{name}\s*\?=" if sign else rf"^{name}:"
+        pattern = rf"^(\S+: )?{name}\s*\?=" if sign else rf"^(\S+ )*{name}( \S+)*:"
         assert re.search(pattern, text, re.M), f"the Makefile knows no {name}"

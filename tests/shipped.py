@@ -1,4 +1,6 @@
-"""The YAML files that are shipped, and the runs that they make and start from."""
+"""The configurations that are shipped, files and composed ones, and the runs that they make and start
+from.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.scripts import ROOT
+from undegrade.utils.composition import compositions, families
 from undegrade.utils.config import Tree, read_yaml
 
 CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml"))
 PIPELINES = [p for p in CONFIGS if p.parts[1] == "pipelines"]
-SHIPPED = [p for p in CONFIGS if p.parts[1] not in ("_base", "pipelines")]
+COMPOSED = [composition for family in families() for composition in compositions(family).values()]
+# one path of each, since a recipe may have several names
+_PATHS = {(c.recipe, c.dataset, c.network): Path(c.path) for c in reversed(COMPOSED)}
+SHIPPED = [*reversed(_PATHS.values()), *(p for p in CONFIGS if p.parts[1] in ("_compat", "published"))]
 MAKE_RUNS = ("train.py", "train_all_deg.py", "utils/model_soups.py")
 
 
@@ -43,9 +49,11 @@ def runs_made_by(command: Sequence[str], dataset: str) -> list[str]:
     """
     words = list(command)
     options = {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("-")}
-    config = Path(options.get("-c", ""))
-    if not set(MAKE_RUNS) & set(words) or not config.is_file():
+    if not set(MAKE_RUNS) & set(words):
         return []
-    tree = read_yaml(config)
+    try:
+        tree = read_yaml(options["-c"])
+    except FileNotFoundError:
+        return []
     name, _ = names_in({**tree, "name": options.get("--name", tree["name"])}, dataset, options.get("--dt", ""))
     return [name, f"{name}/{options['--run_id']}"] if "--run_id" in options else [name]

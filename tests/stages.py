@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from undegrade.utils.config import build
-from undegrade.utils.pipeline import PipelineConfig, commands, main
+from undegrade.utils.pipeline import main
+from undegrade.utils.stages import PipelineConfig, commands
 
 STAGE = """
 import pathlib, sys
-name = sys.argv[1]
+name = sys.argv[sys.argv.index("--name") + 1]
 with open("log.txt", "a") as log:
     log.write(" ".join(sys.argv[1:]) + "\\n")
 sys.exit(3 if pathlib.Path(f"fail_{name}").exists() else 0)
@@ -24,9 +25,9 @@ def run(*arguments: str) -> list[str]:
     """Run the pipeline; returns the names of the stages that ran in this call."""
     Path("log.txt").write_text("")
     main(["-c", "pipeline.yaml", *arguments])
-    return [line.split()[0] for line in Path("log.txt").read_text().splitlines()]
+    return [line.partition("--name ")[2].split()[0] for line in Path("log.txt").read_text().splitlines()]
 
 
 def texts(config: Mapping[str, Any], **given: str) -> dict[str, str]:
     """Commands by stage name, without the path of Python."""
-    return {c.name: shlex.join(c.words).replace(sys.executable, "python") for c in commands(build(PipelineConfig, config), given)}
+    return {c.name: shlex.join(c.words).replace(f"{sys.executable} ", "") for c in commands(build(PipelineConfig, config), given)}

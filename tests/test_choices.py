@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from undegrade.utils.choices import check_choice
+from undegrade.utils.choices import check_choice, fill_names
 from undegrade.utils.seeding import derive_seed, numpy_generator, seed_everything, torch_generator
 
 
@@ -58,3 +58,25 @@ def test_seeding_everything_repeats_python_numpy_and_torch() -> None:
         seed_everything(2**40 + 5)  # numpy's global generator takes 32 bits only
         drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))  # noqa: NPY002
     assert drawn[0] == drawn[1]
+
+
+# --- names in texts
+
+
+def test_names_in_a_text_are_filled_and_double_braces_stand_for_braces() -> None:
+    values = {"dataset": "Digits", "n": 3}
+    assert fill_names("a/{dataset}/{n}/{{dataset}}", values, "here") == "a/Digits/3/{dataset}"
+    assert fill_names("{dataset}/{deg}", values, "here", later=("deg",)) == "Digits/{deg}"
+    assert fill_names("{dataset}", {"dataset": "{n}"}, "here") == "{n}"
+
+
+def test_an_unknown_name_in_a_text_is_reported_with_the_closest() -> None:
+    message = "unknown name 'datset' in stage 'a': did you mean 'dataset'? allowed: dataset, deg"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        fill_names("{datset}", {"dataset": "x"}, "stage 'a'", later=("deg",))
+
+
+@pytest.mark.parametrize("text", ["a{", "a}", "a{}", "{a b}", "{0}", "{a!r}", "{a:3}", "{a.b}"])
+def test_a_brace_that_is_no_name_is_reported_with_the_mend(text: str) -> None:
+    with pytest.raises(ValueError, match=f"^here: .*; write {{{{ and }}}} for braces that are no name: {re.escape(text)}$"):
+        fill_names(text, {"a": "x"}, "here")

@@ -17,7 +17,7 @@ from torch import nn
 
 from tests.commands import check_command, of_comments, of_markdown, words_of
 from tests.scripts import ROOT, launch, run_script
-from tests.shipped import CONFIGS, PIPELINES, SHIPPED, names_in, runs_made_by
+from tests.shipped import COMPOSED, CONFIGS, PIPELINES, SHIPPED, names_in, runs_made_by
 from undegrade.evaluation.config import EvaluationConfig, expand
 from undegrade.evaluation.published import PublishedConfig, check_published
 from undegrade.image_adapt.adapters import ADAPTERS
@@ -36,8 +36,9 @@ from undegrade.utils.config import Tree, build, merge, read_yaml, to_tree
 from undegrade.utils.data.batches import BatchLoader, BatchSet
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.registry import open_source
-from undegrade.utils.pipeline import PipelineConfig, commands
+from undegrade.utils.pipeline import check_files
 from undegrade.utils.seeding import seed_everything
+from undegrade.utils.stages import PipelineConfig, commands
 
 SCRIPTS = [
     "train.py", "train_all_deg.py", "test.py", "test_ensemble.py", "utils/model_soups.py", "utils/pipeline.py",
@@ -177,7 +178,9 @@ def test_config_builds_what_it_describes(path: Path, tmp_path: Path, source: Ima
 @pytest.mark.parametrize("dataset", ["Digits", "CIFAR10", "CIFAR100", "TinyImagenet", "Imagenet", "ImageFolder"])
 def test_stages_start_from_runs_that_other_stages_make(dataset: str) -> None:
     """Another configuration, or a stage of a pipeline."""
-    stages = [stage for path in PIPELINES for stage in commands(build(PipelineConfig, read_yaml(path)), {"dataset": dataset})]
+    pipelines = [build(PipelineConfig, read_yaml(path)) for path in PIPELINES]
+    networks = ("ResNet20", "ResNet56")
+    stages = [s for config in pipelines for arch in networks for s in commands(config, {"dataset": dataset, "arch": arch})]
     made = {name for stage in stages for name in runs_made_by(stage.words, dataset)}
     needed = set()
     for path in (p for p in SHIPPED if p.parts[2] == dataset):
@@ -211,13 +214,11 @@ def test_documented_command_is_understood(where: str, line: str) -> None:
         check_command(words)
 
 
-@pytest.mark.parametrize("path", [*SHIPPED, *PIPELINES], ids=str)
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.parts[1] not in ("data", "networks")], ids=str)
 def test_config_opens_with_a_command_that_reads_it(path: Path) -> None:
     lines = [line for where, line in documented() if where == str(path)]
-    of_soups = path.parts[1] == "deg_all" and path.name.endswith("_soups.yaml")
-    reads = f"--dataset {path.parts[2]}" if of_soups else f"-c {path}"
-    reads = str(path) if path.parts[1] == "_compat" else reads  # given after another file
-    assert any(reads in line for line in lines), f"{path} opens with {lines}"
+    made = [composition.path for composition in COMPOSED if composition.recipe == ROOT / path]
+    assert any(f" {reads}" in line for line in lines for reads in made or [path]), f"{path} opens with {lines}"
 
 
 def test_enough_commands_are_found_and_few_left_out() -> None:
@@ -276,8 +277,8 @@ def test_commands_are_found_in_documents() -> None:
 def test_every_command_of_a_pipeline_is_understood(path: Path, dataset: str) -> None:
     stages = commands(build(PipelineConfig, read_yaml(path)), {"dataset": dataset, "out": "runs/x"})
     assert len(stages) > 5
-    files = [w for stage in stages for w in stage.words if w.endswith(".yaml") and "/published/" not in w]
-    assert files and all((ROOT / file).is_file() for file in files)
+    check_files(build(PipelineConfig, read_yaml(path)), stages)
+    files = [config for stage in stages for config in stage.configs if "/published/" not in config]
     family = dataset if dataset != "some/photos" else "ImageFolder"
     assert {Path(file).parts[2] for file in files} == {family}
     for stage in stages:

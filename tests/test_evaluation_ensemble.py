@@ -253,7 +253,8 @@ def test_the_network_of_files_of_other_programs_is_named_for_both_members(classi
     words = ("configs/ensemble/Digits/ResNet20_diffaud.yaml", tmp_path / "foreign.pth", "--second_model_prefix", classifier)
     more = ("--corruption", "jpeg", "--limit", LIMIT, "--out", tmp_path / "out")
     statistics = [word for m in ("first", "second") for k in ("mean", "std") for word in (f"--members.{m}.{k}", description[k])]
-    assert "does not say what network it holds" in run_script("test_ensemble.py", *words, *more).err
+    assert "does not say with which mean and std its ResNet20 was" in run_script("test_ensemble.py", *words, *more).err
+    assert "not those of ResNet56" in run_script("test_ensemble.py", *words, *more, "--arch", "ResNet56").err
     run_script("test_ensemble.py", *words, *more, "--arch", "ResNet20", *statistics, "--ensemble", "first,second").check()
     first, second = rows_of(tmp_path / "out")
     assert first["correct"] == second["correct"]

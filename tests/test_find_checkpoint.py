@@ -4,7 +4,6 @@ makes a missing one.
 
 from __future__ import annotations
 
-import functools
 import re
 import shlex
 from pathlib import Path
@@ -13,20 +12,11 @@ import pytest
 
 from tests.checkpoints import finished_run, save_random
 from tests.shipped import SHIPPED, arch_of, names_in
-from undegrade.utils import training_commands
 from undegrade.utils.config import read_yaml
 from undegrade.utils.runs import check_specialist, find_checkpoint
 from undegrade.utils.training_commands import training_command
 
 STARTED = [p for p in SHIPPED if p.parts[1] in ("ind", "sl", "sda", "deg_all") and names_in(read_yaml(p), "D", "jpeg")[1]]
-
-
-@pytest.fixture(autouse=True)
-def _configurations_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_commands, "read_yaml", _read_once)
-
-
-_read_once = functools.lru_cache(maxsize=None)(read_yaml)
 
 
 # --- the command that makes a parent

@@ -152,7 +152,7 @@ def test_data_set_alone_means_the_larger_network_and_arch_another(tmp_path: Path
         done = run_script("utils/model_soups.py", "--dataset", "Digits", "--save_dir", tmp_path, *words)
         assert done.status == 2 and f"no checkpoint 'sl/Digits/{arch}-{arch}/jpeg'" in done.err
     done = run_script("utils/model_soups.py", "--dataset", "Digits", "--arch", "ResNet110")
-    assert done.status == 2 and "no ResNet110_soups.yaml in configs/deg_all/Digits" in done.err
+    assert done.status == 2 and "configs/deg_all/Digits/ResNet110_soups.yaml does not exist" in done.err
 
 
 def test_published_program_has_no_validation_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,21 +12,23 @@ import pytest
 
 from tests.scripts import ROOT
 from tests.stages import STAGE, run, texts
-from undegrade.utils import pipeline
+from undegrade.utils import stages
 from undegrade.utils.config import build, read_yaml
 from undegrade.utils.errors import Stopped
-from undegrade.utils.pipeline import PipelineConfig, commands, find_mpiexec, main
+from undegrade.utils.pipeline import main
+from undegrade.utils.stages import PipelineConfig, commands, find_mpiexec
 
 CONFIG = """
 variables:
   dataset: Digits
   out: results
-  seed: "1"
-  training: --seed {seed} --data {dataset}
+  seed: 1
+overrides:
+  training: {seed: "{seed}", data: "{dataset}"}
 stages:
-  first: {run: "{python} stage.py first -c first.yaml {training}"}
-  second: {each: [jpeg, blur], run: "{python} stage.py second-{each} -c second.yaml --split {out}/{{split}}"}
-  third: {run: "{python} stage.py third"}
+  first: {script: stage.py, config: first.yaml, args: {name: first}, overrides: [training]}
+  second: {each: [jpeg, blur], script: stage.py, config: second.yaml, args: {name: "second-{each}", split: "{out}/{{split}}"}}
+  third: {script: stage.py, args: {name: third}}
 """
 
 
@@ -34,7 +36,7 @@ stages:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a pipeline of three stages that write down how they were called."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "find_mpiexec", lambda: None)
+    monkeypatch.setattr(stages, "find_mpiexec", lambda: None)
     files = {"stage.py": STAGE, "pipeline.yaml": CONFIG, "first.yaml": "a: 1\n", "base.yaml": "b: 1\n",
              "second.yaml": "base: base.yaml\nc: 1\n"}  # fmt: skip
     for name, text in files.items():
@@ -45,71 +47,106 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- commands
 
 
+def test_a_command_is_a_script_its_configurations_and_its_arguments() -> None:
+    stage = {"script": "train.py", "config": ["a.yaml", "{more}"], "args": {"dt": "jpeg", "data.limit": None, "names": ["x", "y"]}}
+    config = {"variables": {"more": ""}, "stages": {"a": stage}}
+    assert texts(config) == {"a": """train.py -c a.yaml --dt jpeg --data.limit null --names '["x", "y"]'"""}
+    assert texts(config, more="b.yaml")["a"].startswith("train.py -c a.yaml b.yaml --dt")
+
+
 def test_variables_are_filled_in_and_may_name_each_other() -> None:
-    config = {"variables": {"seed": "1", "dataset": "Digits", "training": "--seed {seed} --data {dataset}"},
-              "stages": {"a": {"run": "{python} train.py -c {family}.yaml {training}"}}}  # fmt: skip
-    assert texts(config) == {"a": "python train.py -c Digits.yaml --seed 1 --data Digits"}
-    assert texts(config, seed="7") == {"a": "python train.py -c Digits.yaml --seed 7 --data Digits"}
+    config = {"variables": {"seed": 1, "dataset": "Digits", "run": "{out}/{seed}", "out": "runs/{dataset}"},
+              "stages": {"a": {"script": "train.py", "config": "{family}.yaml", "args": {"run": "{run}"}}}}  # fmt: skip
+    assert texts(config) == {"a": "train.py -c Digits.yaml --run runs/Digits/1"}
+    assert texts(config, seed="7") == {"a": "train.py -c Digits.yaml --run runs/Digits/7"}
+
+
+def test_a_variable_that_names_itself_is_reported() -> None:
+    config = {"variables": {"a": "{b}", "b": "{a}"}, "stages": {"x": {"script": "x.py", "args": {"y": "{a}"}}}}
+    with pytest.raises(ValueError, match="variable '[ab]' names itself"):
+        texts(config)
 
 
 @pytest.mark.parametrize(("dataset", "family"), [("Digits", "Digits"), ("CIFAR10", "CIFAR10"), ("photos/cats", "ImageFolder")])
 def test_the_family_of_configs_follows_the_data_set(dataset: str, family: str) -> None:
-    assert texts({"stages": {"a": {"run": "{family}"}}}, dataset=dataset) == {"a": family}
+    assert texts({"stages": {"a": {"script": "a.py", "args": {"x": "{family}"}}}}, dataset=dataset) == {"a": f"a.py --x {family}"}
+
+
+def test_a_variable_may_be_chosen_by_data_set() -> None:
+    choice = {"CIFAR10": "ResNet56", "ImageFolder": "ResNet18", "default": "ResNet20"}
+    config = {"variables": {"arch": choice}, "stages": {"a": {"script": "a.py", "args": {"arch": "{arch}"}}}}
+    for dataset, arch in (("CIFAR10", "ResNet56"), ("my/photos", "ResNet18"), ("Digits", "ResNet20")):
+        assert texts(config, dataset=dataset) == {"a": f"a.py --arch {arch}"}
+    assert texts(config, dataset="CIFAR10", arch="mine") == {"a": "a.py --arch mine"}
+    del choice["default"]
+    with pytest.raises(ValueError, match=r"'arch' has no value for Digits \(for CIFAR10, ImageFolder\): give --arch VALUE"):
+        texts(config)
+
+
+def test_groups_of_arguments_follow_those_of_the_stage_and_the_stages_own_come_last() -> None:
+    config = {
+        "overrides": {"low": {"x": 1, "y": 1, "z": 1}, "high": {"y": 2, "z": 2}, "a": {"z": 3}},
+        "stages": {"a": {"script": "a.py", "args": {"w": 0, "x": 0}, "overrides": ["low", "high"]}, "b": {"script": "b.py"}},
+    }
+    assert texts(config) == {"a": "a.py --w 0 --x 1 --y 2 --z 3", "b": "b.py"}
+    config["stages"]["a"]["overrides"] = ["lwo"]
+    with pytest.raises(ValueError, match="unknown group of arguments 'lwo' in stage 'a': did you mean 'low'"):
+        texts(config)
 
 
 def test_each_makes_a_command_of_every_value() -> None:
-    config = {"stages": {"sl": {"each": ["jpeg", "blur"], "run": "train --dt {each}"}, "end": {"run": "end"}}}
-    assert texts(config) == {"sl-jpeg": "train --dt jpeg", "sl-blur": "train --dt blur", "end": "end"}
+    config = {"stages": {"sl": {"each": ["jpeg", "blur"], "script": "a.py", "args": {"dt": "{each}"}}, "end": {"script": "b.py"}}}
+    assert texts(config) == {"sl-jpeg": "a.py --dt jpeg", "sl-blur": "a.py --dt blur", "end": "b.py"}
 
 
 def test_double_braces_stand_for_braces_that_the_program_fills_in() -> None:
-    assert texts({"stages": {"a": {"run": "train --data.adapted x/{{split}}"}}}) == {"a": "train --data.adapted 'x/{split}'"}
+    assert texts({"stages": {"a": {"script": "a.py", "args": {"x": "x/{{split}}"}}}}) == {"a": "a.py --x 'x/{split}'"}
 
 
 def test_the_stage_id_is_the_identity_of_the_stage() -> None:
-    config = build(PipelineConfig, {"stages": {"a": {"run": "train --run_id {stage_id}"}, "b": {"run": "train {stage_id}"}}})
-    first, second = commands(config, {})
-    assert first.words == ["train", "--run_id", first.identity]
-    assert second.words == ["train", second.identity]
+    stage = {"script": "a.py", "args": {"run_id": "{stage_id}"}}
+    first, second = commands(build(PipelineConfig, {"stages": {"a": stage, "b": stage}}), {})
+    assert first.words[1:] == ["a.py", "--run_id", first.identity]
+    assert second.words[1:] == ["a.py", "--run_id", second.identity]
     assert first.identity != second.identity
 
 
 def test_an_unknown_variable_in_a_stage_is_reported_with_the_closest() -> None:
-    config = {"variables": {"dataset": "Digits"}, "stages": {"clean": {"run": "train --data {datset}"}}}
-    with pytest.raises(ValueError, match=r"unknown variable 'datset' in stage 'clean': did you mean 'dataset'\? allowed: dataset,"):
+    config = {"variables": {"dataset": "Digits"}, "stages": {"clean": {"script": "a.py", "args": {"x": "{datset}"}}}}
+    with pytest.raises(ValueError, match=r"'datset' in stage 'clean': did you mean 'dataset'"):
         texts(config)
 
 
-@pytest.mark.parametrize("run_text", ["train {", "train }", "train {}"])
-def test_a_lone_brace_is_reported_with_stage_and_mend(run_text: str) -> None:
-    with pytest.raises(ValueError, match=rf"stage 'clean': .*; write {{{{ and }}}} for braces.*: {re.escape(run_text)}"):
-        texts({"stages": {"clean": {"run": run_text}}})
-
-
 def test_an_unknown_key_of_a_stage_is_reported_with_the_closest() -> None:
-    with pytest.raises(
-        ValueError, match=r"unknown config key 'eech' in section 'stages\.a': did you mean 'each'\? allowed: run, each"
-    ):
-        texts({"stages": {"a": {"run": "x", "eech": ["1"]}}})
+    with pytest.raises(ValueError, match=r"'eech' in section 'stages\.a': did you mean 'each'"):
+        texts({"stages": {"a": {"script": "x.py", "eech": ["1"]}}})
 
 
-# --- mpiexec
+# --- programs
+
+
+def test_a_script_that_is_not_here_is_started_from_the_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = {"stages": {"a": {"script": "train.py", "config": "configs/ind/Digits/ResNet20_clean.yaml"}}}
+    assert texts(config) == {"a": "-m undegrade train -c configs/ind/Digits/ResNet20_clean.yaml"}
 
 
 def test_without_mpiexec_stages_run_alone_and_a_warning_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pipeline, "find_mpiexec", lambda: None)
+    monkeypatch.setattr(stages, "find_mpiexec", lambda: None)
     with caplog.at_level(logging.WARNING):
-        assert texts({"stages": {"a": {"run": "{mpiexec} {python} adapt.py"}}}) == {"a": "python adapt.py"}
+        assert texts({"stages": {"a": {"script": "adapt.py", "mpi": True}}}) == {"a": "adapt.py"}
     assert caplog.messages == ["no mpiexec found: adaptation runs as a single process (pip install mpich brings one)"]
 
 
-def test_with_mpiexec_stages_run_on_as_many_ranks_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "find_mpiexec", lambda: "/opt/my mpi/mpiexec")
-    config = {"variables": {"ranks": "2"}, "stages": {"a": {"run": "{mpiexec} adapt"}}}
-    assert texts(config) == {"a": "'/opt/my mpi/mpiexec' -n 2 adapt"}
-    assert texts(config, ranks="16") == {"a": "'/opt/my mpi/mpiexec' -n 16 adapt"}
+def test_with_mpiexec_stages_run_on_as_many_ranks_as_asked_for_and_are_the_same_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "find_mpiexec", lambda: "/opt/my mpi/mpiexec")
+    config = {"variables": {"ranks": 2}, "stages": {"a": {"script": "adapt.py", "mpi": True}}}
+    assert texts(config) == {"a": "'/opt/my mpi/mpiexec' -n 2 adapt.py"}
+    assert texts(config, ranks="16") == {"a": "'/opt/my mpi/mpiexec' -n 16 adapt.py"}
+    few, many = (commands(build(PipelineConfig, config), {"ranks": ranks})[0] for ranks in ("2", "16"))
+    assert few.identity == many.identity
 
 
 def test_mpiexec_is_taken_from_the_path_then_from_beside_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +166,7 @@ def test_mpiexec_is_taken_from_the_path_then_from_beside_python(tmp_path: Path, 
 def test_stages_run_in_order_with_their_arguments() -> None:
     assert run() == ["first", "second-jpeg", "second-blur", "third"]
     assert Path("log.txt").read_text().splitlines()[:2] == [
-        "first -c first.yaml --seed 1 --data Digits", "second-jpeg -c second.yaml --split results/{split}",
+        "-c first.yaml --name first --seed 1 --data Digits", "-c second.yaml --name second-jpeg --split results/{split}",
     ]  # fmt: skip
 
 
@@ -147,7 +184,7 @@ def test_finished_stages_are_not_run_again() -> None:
         ("second.yaml", "base: base.yaml\nc: 2\n", ["second-jpeg", "second-blur", "third"]),
         ("base.yaml", "b: 2\n", ["second-jpeg", "second-blur", "third"]),
         ("base.yaml", "# a comment changes nothing\nb: 1\n", []),
-        ("pipeline.yaml", CONFIG.replace("stage.py third", "stage.py third --more"), ["third"]),
+        ("pipeline.yaml", CONFIG.replace("name: third", "name: third, more: 1"), ["third"]),
         ("pipeline.yaml", CONFIG.replace("[jpeg, blur]", "[jpeg, noise]"), ["second-noise", "third"]),
     ],
 )
@@ -162,10 +199,11 @@ def test_what_has_changed_is_run_again_with_all_that_follows_and_nothing_before(
 def test_variables_of_the_command_line_change_the_stages_that_use_them() -> None:
     run()
     assert run("--seed", "2") == ["first", "second-jpeg", "second-blur", "third"]
-    assert Path("log.txt").read_text().startswith("first -c first.yaml --seed 2 --data Digits\n")
+    assert Path("log.txt").read_text().startswith("-c first.yaml --name first --seed 2 --data Digits\n")
     assert run("--seed=2") == []
-    assert run("--training", "--epochs 3") == ["first", "second-jpeg", "second-blur", "third"]
-    assert Path("log.txt").read_text().startswith("first -c first.yaml --epochs 3\n")
+    assert run("--training.loop.epochs", "3", "--second.names", "[a, {x}]") == ["first", "second-jpeg", "second-blur", "third"]
+    assert Path("log.txt").read_text().startswith("-c first.yaml --name first --seed 1 --data Digits --loop.epochs 3\n")
+    assert Path("log.txt").read_text().count("--split results/{split} --names [a, {x}]\n") == 2
 
 
 def test_results_of_another_folder_are_their_own(folder: Path) -> None:
@@ -178,12 +216,12 @@ def test_the_folder_may_be_named_after_the_data_set(folder: Path) -> None:
     (folder / "pipeline.yaml").write_text(CONFIG.replace("out: results", "out: runs/{dataset}"))
     run("--dataset", "CIFAR10")
     assert (folder / "runs/CIFAR10/stages/third.json").is_file()
-    assert "second-jpeg -c second.yaml --split runs/CIFAR10/{split}" in (folder / "log.txt").read_text()
+    assert "--split runs/CIFAR10/{split}" in (folder / "log.txt").read_text()
 
 
 def test_a_failing_stage_stops_the_pipeline_and_the_same_command_goes_on_from_there(folder: Path) -> None:
     (folder / "fail_second-blur").touch()
-    message = r"stage 'second-blur' failed with status 3; the same command goes on from there\. It ran: .* stage\.py second-blur -c"
+    message = r"stage 'second-blur' failed with status 3; the same command goes on from there\. It ran: .* --name second-blur"
     with pytest.raises(Stopped, match=message):
         run()
     assert (folder / "log.txt").read_text().count("\n") == 3
@@ -192,9 +230,9 @@ def test_a_failing_stage_stops_the_pipeline_and_the_same_command_goes_on_from_th
     assert run() == ["second-blur", "third"]
 
 
-def test_a_program_that_does_not_exist_is_reported_with_its_stage(folder: Path) -> None:
-    (folder / "pipeline.yaml").write_text("stages: {only: {run: no-such-program --x}}")
-    with pytest.raises(Stopped, match=r"stage 'only' failed with status .*no-such-program.*It ran: no-such-program --x"):
+def test_a_script_that_does_not_exist_is_reported_before_anything_runs(folder: Path) -> None:
+    (folder / "pipeline.yaml").write_text("stages: {first: {script: stage.py}, only: {script: no_such.py}}")
+    with pytest.raises(FileNotFoundError, match=r"^nothing was run, .*: script no_such\.py does not exist$"):
         run()
 
 
@@ -203,7 +241,7 @@ def test_a_dry_run_prints_the_commands_and_runs_and_writes_nothing(folder: Path,
     main(["-c", "pipeline.yaml", "--dry_run", "--dataset", "photos/"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["first", "second-jpeg", "second-blur", "third"]
-    assert lines[0].endswith("stage.py first -c first.yaml --seed 1 --data photos/")
+    assert lines[0].endswith("stage.py -c first.yaml --name first --seed 1 --data photos/")
     assert sorted(p.name for p in folder.iterdir()) == before
 
 
@@ -226,6 +264,8 @@ def test_a_summary_names_the_longest_stages(caplog: pytest.LogCaptureFixture) ->
         ),
         (["stray"], "unknown variable 'stray' in the pipeline (--name value)"),
         (["--seed"], "option --seed has no value"),
+        (["--training", "--epochs 3"], "--training is a group of arguments: write --training.ARGUMENT VALUE"),
+        (["--trainnig.epochs", "3"], "unknown group of arguments or stage 'trainnig' in the pipeline: did you mean 'training'?"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_reported(arguments: list[str], message: str) -> None:
@@ -243,16 +283,12 @@ def test_a_broken_yaml_of_a_stage_is_reported_before_anything_runs(folder: Path)
 def test_a_yaml_of_a_stage_that_does_not_exist_is_reported_before_anything_runs(folder: Path) -> None:
     (folder / "second.yaml").unlink()
     for words in ((), ("--dry_run",)):
-        with pytest.raises(FileNotFoundError, match=r"^nothing was run, since stages need files that do not exist: second\.yaml$"):
+        with pytest.raises(
+            FileNotFoundError,
+            match=r"^nothing was run, .*: config file second\.yaml does not exist; near it: ",
+        ):
             run(*words)
     assert (folder / "log.txt").read_text() == ""
-
-
-@pytest.mark.usefixtures("folder")
-def test_every_file_behind_the_flag_is_looked_for_and_no_other_word() -> None:
-    Path("pipeline.yaml").write_text("stages: {a: {run: 'x -n 2 a.yaml -c first.yaml b.yaml --out c.yaml --config d.yaml'}}")
-    with pytest.raises(FileNotFoundError, match=r"do not exist: b\.yaml; d\.yaml$"):
-        main(["-c", "pipeline.yaml", "--dry_run"])
 
 
 def test_help_says_that_variables_are_flags(capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,27 +301,25 @@ def test_help_says_that_variables_are_flags(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "messages"),
     [
         (
-            ("--dataset", "Imagenet", "--arch", "ResNet50", "--ddpm", ""),
-            "configs/diffusion/Imagenet/conditional.yaml (there is one for --dataset CIFAR10, Digits, <path of an image folder>); "
-            "configs/generate/Imagenet/conditional.yaml (there is one for --dataset CIFAR10, Digits, <path of an image folder> or "
-            "for --generator dit)",
+            ("--dataset", "Imagenet"),
+            ["configs/diffusion/Imagenet/conditional.yaml does not exist: ", "diffusion has CIFAR10/conditional, ",
+             "configs/generate/Imagenet/conditional.yaml does not exist: ", "Imagenet/dit"],
         ),
-        (
-            ("--ddpm", "ddpm_smal", "--dataset", "photos"),
-            "diffusion/ImageFolder/ddpm_smal.yaml (there is one for --ddpm conditional, conditional_small, ddpm, ddpm_small)",
-        ),
-        (("--arch", "ResNet18", "--dataset", "CIFAR10"), "configs/sda/CIFAR10/ResNet18.yaml (there is one for --arch ResNet20)"),
+        (("--ddpm", "ddpm_smal", "--dataset", "photos"), ["did you mean configs/diffusion/ImageFolder/ddpm_small.yaml?"]),
+        (("--arch", "ResNet18", "--dataset", "CIFAR10"), ["configs/sda/CIFAR10/ResNet18.yaml", "sda has CIFAR10/ResNet20"]),
     ],
-)
+)  # fmt: skip
 def test_a_missing_configuration_is_reported_with_what_there_is(
-    words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+    with pytest.raises(FileNotFoundError) as raised:
         main(["-c", "configs/pipelines/sda.yaml", *words, "--dry_run"])
+    for message in messages:
+        assert message in str(raised.value)
 
 
 SHIPPED = sorted(Path(__file__).parents[1].glob("configs/pipelines/*.yaml"))
@@ -293,7 +327,7 @@ SHIPPED = sorted(Path(__file__).parents[1].glob("configs/pipelines/*.yaml"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
 def test_shipped_pipelines_name_scripts_that_exist(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(path.parents[2])
+    monkeypatch.chdir(ROOT)
     made = commands(build(PipelineConfig, read_yaml(path)), {"dataset": "Digits"})
     assert made
     for command in made:

@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts import ROOT
 from tests.stages import STAGE, run, texts
-from undegrade.utils import pipeline
+from undegrade.utils import stages
 from undegrade.utils.config import build
-from undegrade.utils.pipeline import PipelineConfig, commands, main
+from undegrade.utils.errors import Stopped
+from undegrade.utils.pipeline import main
+from undegrade.utils.stages import PipelineConfig, commands
 
 CONFIG = """
 variables: {out: results, seeds: "1,2", seed: "1", degs: "jpeg,noise", word: ""}
 repeat: {seed: "{seeds}"}
 stages:
-  first: {run: "{python} stage.py first-{seed} {word}"}
-  second: {each: ["{degs}", all], run: "{python} stage.py second-{seed}-{each}"}
-  table: {once: true, run: "{python} stage.py table {seeds}"}
+  first: {script: stage.py, args: {name: "first-{seed}", word: "{word}"}}
+  second: {each: ["{degs}", all], script: stage.py, args: {name: "second-{seed}-{each}"}}
+  table: {once: true, script: stage.py, args: {name: table, seeds: "{seeds}"}}
 """
 ONE = ["first-1", "second-1-jpeg", "second-1-noise", "second-1-all"]
 TWO, THREE = ([name.replace("-1", f"-{seed}") for name in ONE] for seed in (2, 3))
@@ -32,7 +33,7 @@ TWO, THREE = ([name.replace("-1", f"-{seed}") for name in ONE] for seed in (2, 3
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working folder with that pipeline."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "find_mpiexec", lambda: None)
+    monkeypatch.setattr(stages, "find_mpiexec", lambda: None)
     Path("stage.py").write_text(STAGE)
     Path("pipeline.yaml").write_text(CONFIG)
 
@@ -40,7 +41,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_folder")
 def test_stages_run_for_each_value_and_a_stage_once_after_all_of_them() -> None:
     assert run() == [*ONE, *TWO, "table"]
-    assert Path("log.txt").read_text().splitlines()[-1] == "table 1,2"
+    assert Path("log.txt").read_text().splitlines()[-1] == "--name table --seeds 1,2"
     assert run() == []
     assert sorted(p.relative_to("results/stages").as_posix() for p in Path("results/stages").rglob("*.json"))[:2] == [
         "seed1/first.json", "seed1/second-all.json",
@@ -67,22 +68,26 @@ def test_what_changes_in_every_repetition_is_run_again_in_each_and_the_last_stag
 @pytest.mark.usefixtures("_folder")
 def test_a_failed_repetition_goes_on_from_there() -> None:
     Path("fail_second-2-noise").touch()
-    with pytest.raises(pipeline.Stopped, match="stage 'seed2/second-noise' failed with status 3"):
+    with pytest.raises(Stopped, match="stage 'seed2/second-noise' failed with status 3"):
         run()
     Path("fail_second-2-noise").unlink()
     assert run() == [*TWO[2:], "table"]
 
 
 def test_each_takes_the_values_of_a_variable_and_others_beside_them() -> None:
-    config = {"variables": {"degs": "jpeg,blur+noise"}, "stages": {"a": {"each": ["{degs}", "clean"], "run": "train {each}"}}}
-    assert texts(config) == {"a-jpeg": "train jpeg", "a-blur+noise": "train blur+noise", "a-clean": "train clean"}
-    assert texts(config, degs="fog") == {"a-fog": "train fog", "a-clean": "train clean"}
-    with pytest.raises(ValueError, match="unknown variable 'degz' in stage 'a': did you mean 'degs'"):
-        texts({"variables": {"degs": "x"}, "stages": {"a": {"each": ["{degz}"], "run": "train"}}})
+    config = {
+        "variables": {"degs": "jpeg,blur+noise"},
+        "stages": {"a": {"each": ["{degs}", "clean"], "script": "a.py", "args": {"dt": "{each}"}}},
+    }
+    assert texts(config) == {"a-jpeg": "a.py --dt jpeg", "a-blur+noise": "a.py --dt blur+noise", "a-clean": "a.py --dt clean"}
+    assert texts(config, degs="fog") == {"a-fog": "a.py --dt fog", "a-clean": "a.py --dt clean"}
+    with pytest.raises(ValueError, match="'degz'.*'a'.*'degs'"):
+        texts({"variables": {"degs": "x"}, "stages": {"a": {"each": ["{degz}"], "script": "a.py"}}})
 
 
 def test_the_stage_id_of_a_repetition_does_not_depend_on_the_others() -> None:
-    config = {"variables": {"seed": "1"}, "stages": {"a": {"run": "train {seed} {stage_id}"}, "end": {"run": "end", "once": True}}}
+    config = {"variables": {"seed": "1"}, "stages": {"a": {"script": "a.py", "args": {"seed": "{seed}"}}}}
+    config["stages"]["end"] = {"script": "end.py", "once": True}
 
     def identities(seeds: str) -> dict[str, str]:
         return {c.name: c.identity for c in commands(build(PipelineConfig, {**config, "repeat": {"seed": seeds}}), {})}
@@ -94,25 +99,29 @@ def test_the_stage_id_of_a_repetition_does_not_depend_on_the_others() -> None:
 
 
 def test_without_repeat_a_stage_that_runs_once_stands_in_its_place() -> None:
-    config = {"stages": {"a": {"run": "a", "once": True}, "b": {"run": "b"}}}
-    assert texts(config) == {"a": "a", "b": "b"}
+    config = {"stages": {"a": {"script": "a.py", "once": True}, "b": {"script": "b.py"}}}
+    assert texts(config) == {"a": "a.py", "b": "b.py"}
 
 
 def test_the_repeated_variable_is_a_pattern_where_a_stage_runs_once() -> None:
     config = {"variables": {"run": "out/{seed}", "seed": "7"}, "repeat": {"seed": "1,2"}}
-    config["stages"] = {"a": {"run": "train {run}"}, "end": {"run": "table {run} of {seed}", "once": True}}
-    assert texts(config) == {"seed1/a": "train out/1", "seed2/a": "train out/2", "end": "table 'out/{seed}' of '{seed}'"}
+    config["stages"] = {
+        "a": {"script": "a.py", "args": {"out": "{run}"}},
+        "end": {"script": "end.py", "args": {"runs": "{run}", "of": "{seed}"}, "once": True},
+    }
+    found = {"seed1/a": "a.py --out out/1", "seed2/a": "a.py --out out/2", "end": "end.py --runs 'out/{seed}' --of '{seed}'"}
+    assert texts(config) == found
 
 
 def test_a_stage_is_left_out_where_its_condition_is_empty() -> None:
-    config = {"variables": {"ddpm": "small"}, "stages": {"a": {"run": "a {ddpm}", "when": "{ddpm}"}, "b": {"run": "b"}}}
-    assert texts(config) == {"a": "a small", "b": "b"}
-    assert texts(config, ddpm="") == {"b": "b"}
+    config = {"variables": {"ddpm": "small"}, "stages": {"a": {"script": "a.py", "when": "{ddpm}"}, "b": {"script": "b.py"}}}
+    assert texts(config) == {"a": "a.py", "b": "b.py"}
+    assert texts(config, ddpm="") == {"b": "b.py"}
 
 
 def test_two_variables_cannot_be_repeated() -> None:
     with pytest.raises(ValueError, match="repeat names seed, arch: give one variable"):
-        texts({"stages": {"a": {"run": "a"}}, "repeat": {"seed": "1", "arch": "x"}})
+        texts({"stages": {"a": {"script": "a.py"}}, "repeat": {"seed": "1", "arch": "x"}})
 
 
 # --- the pipeline of FusionDistill's table
@@ -122,8 +131,8 @@ def test_two_variables_cannot_be_repeated() -> None:
 def test_the_table_of_fusiondistill_comes_out_and_a_second_call_runs_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    few = ["--seeds", "1", "--degs", "noise,blur+noise,fog", "--severity", "5", "--data", "--data.limit 20", "--test", "--limit 10"]
-    words = ["-c", str(ROOT / "configs/pipelines/fusiondistill.yaml"), "--out", str(tmp_path), *few, "--train", "--loop.epochs 1"]
+    few = ["--seeds", "1", "--degs", "noise,blur+noise,fog", "--severity", "5", "--data.data.limit", "20", "--test.limit", "10"]
+    words = ["-c", "configs/pipelines/fusiondistill.yaml", "--out", str(tmp_path), *few, "--train.loop.epochs", "1"]
     main(words)
     table = (tmp_path / "table.md").read_text()
     for approach in (

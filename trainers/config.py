@@ -9,7 +9,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-from undegrade.utils.choices import check_choice
+from undegrade.utils.choices import check_choice, fill_names
 from undegrade.utils.config import build, to_tree
 from undegrade.utils.data.training import DataConfig
 
@@ -157,6 +157,4 @@ def fill(text: str, config: TrainConfig, **more: str) -> str:
         "deg": "+".join(config.data.degradations) or "clean",
         **more,
     }
-    for key, value in values.items():
-        text = text.replace("{" + key + "}", value)
-    return text
+    return fill_names(text, values, f"{text!r}")

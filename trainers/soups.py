@@ -24,6 +24,7 @@ from undegrade.models.classification.loading import load_classifier
 from undegrade.trainers.config import TrainConfig, fill
 from undegrade.utils.checkpoint import file_digest, read_description, save_checkpoint
 from undegrade.utils.command_line import ScriptParser
+from undegrade.utils.composition import compositions
 from undegrade.utils.config import Tree, build, dotted_keys, dump_yaml, merge, read_yaml, to_tree
 from undegrade.utils.data.batches import BatchLoader
 from undegrade.utils.data.sources.image_source import ImageSource
@@ -84,15 +85,10 @@ def main(argv: Sequence[str] | None = None) -> Path:
     return fuse(build(SoupConfig, merge(tree, overrides)), args.run_id, args.run)
 
 
-def _config_of(dataset: str, arch: str | None) -> Path:
-    folder = Path("configs/deg_all") / dataset
-    found = sorted(folder.glob(f"{arch or '*'}_soups.yaml"))
-    if not found:
-        have = sorted(p.name for p in folder.parent.iterdir()) if folder.parent.is_dir() else []
-        raise FileNotFoundError(
-            f"no {arch or '*'}_soups.yaml in {folder} (data sets there: {', '.join(have)}); give a file with -c"
-        )
-    return next((path for path in found if path.name.startswith("ResNet56_")), found[0])
+def _config_of(dataset: str, arch: str | None) -> str:
+    paths = [f"configs/deg_all/{dataset}/{name}_soups.yaml" for name in ([arch] if arch else ["ResNet56", "ResNet20"])]
+    composed = {composition.path for composition in compositions("deg_all").values()}
+    return next((path for path in paths if path in composed or Path(path).is_file()), paths[0])
 
 
 def fuse(config: SoupConfig, run_id: str | None = None, parent_run: str | None = None) -> Path:

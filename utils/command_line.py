@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from undegrade.utils.choices import check_choice
-from undegrade.utils.config import Tree, read_overrides
+from undegrade.utils.composition import Composition, find_config
+from undegrade.utils.config import Tree, dump_yaml, merge, read_overrides, read_yaml
 
 LISTS = "a list is one word, its items joined by commas (fog,snow)"
 
@@ -17,6 +19,17 @@ def _about(keys: Sequence[str]) -> str | None:
     """What --help says of the configuration keys."""
     forms = [f"--{'section.' * dotted}key value" for dotted in (False, True) if any(("." in key) == dotted for key in keys)]
     return f"Any configuration key may be given too: {' or '.join(forms)}" if forms else None
+
+
+def _resolved(paths: Sequence[str], overrides: Tree) -> str:
+    """The configuration of several paths and keys over them, and the files that it comes from."""
+    lines, tree = [], Tree()
+    for path in paths:
+        found = find_config(path)
+        files = [found.dataset, found.recipe, found.network] if isinstance(found, Composition) else [found]
+        lines.append(f"# {path}: {' < '.join(os.path.relpath(file) for file in files if file)}")
+        tree = merge(tree, read_yaml(path))
+    return "\n".join([*lines, dump_yaml(merge(tree, overrides))])
 
 
 class ScriptParser(argparse.ArgumentParser):
@@ -38,6 +51,7 @@ class ScriptParser(argparse.ArgumentParser):
         )
         self.keys = list(keys)
         self.add_argument("--include", metavar="MODULE", help="Python modules that register rows of their own (docs/extending.md)")
+        self.add_argument("--print_config", action="store_true", help="print what -c and the keys given come to, and stop")
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Tree]:
         """(own flags, configuration keys) of a command line.
@@ -62,7 +76,12 @@ class ScriptParser(argparse.ArgumentParser):
         known, left = self.parse_known_args(own)
         if left:
             raise ValueError(f"unexpected arguments {left}: {LISTS}; --help names the flags")
-        return known, read_overrides(others, self.keys)
+        overrides = read_overrides(others, self.keys)
+        if known.print_config:
+            given = getattr(known, "config", None) or []
+            print(_resolved([given] if isinstance(given, str) else given, overrides), end="")
+            self.exit()
+        return known, overrides
 
     def error(self, message: str) -> NoReturn:
         """Leave with the message alone: the usage would be pages of flags."""

@@ -1,0 +1,213 @@
+"""The stages of a pipeline: from its YAML to the commands that a user could type."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+from undegrade.utils.choices import check_choice, fill_names
+from undegrade.utils.config import dump_yaml, read_yaml
+from undegrade.utils.data.sources.registry import DATASETS
+
+log = logging.getLogger("pipeline")
+
+_STAGE_ID = "@STAGE_ID@"
+# script -> word of the command `undegrade`, which runs it where there is no checkout
+SCRIPTS = {
+    "train.py": "train", "train_all_deg.py": "train", "test.py": "test", "test_ensemble.py": "ensemble",
+    "utils/model_soups.py": "soup", "evaluation/approach_table.py": "table",
+    "image_adapt/scripts/image_sample.py": "adapt", "image_adapt/scripts/generate.py": "generate",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """A stage: `<script> -c <config> --<key> <value> ...`. In its texts `{name}` is replaced by a
+    variable, `{each}` and `{stage_id}` (the stage's identity) included; `{{` stands for a brace.
+
+    Attributes:
+        script: Python file.
+        config: path of its configuration, or of several of which the later win; empty ones are
+            left out.
+        args: further arguments by name, without the dashes.
+        overrides: groups of arguments (`overrides` of the pipeline) that follow, the later over
+            the earlier and over `args`; those of the stage's own name come last.
+        mpi: run it on the variable `ranks` of MPI ranks, if there is an mpiexec.
+        each: run it once for each of these values, as `{each}`; a value may be a variable that
+            lists several, joined by commas.
+        once: run it a single time, after all repetitions of the pipeline's `repeat`; the repeated
+            variable stands for itself in its command (`{seed}`), as a pattern of what the
+            repetitions left.
+        when: a text with variables; where it comes out empty the stage is left out.
+    """
+
+    script: str
+    config: str | list[str] = field(default_factory=list)
+    args: dict[str, Any] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    mpi: bool = False
+    each: list[str] = field(default_factory=list)
+    once: bool = False
+    when: str = "always"
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """A pipeline YAML.
+
+    Attributes:
+        stages: by name, in the order in which they run.
+        variables: texts and numbers for the stages; any of them is an option of the command line
+            (`--ranks 4`). A mapping chooses by data set: `{CIFAR10: ResNet18, default: ResNet20}`,
+            with ImageFolder for the path of an image folder.
+        overrides: groups of arguments by name, which stages name; any argument of a group or of a
+            single stage is an option of the command line (`--train.loop.epochs 1`).
+        repeat: `{variable: values joined by commas}`: run the stages for each value of that
+            variable, for example of the seed; each repetition stands on its own, so that more
+            values leave finished ones as they are.
+    """
+
+    stages: dict[str, StageConfig]
+    variables: dict[str, str | int | float | bool | dict[str, Any] | None] = field(default_factory=dict)
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    repeat: dict[str, str] = field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A stage's command with all variables filled in, and the identity of the pipeline up to it."""
+
+    name: str
+    words: list[str]
+    configs: list[str]
+    identity: str
+
+
+class Variables(dict[str, str]):
+    """Texts by name, in which variables are replaced as they are asked for."""
+
+    def __getitem__(self, name: str) -> str:
+        try:
+            return fill_names(super().__getitem__(name), self, f"variable {name!r}")
+        except RecursionError:
+            raise ValueError(f"variable {name!r} names itself: {super().__getitem__(name)}") from None
+
+    def fill(self, value: Any, stage: str) -> str:
+        """An argument's value as the command line writes it: what is no text as JSON, which is YAML."""
+        if isinstance(value, str):
+            return fill_names(value, self, f"stage {stage!r}")
+        items = [self.fill(item, stage) if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+        return json.dumps(items)
+
+
+def escaped(text: str) -> str:
+    """A text that is filled in as it stands, its braces included."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def find_mpiexec() -> str | None:
+    """The mpiexec on the PATH, or the one of the `mpich` wheel beside this Python."""
+    beside = Path(sys.executable).parent / "mpiexec"
+    return shutil.which("mpiexec") or (str(beside) if beside.is_file() else None)
+
+
+def commands(config: PipelineConfig, given: Mapping[str, str]) -> list[Command]:
+    """Every command of a pipeline.
+
+    Args:
+        config: the pipeline.
+        given: variables that replace those of the config.
+
+    Raises:
+        ValueError: a stage uses a variable or a group of arguments that nobody sets.
+    """
+    variables = all_variables(config, given)
+    if any(stage.mpi for stage in config.stages.values()) and not find_mpiexec():
+        log.warning("no mpiexec found: adaptation runs as a single process (pip install mpich brings one)")
+    if len(config.repeat) > 1:
+        raise ValueError(f"repeat names {', '.join(config.repeat)}: give one variable")
+    repetitions = [(key, value) for key, text in config.repeat.items() for value in _values(text, variables, "repeat")]
+    out: list[Command] = []
+    for key, value in repetitions or [("", "")]:
+        stages = {n: stage for n, stage in config.stages.items() if not (repetitions and stage.once)}
+        out += _chain(config, stages, Variables({**variables, key: value}), f"{key}{value}/" if key else "", "")
+    last = {n: stage for n, stage in config.stages.items() if repetitions and stage.once}
+    patterns = {key: f"{{{{{key}}}}}" for key in config.repeat}
+    return out + _chain(config, last, Variables({**variables, **patterns}), "", "".join(command.identity for command in out))
+
+
+def _chain(
+    config: PipelineConfig, stages: Mapping[str, StageConfig], variables: Variables, prefix: str, before: str
+) -> list[Command]:
+    """Commands of stages that follow each other."""
+    out: list[Command] = []
+    for name, stage in stages.items():
+        if not variables.fill(stage.when, name):
+            continue
+        args = dict(stage.args)
+        for group in [*stage.overrides, *({name} & config.overrides.keys())]:
+            check_choice(group, config.overrides, "group of arguments", f"stage {name!r}")
+            args |= config.overrides[group]
+        for value in [v for text in stage.each for v in _values(text, variables, name)] or [""]:
+            here = Variables({**variables, "each": escaped(value), "stage_id": _STAGE_ID})
+            given = [stage.config] if isinstance(stage.config, str) else stage.config
+            configs = [path for path in (here.fill(text, name) for text in given) if path]
+            words = ["-c", *configs] * bool(configs)
+            words += [word for key, text in args.items() for word in (f"--{key}", here.fill(text, name))]
+            before = _identity([stage.script, *words], configs, before)
+            words = [word.replace(_STAGE_ID, before) for word in words]
+            full = prefix + (f"{name}-{value}" if value else name)
+            out.append(Command(full, [*_program(stage, here["ranks"] if stage.mpi else ""), *words], configs, before))
+    return out
+
+
+def _program(stage: StageConfig, ranks: str) -> list[str]:
+    """The words that start a stage's script; the installed one where the file is not here."""
+    mpiexec = find_mpiexec() if ranks else None
+    launcher = [mpiexec, "-n", ranks] if mpiexec else []
+    if stage.script in SCRIPTS and not Path(stage.script).is_file():
+        return [*launcher, sys.executable, "-m", "undegrade", SCRIPTS[stage.script]]
+    return [*launcher, sys.executable, stage.script]
+
+
+def _values(text: str, variables: Variables, stage: str) -> list[str]:
+    """The comma-separated values of a text that may name variables."""
+    return [value for value in variables.fill(text, stage).split(",") if value]
+
+
+def all_variables(config: PipelineConfig, given: Mapping[str, str]) -> Variables:
+    """Every variable, those that differ by data set chosen; `each` and `stage_id`, which differ by
+    stage, are empty.
+
+    Raises:
+        ValueError: a variable has no value for the data set.
+    """
+    dataset = str({**config.variables, **given}.get("dataset", "Digits"))
+    family = dataset if dataset in DATASETS else "ImageFolder"
+    out = Variables(ranks="2", each="", stage_id="", folder=Path(dataset).name, family=family)
+    for name, value in {**config.variables, **given}.items():
+        if isinstance(value, dict):
+            if family not in value and "default" not in value:
+                raise ValueError(f"variable {name!r} has no value for {family} (for {', '.join(value)}): give --{name} VALUE")
+            value = value.get(family, value.get("default"))
+        out[name] = value if isinstance(value, str) else json.dumps(value)
+    return out
+
+
+def _identity(words: Sequence[str], configs: Sequence[str], before: str) -> str:
+    """Digest of a command, the contents of its configurations and the identity of the stage before."""
+    parts = [before, *words]
+    for path in configs:
+        try:
+            parts.append(dump_yaml(read_yaml(path)))
+        except FileNotFoundError:  # reported by check_files, with all others
+            continue
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:12]
