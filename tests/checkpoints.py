@@ -37,6 +37,6 @@ def specialists(root: Path, *degradations: str, **options: Any) -> dict[str, Pat
     """
     name = "sl/Digits/ResNet20-ResNet20"
     return {
-        deg: finished_run(root, f"{name}/{deg}", seed=seed, degradations=[deg], **{"parent": "the clean one", **options})
+        deg: finished_run(root, f"{name}/{deg}", seed=seed, degradations=[deg], **{"initial_weights": "the clean one", **options})
         for seed, deg in enumerate(degradations)
     }

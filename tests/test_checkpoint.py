@@ -33,8 +33,8 @@ def test_weights_and_description_come_back_as_they_were_saved(tmp_path: Path) ->
 
 
 def test_the_description_is_read_without_the_tensors(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "a.safetensors", STATE, {"degradations": ["jpeg", "blur+noise"], "parent": None})
-    assert read_description(tmp_path / "a.safetensors") == {"degradations": ["jpeg", "blur+noise"], "parent": None}
+    save_checkpoint(tmp_path / "a.safetensors", STATE, {"degradations": ["jpeg", "blur+noise"], "initial_weights": None})
+    assert read_description(tmp_path / "a.safetensors") == {"degradations": ["jpeg", "blur+noise"], "initial_weights": None}
 
 
 def test_a_foreign_file_has_no_description(tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_a_classifier_is_fine_tuned_on_generated_images_and_keeps_its_classes(tm
     parent, done = fine_tune(tmp_path, "".join(f"{k:04d} {k}\n" for k in range(10)))
     assert "40 training and 10 validation images" in done.check().err  # of each class one for validation
     description = read_description(tmp_path / "runs/sda/Digits/ResNet20/a" / BEST)
-    assert (description["classes"], description["parent"]) == (list(DIGITS), file_digest(parent))
+    assert (description["classes"], description["initial_weights"]) == (list(DIGITS), file_digest(parent))
     assert description["degradations"] == []
 
 

@@ -132,7 +132,7 @@ def test_checkpoint_says_the_degradations_and_the_parent_that_the_student_starte
         for model, expected in (({"init_from": str(tmp_path)}, file_digest(parent)), ({}, None)):
             method = built(name, tmp_path, ("jpeg", "blur+noise", "fog"), model, **more)
             description = method.export(method.named_parts())[1]
-            assert (description["degradations"], description["parent"]) == (["jpeg", "blur+noise", "fog"], expected)
+            assert (description["degradations"], description["initial_weights"]) == (["jpeg", "blur+noise", "fog"], expected)
 
 
 def test_teacher_that_was_trained_on_another_degradation_is_refused(tmp_path: Path) -> None:

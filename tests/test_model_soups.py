@@ -62,10 +62,10 @@ def test_greedy_soup_keeps_the_trained_network_and_its_copy_and_leaves_out_a_ran
 
 
 def test_a_network_and_those_that_started_from_it_are_one_line(tmp_path: Path) -> None:
-    base = save_random(tmp_path / "base.safetensors", 0, parent=None)
-    child = save_random(tmp_path / "child.safetensors", 1, parent=file_digest(base))
+    base = save_random(tmp_path / "base.safetensors", 0, initial_weights=None)
+    child = save_random(tmp_path / "child.safetensors", 1, initial_weights=file_digest(base))
     soup(tmp_path, *of(base, child), "--buffers", "average").check()
-    other = save_random(tmp_path / "other.safetensors", 2, parent=None)
+    other = save_random(tmp_path / "other.safetensors", 2, initial_weights=None)
     assert "did not start from one checkpoint" in soup(tmp_path, *of(base, other), "--buffers", "average").err
 
 
@@ -95,7 +95,7 @@ def test_recalibration_sees_as_many_batches_as_asked_for(tmp_path: Path) -> None
 def test_members_of_the_run_that_is_asked_for(tmp_path: Path) -> None:
     for run_id, seed in (("one", 0), ("two", 2)):
         for i, deg in enumerate(("jpeg", "noise")):
-            finished_run(tmp_path, f"{NAME}/{deg}", run_id, seed=seed + i, degradations=[deg], parent=run_id)
+            finished_run(tmp_path, f"{NAME}/{deg}", run_id, seed=seed + i, degradations=[deg], initial_weights=run_id)
     soup(tmp_path, "--data.degradations", "[jpeg, noise]", "--run", "one", "--buffers", "average").check()
     states = [load_checkpoint(tmp_path / NAME / deg / "one" / BEST)[0] for deg in ("jpeg", "noise")]
     fused = load_checkpoint(tmp_path / SOUP / "one" / BEST)[0]
@@ -105,13 +105,13 @@ def test_members_of_the_run_that_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_members_of_different_parents_are_refused_unless_asked_for(tmp_path: Path) -> None:
-    members = [save_random(tmp_path / f"{i}.safetensors", i, parent=parent) for i, parent in enumerate(("abc", "abc", "def", None))]
+    members = [save_random(tmp_path / f"{i}.safetensors", i, initial_weights=parent) for i, parent in enumerate(("abc", "abc", "def", None))]
     for strange, shown in ((members[2], "from def"), (members[3], "from random weights")):
         done = soup(tmp_path, *of(*members[:2], strange), "--buffers", "average")
         assert done.status == 2 and "the members did not start from one checkpoint" in done.err
-        assert f"{members[0]} from abc" in done.err and f"{strange} {shown}" in done.err and "set same_parent to false" in done.err
+        assert f"{members[0]} from abc" in done.err and f"{strange} {shown}" in done.err and "set same_start to false" in done.err
     soup(tmp_path, *of(*members[:2]), "--buffers", "average").check()
-    soup(tmp_path, *of(*members), "--buffers", "average", "--same_parent", "false").check()
+    soup(tmp_path, *of(*members), "--buffers", "average", "--same_start", "false").check()
 
 
 def test_members_of_another_architecture_or_other_classes_are_refused(tmp_path: Path) -> None:

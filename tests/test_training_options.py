@@ -80,7 +80,7 @@ def test_any_number_of_degradations_sequences_and_corruptions_is_trained_on(tmp_
     run = tmp_path / "deg_all/Digits/ResNet20_base_scratch/a"
     assert config_of(run)["data"]["degradations"] == names
     description = read_description(run / BEST)
-    assert (description["degradations"], description["parent"]) == (names, None)
+    assert (description["degradations"], description["initial_weights"]) == (names, None)
 
 
 def test_combined_deg_keeps_the_list_of_the_configuration(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_specialist_starts_from_the_run_that_is_asked_for_and_says_so(tmp_path: 
         for line in (f"weights from {parents[parent]}\n", f"classifier ResNet20 from {parents[parent]}\n"):  # and the teacher
             assert line in done.err
         description = read_description(tmp_path / NAME / "blur+noise" / f"of {parent}" / BEST)
-        assert (description["degradations"], description["parent"]) == (["blur+noise"], file_digest(parents[parent]))
+        assert (description["degradations"], description["initial_weights"]) == (["blur+noise"], file_digest(parents[parent]))
     done = train(tmp_path, "-c", SPECIALIST, "--dt", "jpeg", "--run", "third")
     assert done.status == 2 and "no finished run 'third'" in done.err and "(finished there: first, second)" in done.err
 

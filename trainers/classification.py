@@ -49,7 +49,7 @@ class ClassifierMethod(Method):
         self.description = {
             **context.source.description,
             "degradations": context.degradations,
-            "parent": context.init_digest,
+            "initial_weights": context.init_digest,
         }
 
     def export(self, parts: Mapping[str, nn.Module]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -52,7 +52,7 @@ class SoupConfig:
         buffers: BatchNorm statistics: recalibrate (measured anew on degraded training images) |
             average | copy_first (those of the first member, as the reference program does).
         recalibration_steps: batches for recalibration (null: an epoch).
-        same_parent: refuse members that did not start from one checkpoint (their average is no
+        same_start: refuse members that did not start from one checkpoint (their average is no
             network that works).
         data: training data and degradations.
     """
@@ -66,7 +66,7 @@ class SoupConfig:
     weights: list[float] | None = None
     buffers: Literal["recalibrate", "average", "copy_first"] = "recalibrate"
     recalibration_steps: int | None = None
-    same_parent: bool = True
+    same_start: bool = True
     data: DataConfig = field(default_factory=DataConfig)
 
 
@@ -96,7 +96,7 @@ def fuse(config: SoupConfig, run_id: str | None = None, parent_run: str | None =
 
     Raises:
         FileNotFoundError, ValueError: a member is missing, or of another architecture, classes,
-            degradation or parent; weights for the greedy recipe.
+            degradation or other initial weights; weights for the greedy recipe.
     """
     if config.recipe == "greedy" and config.weights is not None:
         raise ValueError("weights are of the recipe average; the greedy recipe chooses members of equal weight")
@@ -127,19 +127,19 @@ def fuse(config: SoupConfig, run_id: str | None = None, parent_run: str | None =
     existing = Path(config.save_dir) / name / (run_id or "")
     run = existing if run_id and existing.is_dir() else create_run(config.save_dir, name, run_id)
     write_atomic(run / "config.yaml", dump_yaml(to_tree(config)))
-    facts = {
+    description = {
         **source.description,
         "degradations": config.data.degradations,
         "fused_from": [list(paths)[i] for i in kept],
     }
-    save_checkpoint(run / BEST, fused, {**describe(members[0]), **facts})
+    save_checkpoint(run / BEST, fused, {**describe(members[0]), **description})
     mark_done(run)
     log.info("average of %d networks (%s buffers) -> %s", len(kept), config.buffers, run / BEST)
     return run
 
 
 def _members(config: SoupConfig, stand_in: TrainConfig, parent_run: str | None) -> dict[str, Path]:
-    """Checkpoint of each member by name; each checked for its degradation, all for one parent."""
+    """Checkpoint of each member by name; each checked for its degradation, all for where they started from."""
     paths = {}
     for text in config.members:
         for deg in config.data.degradations if "{deg}" in text else [""]:
@@ -150,15 +150,15 @@ def _members(config: SoupConfig, stand_in: TrainConfig, parent_run: str | None) 
     if not paths:
         raise ValueError("no members: name checkpoints or runs in `members`, and degradations for `{deg}`")
     told = {name: read_description(path) for name, path in paths.items()}
-    parents = {name: description["parent"] for name, description in told.items() if "parent" in description}
+    starts = {name: description["initial_weights"] for name, description in told.items() if "initial_weights" in description}
     # a network from random weights is a line of its own; the clean classifier and its specialists
     # are one
-    lines = {parent or file_digest(paths[name]) for name, parent in parents.items()}
-    if config.same_parent and len(lines) > 1:
-        shown = ", ".join(f"{name} from {parent or 'random weights'}" for name, parent in parents.items())
+    lines = {start or file_digest(paths[name]) for name, start in starts.items()}
+    if config.same_start and len(lines) > 1:
+        shown = ", ".join(f"{name} from {start or 'random weights'}" for name, start in starts.items())
         raise ValueError(
             f"the members did not start from one checkpoint ({shown}): train them all from one run (train.py --run ID), or set "
-            "same_parent to false"
+            "same_start to false"
         )
     return paths
 

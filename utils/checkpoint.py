@@ -28,7 +28,7 @@ def save_checkpoint(path: str | Path, state_dict: Mapping[str, Tensor], descript
     Args:
         path: file to write (`*.safetensors`).
         state_dict: tensors by name, on any device.
-        description: JSON-able facts needed to build the network again (`kind`, `arch`,
+        description: JSON-able entries needed to build the network again (`kind`, `arch`,
             `num_classes`, ...).
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}

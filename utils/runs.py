@@ -101,7 +101,7 @@ def resolve_checkpoint(
 
 
 def find_checkpoint(name: str, save_dir: str | Path, run_id: str | None = None) -> Path:
-    """Checkpoint of the parent `name`: a file, a run folder, or a run's name (its latest finished
+    """Checkpoint that `name` means: a file, a run folder, or a run's name (its latest finished
     run, or the run `run_id`).
 
     Raises:
