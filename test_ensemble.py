@@ -1,4 +1,6 @@
-"""Evaluate systems of several members, or label images with one: `python test_ensemble.py --help`."""
+"""Evaluate systems of several members, or label images with one: `python test_ensemble.py
+--help`.
+"""
 
 from undegrade.evaluation.ensemble_command import main
 from undegrade.utils.errors import run_main

@@ -114,7 +114,9 @@ class Apart:
         theirs.close()
 
     def seconds(self) -> float:
-        """Core seconds of one call. Raises RuntimeError if the process failed; it has printed why."""
+        """Core seconds of one call. Raises RuntimeError if the process failed; it has printed
+        why.
+        """
         try:
             self._pipe.send(True)
             return float(self._pipe.recv())

@@ -32,7 +32,9 @@ OF_IMAGES = rule_names(mixes_images=True)
 
 
 def rows(quick: bool = False) -> list[Row]:
-    """All rules against one rule at a time, and the second call of an evaluation against its first."""
+    """All rules against one rule at a time, and the second call of an evaluation against its
+    first.
+    """
     if quick:
         return [*_passes(10, 1), _second_call(10, ["contrast"], [1, 2], 1)]
     return [*_passes(100, 5), _second_call(20, ["all"], [1, 2, 3, 4, 5], 3)]

@@ -117,7 +117,9 @@ def _published_mean(cells: Mapping[str, float], plan: Layout, config: PublishedC
 
 
 def markdown(table: ApproachTable, config: PublishedConfig) -> str:
-    """Caption, table and comparison of the orders, in Markdown that also reads well in a terminal."""
+    """Caption, table and comparison of the orders, in Markdown that also reads well in a
+    terminal.
+    """
     grid = [["approach", *table.headings], []]
     for name, values in table.ours.items():
         grid.append([name.replace("|", "\\|"), *(str(values.get(heading, "-")) for heading in table.headings)])

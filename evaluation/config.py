@@ -132,9 +132,9 @@ def expand(config: EvaluationConfig) -> EvaluationConfig:
     """The configuration with one member for each degradation where `{deg}` stands; checked.
 
     Raises:
-        ValueError: a system with an unknown member or rule, or without members; an unknown predictor
-            or option of one; `{deg}` without degradations, or in a member's name but not in its
-            checkpoint.
+        ValueError: a system with an unknown member or rule, or without members; an unknown
+            predictor or option of one; `{deg}` without degradations, or in a member's name but not
+            in its checkpoint.
     """
 
     def each(text: str) -> list[str]:

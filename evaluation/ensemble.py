@@ -146,7 +146,9 @@ class Scorer:
         return _digest(*parts)
 
     def _images(self, member: Member, cell: Cell) -> str:
-        """The identity of a member's images, asked for once: a view may have to look at every file."""
+        """The identity of a member's images, asked for once: a view may have to look at every
+        file.
+        """
         if (member, cell) not in self._identities:
             self._identities[member, cell] = member.view.identity(cell)
         return self._identities[member, cell]
@@ -155,7 +157,9 @@ class Scorer:
         return self.cache and self.cache / member.name / f"{cell.folder.replace('/', '-')}.npz"
 
     def _size(self, predictors: Sequence[Predictor], source: ImageSource) -> int:
-        """Images of a batch: as asked for, but of large ones that a frozen network sees on a CPU fewer."""
+        """Images of a batch: as asked for, but of large ones that a frozen network sees on a CPU
+        fewer.
+        """
         free = any(not predictor.stateful and predictor.device.type == "cpu" for predictor in predictors)
         return min(self.batch_size, cpu_batch(source.image_size)) if free else self.batch_size
 

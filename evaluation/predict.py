@@ -131,8 +131,8 @@ def _frame(config: EvaluationConfig, checkpoint: Path) -> tuple[int, int | None]
 
 
 def _images_of_run(checkpoint: Path) -> dict[str, Any]:
-    """`ImageSource.description` of the images that the run of an earlier version's checkpoint was trained
-    on, from its data set.
+    """`ImageSource.description` of the images that the run of an earlier version's checkpoint was
+    trained on, from its data set.
     """
     known = {f.name for f in dataclasses.fields(SourceConfig)} - {"limit", "subset"}
     data = {key: value for key, value in run_data(checkpoint).items() if key in known}

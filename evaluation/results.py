@@ -162,7 +162,8 @@ def paired_difference(correct_a: Correct, correct_b: Correct) -> tuple[float, fl
     systems see the same images. Where all d_i are equal its width is 0.
 
     Args:
-        correct_a, correct_b: bool [n] for each cell, the same cells and the same order of images in both.
+        correct_a, correct_b: bool [n] for each cell, the same cells and the same order of images in
+            both.
 
     Returns:
         (difference, low, high), each in [-1, 1].

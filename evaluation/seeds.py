@@ -108,7 +108,8 @@ def layout(rows: Sequence[Result], headings: Mapping[str, str], trained: Sequenc
 
     A corruption of `headings` is a column, in that order; so is, after them, everything that was
     `trained` on and every other perturbation at several levels of its own unit. Corruptions with
-    severities that are no column are the unseen ones, every pair of corruption and severity counting the same.
+    severities that are no column are the unseen ones, every pair of corruption and severity
+    counting the same.
 
     Raises:
         ValueError: two columns of one heading, or nothing to show.

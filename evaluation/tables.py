@@ -44,7 +44,9 @@ def column_names(rows: Sequence[Result]) -> dict[tuple[str, str], str]:
 
 
 def levels_by_corruption(rows: Sequence[Result]) -> dict[str, list[float]]:
-    """Severities of each corruption in ascending order; clean images and means are not among them."""
+    """Severities of each corruption in ascending order; clean images and means are not among
+    them.
+    """
     corruptions = dict.fromkeys(row.corruption for row in rows if row.corruption not in (CLEAN, MEAN))
     return {name: sorted({row.severity for row in rows if row.corruption == name}) for name in corruptions}
 

@@ -1,4 +1,6 @@
-"""The keys of an adaptation YAML: what all adapters share here, the options of each in its own file."""
+"""The keys of an adaptation YAML: what all adapters share here, the options of each in its own
+file.
+"""
 
 from __future__ import annotations
 

@@ -169,7 +169,9 @@ def _first_size(paths: Sequence[Path]) -> tuple[int, int] | None:
 
 
 def _by_folder(source: ImageSource, name: str) -> ImageSource:
-    """Folders as classes, so that a subset is drawn evenly from them, and the same from every cell."""
+    """Folders as classes, so that a subset is drawn evenly from them, and the same from every
+    cell.
+    """
     folders = [key.rpartition("/")[0] for key in source.keys]
     number = {folder: i for i, folder in enumerate(sorted(set(folders)))}
     return dataclasses.replace(source, name=name, labels=torch.tensor([number[folder] for folder in folders]))

@@ -56,7 +56,9 @@ class LowPass:
 
 
 def _resize_matrix(n_out: int, n_in: int, border: str) -> np.ndarray:
-    """float64 [n_out, n_in] of 1-D cubic resizing; pixel centres of both grids span the same field."""
+    """float64 [n_out, n_in] of 1-D cubic resizing; pixel centres of both grids span the same
+    field.
+    """
     ratio = n_in / n_out
     width = max(ratio, 1.0)  # a shrinking kernel is widened: antialiasing
     centres = (np.arange(n_out)[:, None] + 0.5) * ratio - 0.5

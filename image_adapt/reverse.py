@@ -1,5 +1,5 @@
-"""What DDA and ILVR do alike: noise an image to a level of a diffusion model's chain, denoise it step
-by step (Ho et al. 2020).
+"""What DDA and ILVR do alike: noise an image to a level of a diffusion model's chain, denoise it
+step by step (Ho et al. 2020).
 """
 
 from __future__ import annotations

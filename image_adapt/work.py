@@ -103,8 +103,8 @@ def adapt_batch(
 
 @dataclasses.dataclass
 class Outcome:
-    """What a launch did: images found finished, written now, broken (job, then key, tab, reason), and
-    seconds.
+    """What a launch did: images found finished, written now, broken (job, then key, tab, reason),
+    and seconds.
 
     On the first rank also `places`, those of the images of each job in its shards.
     """
@@ -121,8 +121,8 @@ class Outcome:
         return self.written / self.seconds if self.seconds else 0.0
 
 
-# rows that could be read, their new images uint8 [3, H, W], what is wrong with the others (key, tab,
-# reason)
+# rows that could be read, their new images uint8 [3, H, W], what is wrong with the others (key,
+# tab, reason)
 BatchResult = tuple[list[int], list[np.ndarray], list[str]]
 
 

@@ -65,7 +65,9 @@ def spoiled(spoil: Callable[[Spoiled, int], None], **options: object) -> Spoiled
 
 
 class Scripted(Supervised):
-    """Validates with the accuracies of a list, one an epoch (24 images in batches of 10, 10 and 4)."""
+    """Validates with the accuracies of a list, one an epoch (24 images in batches of 10, 10 and
+    4).
+    """
 
     right: list[int]
     calls = 0

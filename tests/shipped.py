@@ -1,5 +1,5 @@
-"""The configurations that are shipped, files and composed ones, and the runs that they make and start
-from.
+"""The configurations that are shipped, files and composed ones, and the runs that they make and
+start from.
 """
 
 from __future__ import annotations

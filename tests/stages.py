@@ -1,4 +1,6 @@
-"""Stages that write down how they were called, in a pipeline `pipeline.yaml` of the working folder."""
+"""Stages that write down how they were called, in a pipeline `pipeline.yaml` of the working
+folder.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Adapters of other packages: the example of docs/extending/adapter.md, what the contract asks for, and
-mistakes.
+"""Adapters of other packages: the example of docs/extending/adapter.md, what the contract asks for,
+and mistakes.
 """
 
 from __future__ import annotations

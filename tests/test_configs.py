@@ -196,7 +196,7 @@ def test_stages_start_from_runs_that_other_stages_make(dataset: str) -> None:
 
 def documented() -> list[tuple[str, str]]:
     """(where, command line) of the README, the configs' headers and the scripts' docstrings."""
-    documents = [Path("README.md"), *sorted(p.relative_to(ROOT) for p in (ROOT / "docs").glob("*.md"))]
+    documents = [Path("README.md"), *sorted(p.relative_to(ROOT) for p in (ROOT / "docs").rglob("*.md"))]
     found = [(str(path), line) for path in documents for line in of_markdown((ROOT / path).read_text())]
     for path in CONFIGS:
         header = re.match(r"(?:#.*\n)*", (ROOT / path).read_text())

@@ -116,7 +116,9 @@ def test_two_processes_train_as_one_also_when_the_run_is_gone_on_with(
 
 
 def test_two_processes_distil_as_one(single: Path, data: tuple[object, ...], tmp_path: Path) -> None:
-    """Two degradations, gradients of two steps added up, clipped, a moving average of the weights."""
+    """Two degradations, gradients of two steps added up, clipped, a moving average of the
+    weights.
+    """
     teacher = single / "best.safetensors"
     words = (
         *data, "--model.init_from", teacher, "--method.teachers", teacher, "--data.degradations", "[jpeg, noise]",

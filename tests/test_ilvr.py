@@ -20,7 +20,9 @@ from undegrade.models.diffusion.schedule import make_schedule
 
 @torch.no_grad()
 def written_out(denoiser: Denoiser, ref: Tensor, seed: int, steps: int, range_t: int, late: int) -> Tensor:
-    """The algorithm for one image from its formulas; `late` is added to the level of the reference."""
+    """The algorithm for one image from its formulas; `late` is added to the level of the
+    reference.
+    """
     chain, low = make_schedule("linear", 1000, "20"), LowPass(SIZE, 4)
     a, stream = chain.alpha_bar.tolist(), generators(seed)[0]
 

@@ -33,7 +33,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(site: Path, folder: Path, *words: str) -> Done:
-    """Python in another folder, with the wheel's content before everything else that is installed."""
+    """Python in another folder, with the wheel's content before everything else that is
+    installed.
+    """
     done = subprocess.run(
         [sys.executable, *words],
         cwd=folder,

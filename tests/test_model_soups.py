@@ -105,7 +105,10 @@ def test_members_of_the_run_that_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_members_of_different_parents_are_refused_unless_asked_for(tmp_path: Path) -> None:
-    members = [save_random(tmp_path / f"{i}.safetensors", i, initial_weights=parent) for i, parent in enumerate(("abc", "abc", "def", None))]
+    members = [
+        save_random(tmp_path / f"{i}.safetensors", i, initial_weights=parent)
+        for i, parent in enumerate(("abc", "abc", "def", None))
+    ]
     for strange, shown in ((members[2], "from def"), (members[3], "from random weights")):
         done = soup(tmp_path, *of(*members[:2], strange), "--buffers", "average")
         assert done.status == 2 and "the members did not start from one checkpoint" in done.err

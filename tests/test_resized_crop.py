@@ -1,4 +1,6 @@
-"""Random windows that are enlarged to the old size: ImageNet's augmentation, after the degradation."""
+"""Random windows that are enlarged to the old size: ImageNet's augmentation, after the
+degradation.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""CIFAR ResNets: published parameter counts, the checkpoints' key names and order, initialisation."""
+"""CIFAR ResNets: published parameter counts, the checkpoints' key names and order,
+initialisation.
+"""
 
 from __future__ import annotations
 

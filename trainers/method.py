@@ -89,7 +89,8 @@ def check_parts(method: Method) -> None:
 
     Raises:
         ValueError: a name that is no submodule; a part without parameters that require gradients;
-            parts and kept modules that share a parameter; a parameter that requires a gradient outside all parts.
+            parts and kept modules that share a parameter; a parameter that requires a gradient
+            outside all parts.
     """
     kind = type(method).__name__
     for name in (*method.parts, *method.kept):

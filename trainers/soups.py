@@ -139,7 +139,9 @@ def fuse(config: SoupConfig, run_id: str | None = None, parent_run: str | None =
 
 
 def _members(config: SoupConfig, stand_in: TrainConfig, parent_run: str | None) -> dict[str, Path]:
-    """Checkpoint of each member by name; each checked for its degradation, all for where they started from."""
+    """Checkpoint of each member by name; each checked for its degradation, all for where they
+    started from.
+    """
     paths = {}
     for text in config.members:
         for deg in config.data.degradations if "{deg}" in text else [""]:

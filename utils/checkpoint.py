@@ -58,7 +58,9 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
-    """The description of a `.safetensors` checkpoint without its tensors; `{}` for a foreign file."""
+    """The description of a `.safetensors` checkpoint without its tensors; `{}` for a foreign
+    file.
+    """
     if Path(path).suffix != ".safetensors":
         return {}
     try:

@@ -1,4 +1,6 @@
-"""The command line of a script: its own flags, and any configuration key as `--section.key value`."""
+"""The command line of a script: its own flags, and any configuration key as `--section.key
+value`.
+"""
 
 from __future__ import annotations
 

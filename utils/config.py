@@ -1,5 +1,5 @@
-"""Configurations: YAML and command-line overrides into typed dataclasses; whatever is not known is an
-error that names the closest valid key.
+"""Configurations: YAML and command-line overrides into typed dataclasses; whatever is not known is
+an error that names the closest valid key.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ from undegrade.utils.run_log import setup_logging
 
 
 class Stopped(RuntimeError):
-    """A run ended early for a reason that its message gives in full; what was done before is kept."""
+    """A run ended early for a reason that its message gives in full; what was done before is
+    kept.
+    """
 
 
 def run_main(main: Callable[[], object]) -> NoReturn:

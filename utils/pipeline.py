@@ -106,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _given(rest: Sequence[str], config: PipelineConfig) -> tuple[PipelineConfig, dict[str, str]]:
-    """The pipeline with the arguments of the command line in its groups, and variables from there."""
+    """The pipeline with the arguments of the command line in its groups, and variables from
+    there.
+    """
     given: dict[str, str] = {}
     overrides = dict(config.overrides)
     words = list(rest)

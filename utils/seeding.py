@@ -17,7 +17,9 @@ import torch
 
 
 def derive_seed(*parts: object) -> int:
-    """63-bit seed from the text of `parts` (BLAKE2b), equal on every platform and in every process."""
+    """63-bit seed from the text of `parts` (BLAKE2b), equal on every platform and in every
+    process.
+    """
     text = "\x1f".join(repr(p) if isinstance(p, float) else str(p) for p in parts)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -101,7 +101,9 @@ class Variables(dict[str, str]):
             raise ValueError(f"variable {name!r} names itself: {super().__getitem__(name)}") from None
 
     def fill(self, value: Any, stage: str) -> str:
-        """An argument's value as the command line writes it: what is no text as JSON, which is YAML."""
+        """An argument's value as the command line writes it: what is no text as JSON, which is
+        YAML.
+        """
         if isinstance(value, str):
             return fill_names(value, self, f"stage {stage!r}")
         items = [self.fill(item, stage) if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
@@ -203,7 +205,9 @@ def all_variables(config: PipelineConfig, given: Mapping[str, str]) -> Variables
 
 
 def _identity(words: Sequence[str], configs: Sequence[str], before: str) -> str:
-    """Digest of a command, the contents of its configurations and the identity of the stage before."""
+    """Digest of a command, the contents of its configurations and the identity of the stage
+    before.
+    """
     parts = [before, *words]
     for path in configs:
         try:

@@ -1,5 +1,5 @@
-"""The flags of the adapters' options: which adapter has which, and what those that are given mean for
-the adapter in use.
+"""The flags of the adapters' options: which adapter has which, and what those that are given mean
+for the adapter in use.
 """
 
 from __future__ import annotations

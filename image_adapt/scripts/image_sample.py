@@ -6,8 +6,9 @@ python image_adapt/scripts/image_sample.py --model_path diffusion/Digits/ddpm --
 python image_adapt/scripts/image_sample.py -c configs/adapt/CIFAR10/dda.yaml --base_samples CIFAR-10-C --corruption all --severity 5
 python image_adapt/scripts/image_sample.py -c configs/adapt/Digits/dda.yaml --corruption all --severity random --dry_run --time
 
-docs/adaptation.md: inputs, outputs, several machines, the published program; docs/extending/adapter.md:
-adapters of your own. Flags that take true or false also take yes, no, t, f, y, n, 1, 0.
+docs/adaptation.md: inputs, outputs, several machines, the published program;
+docs/extending/adapter.md: adapters of your own. Flags that take true or false also take yes, no, t,
+f, y, n, 1, 0.
 """
 
 from __future__ import annotations

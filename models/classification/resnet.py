@@ -70,7 +70,9 @@ class CifarResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images [B,3,H,W] (H and W at least 5; 32 or 64 in the papers) -> logits [B,K]."""
+        """Normalised images [B,3,H,W] (H and W at least 5; 32 or 64 in the papers) -> logits
+        [B,K].
+        """
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.res3(self.res2(self.res1(out)))
         return self.fc(F.adaptive_avg_pool2d(out, 2).flatten(1))

@@ -107,7 +107,9 @@ def open_dit(path: str | Path, embedding: str | None = None, num_heads: int | No
 
 
 def _usual_embedding(path: Path) -> str:
-    """Folders of the class that a DiT was a part of before were converted from published weights."""
+    """Folders of the class that a DiT was a part of before were converted from published
+    weights.
+    """
     return "diffusers" if path.is_dir() and read_json(path / CONFIG).get("_class_name") == _CLASS else "original"
 
 

@@ -160,7 +160,9 @@ def save_folder(denoiser: Denoiser, folder: str | Path) -> None:
 
 
 def denoiser_digest(path: str | Path, flags: Mapping[str, str]) -> str:
-    """16 hexadecimal digits that name the network of `open_denoiser(path, flags)`, for manifests."""
+    """16 hexadecimal digits that name the network of `open_denoiser(path, flags)`, for
+    manifests.
+    """
     path = Path(path)
     if path.is_file() and path.suffix == ".safetensors":
         return file_digest(path)

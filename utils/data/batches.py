@@ -5,8 +5,8 @@ A batch is a dict: `clean`, `degraded` float [B, 3, H, W] in [0, 1], `label` int
 [B] (index into the run's list of degradations), `level` float [B] in [0, 1] (0 = clean; NaN for
 adapted images of unknown level), `key` list of B strings. With k degradations and n images a step,
 B = k n, and `batch["deg"] == i` selects the n images of one, which follow one another. Row by row,
-`clean`, `degraded`, `label` and `key` belong to one image, and so does `target` [B, ...] of a source
-that has one (utils/data/targets.py).
+`clean`, `degraded`, `label` and `key` belong to one image, and so does `target` [B, ...] of a
+source that has one (utils/data/targets.py).
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ class BatchSet(Dataset):
         self._apart = pairing == "independent" and augment is not None and len(degradations) > 0
 
     def __len__(self) -> int:
-        """Steps in an epoch; a last step with fewer images than processes is dropped when training."""
+        """Steps in an epoch; a last step with fewer images than processes is dropped when
+        training.
+        """
         per_step = self.batch_size * self.world
         steps, rest = divmod(len(self.source), per_step)
         return steps + (rest > 0 and (self.augment is None or rest >= self.world))

@@ -16,7 +16,9 @@ from torch import Tensor
 
 
 class Target(Protocol):
-    """How values [n, ...] of n images of `size` x `size` pixels move; what is given is not changed."""
+    """How values [n, ...] of n images of `size` x `size` pixels move; what is given is not
+    changed.
+    """
 
     def flip(self, values: Tensor, flips: Tensor, size: int) -> Tensor:
         """Mirrored left-right where `flips` (bool [n]) says so."""

@@ -79,7 +79,9 @@ class OnTheFly:
         return _digest(self.clean.name, self.clean.frame, self.clean.keys, cell, self.seed, " ".join(map(str, options.values())))
 
     def levels(self, cell: Cell, keys: list[str]) -> Tensor:
-        """Level of each image in the perturbation's own unit, [B] (or [B, stages] for a sequence)."""
+        """Level of each image in the perturbation's own unit, [B] (or [B, stages] for a
+        sequence).
+        """
         if cell.severity is None:
             return find_perturbation(cell.corruption).draw(keys, self.seed)
         return torch.full((len(keys),), float(cell.severity))
@@ -128,8 +130,8 @@ class FolderTree:
     released, are taken as they are, and what was adapted from S x S pixels (of such files, or of
     the data set as evaluation reads it), enlarged to the size of the diffusion model, is brought
     back to S whole. The first file of a cell, or the first line of the adapter's manifest, decides
-    for all of the cell. A cell may also lie where its released set has it (`Perturbation.released_as`):
-    the watermark's in `<root>/val/<class>/*`, as ImageNet-W is kept.
+    for all of the cell. A cell may also lie where its released set has it
+    (`Perturbation.released_as`): the watermark's in `<root>/val/<class>/*`, as ImageNet-W is kept.
 
     Attributes:
         root: the folder.

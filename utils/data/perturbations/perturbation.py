@@ -211,7 +211,9 @@ class Perturbation(abc.ABC):
 
     @property
     def drawn(self) -> float | None:
-        """The level of a cell without a chosen one: None, drawn for each image; or the only level."""
+        """The level of a cell without a chosen one: None, drawn for each image; or the only
+        level.
+        """
         return self.sweep[0] if len(self.sweep) == 1 else None
 
     @property

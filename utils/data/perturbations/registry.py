@@ -29,7 +29,9 @@ def find_perturbation(name: str) -> Perturbation:
 
 
 def with_severities() -> list[str]:
-    """Names of the perturbations whose levels are severities: the ImageNet-C family and its like."""
+    """Names of the perturbations whose levels are severities: the ImageNet-C family and its
+    like.
+    """
     return [name for name, row in PERTURBATIONS.items() if row.by_severity]
 
 

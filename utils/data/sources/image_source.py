@@ -72,7 +72,9 @@ class ImageSource:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What a classifier of these images needs to know to be used on others, for its checkpoint."""
+        """What a classifier of these images needs to know to be used on others, for its
+        checkpoint.
+        """
         return {"classes": list(self.classes), "image_size": self.image_size, "resize": self.resize}
 
     def images(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
