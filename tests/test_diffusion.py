@@ -186,7 +186,7 @@ def test_foreign_description_and_unfit_weights_are_refused():
         ({"image_size": 10}, "image_size 10 cannot be halved 2 times"),
         ({"channels": [8, 12, 16]}, r"channels \[12\] are not multiples of norm_groups 8"),
         ({"attention_levels": [3]}, r"attention_levels \[3\]: the levels are 0..2"),
-        ({"noise_schedule": "quadratic"}, "unknown noise schedule 'quadratic'.*allowed: linear, cosine"),
+        ({"noise_schedule": "quadratic"}, "unknown noise schedule 'quadratic'.*allowed: linear, scaled_linear, cosine"),
     ],
 )
 def test_network_that_cannot_be_built_is_refused(options, message):

@@ -193,22 +193,22 @@ def convnext_names() -> list[str]:
 )
 def test_the_names_of_the_published_networks_become_those_of_timm(arch: str, names: list[str]) -> None:
     state = {f"backbone.{name}": torch.zeros(8, 8) for name in names} | {f"head.fc.{n}": torch.zeros(8, 8) for n in NORM}
-    assert mmcls.is_mmcls(state)
+    assert mmcls.matches(state)
     with torch.device("meta"):
         expected = set(timm.create_model(arch).state_dict())
-    assert set(mmcls.to_timm(state)) == expected
+    assert set(mmcls.convert(state)) == expected
 
 
 def test_old_names_and_tables_that_can_be_computed_are_understood() -> None:
     old = {"backbone.stages.0.blocks.1.attn.w_msa.relative_position_index": torch.zeros(1), "backbone.norm.weight": torch.ones(1),
            "backbone.stages.0.blocks.1.attn_mask": torch.zeros(1), "data_preprocessor.mean": torch.zeros(3),
            "backbone.stages.0.blocks.1.attn.w_msa.qkv.bias": torch.ones(1)}  # fmt: skip
-    assert list(mmcls.to_timm(old)) == ["norm.weight", "layers.0.blocks.1.attn.qkv.bias"]
+    assert list(mmcls.convert(old)) == ["norm.weight", "layers.0.blocks.1.attn.qkv.bias"]
 
 
 def test_files_of_timm_and_of_our_networks_are_left_as_they_are() -> None:
     for arch in ("ResNet20", "ResNet18_CIFAR", "test_convnext"):
-        assert not mmcls.is_mmcls(build_classifier(arch, 3, MEAN, STD).network.state_dict())
+        assert not mmcls.matches(build_classifier(arch, 3, MEAN, STD).network.state_dict())
 
 
 # --- normalisation

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import zipfile
 from collections.abc import Mapping
@@ -17,7 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from undegrade.utils.choices import check_choice
 from undegrade.utils.files import replacing
+
+log = logging.getLogger(__name__)
 
 _META = "undegrade"
 
@@ -36,21 +40,34 @@ def save_checkpoint(path: str | Path, state_dict: Mapping[str, Tensor], descript
         save_file(tensors, temporary, metadata={_META: json.dumps(description, sort_keys=True)})
 
 
+def split_entry(reference: str | Path) -> tuple[Path, str]:
+    """(file, entry) of `file.pth#entry`, which names one of several state dicts in a file; the
+    entry is empty where none is named.
+    """
+    path = Path(reference)
+    name, sign, entry = path.name.rpartition("#")
+    return (path.with_name(name), entry) if sign and name and not path.exists() else (path, "")
+
+
 def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read `(state_dict, description)`; a foreign file without description gives `{}` for it.
 
     Args:
-        path: `.safetensors`, or a PyTorch file of tensors (read with `weights_only=True`).
+        path: `.safetensors`, or a PyTorch file of tensors (read with `weights_only=True`). Of one
+            that holds raw and averaged weights the averaged ones are taken, and a line says so;
+            `file.pth#entry` takes the entry of that name.
         kind: expected `description["kind"]` ("classifier", "diffusion").
 
     Raises:
         FileNotFoundError: names the path.
         ValueError: truncated or not a checkpoint; holds Python objects; another kind than expected.
     """
-    path = Path(path)
+    path, entry = split_entry(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
-    state, description = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
+    if entry and path.suffix == ".safetensors":
+        raise ValueError(f"{path}#{entry}: a safetensors file holds one state dict, leave out #{entry}")
+    state, description = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path, entry), {})
     found = description.get("kind")
     if kind is not None and found is not None and found != kind:
         raise ValueError(f"checkpoint {path} holds a {found} model, a {kind} model is needed here")
@@ -61,7 +78,8 @@ def read_description(path: str | Path) -> dict[str, Any]:
     """The description of a `.safetensors` checkpoint without its tensors; `{}` for a foreign
     file.
     """
-    if Path(path).suffix != ".safetensors":
+    path, _ = split_entry(path)
+    if path.suffix != ".safetensors":
         return {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -83,7 +101,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise _unreadable(path, error) from error
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+# entries of files of other programs that hold a state dict, by what they hold; of each the first is
+# taken that is there
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model", "params_ema")
+_RAW = ("state_dict", "model", "model_state_dict", "net", "network", "params")
+
+
+def _read_torch(path: Path, entry: str = "") -> dict[str, Tensor]:
     mapped = zipfile.is_zipfile(path)  # files from before PyTorch 1.6 are none
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -97,17 +121,30 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, a state dict (tensors by name) is needed")
-    for wrapper in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
+    state = _entry(path, state, entry)
     return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
+def _entry(path: Path, content: dict[str, Any], wanted: str) -> dict[str, Any]:
+    """The state dict in the content of a file, the averaged one of several."""
+    there = [name for name in (*_AVERAGED, *_RAW) if isinstance(content.get(name), dict)]
+    if wanted:
+        named = [name for name, value in content.items() if isinstance(value, dict)]
+        return content[check_choice(wanted, named, "entry", str(path))]
+    if not there:
+        return content
+    if there[0] in _AVERAGED and any(name in _RAW for name in there):
+        others = ", ".join(f"{path}#{name}" for name in there[1:])
+        log.info("%s holds raw and averaged weights: the averaged ones, %s, are taken (for others name %s)", path, there[0], others)
+    return _entry(path, content[there[0]], "")  # Lightning and others put one into another
 
 
 def file_digest(path: str | Path) -> str:
     """First 16 hexadecimal digits of the SHA-256 of a file, to name a model in manifests and
     caches.
     """
-    sha = hashlib.sha256()
+    path, entry = split_entry(path)
+    sha = hashlib.sha256(entry.encode())
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             sha.update(block)

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
-from undegrade.utils.checkpoint import read_description
+from undegrade.utils.checkpoint import read_description, split_entry
 from undegrade.utils.published_commands import published_run
 from undegrade.utils.training_commands import training_command
 
@@ -55,7 +55,8 @@ def resolve_checkpoint(
     """The checkpoint file meant by `reference`.
 
     Args:
-        reference: a checkpoint file, a run folder, or the name of a run under `save_dir` (its
+        reference: a checkpoint file (`file.pth#entry` for one of several state dicts in it), a run
+            folder, or the name of a run under `save_dir` (its
             latest finished run is taken; `name/run_id` names one run).
         save_dir: where runs are stored.
         made_by: the command that makes it, for the message; or what finds that out, called when it
@@ -67,7 +68,7 @@ def resolve_checkpoint(
         FileNotFoundError: says where it looked, which names exist, and the command that makes it.
     """
     for path in (Path(reference), Path(save_dir) / reference):
-        if path.is_file():
+        if split_entry(path)[0].is_file():
             return path
         if (path / BEST).is_file():
             return path / BEST

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from undegrade.models.classification import mmcls
+from undegrade.models.classification import mmcls, option_a
 from undegrade.models.classification.resnet import ARCHS, build_resnet
 from undegrade.utils.choices import check_choice
 
 _KIND = "classifier"
-# What wrappers put before every name: data parallel, this module's Classifier, torch.compile.
-_WRAPPER_PREFIXES = ("module.", "network.", "_orig_mod.")
+# What wrappers put before every name: data parallel, this module's Classifier, torch.compile,
+# Lightning modules.
+_WRAPPER_PREFIXES = ("module.", "network.", "_orig_mod.", "model.", "net.")
 
 
 class Classifier(nn.Module):
@@ -278,8 +279,9 @@ def load_network_state(classifier: Classifier, state_dict: Mapping[str, Tensor])
             classes (found, expected); the classifier is then unchanged.
     """
     state = without_wrappers(state_dict)
-    if mmcls.is_mmcls(state):
-        state = mmcls.to_timm(state)
+    program = foreign_format(state)
+    if program is not None:
+        state = program.convert(state)
     own = classifier.network.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
@@ -297,6 +299,13 @@ def load_network_state(classifier: Classifier, state_dict: Mapping[str, Tensor])
         found = "; ".join(f"{len(names)} {what}: {_first_few(names)}" for what, names in parts if names)
         raise ValueError(f"the weights are not those of {classifier.arch} but of another architecture ({found})")
     classifier.network.load_state_dict(dict(state))
+
+
+def foreign_format(state: Mapping[str, Tensor]) -> Any:
+    """The module that converts weights with names of another program; None for names as they
+    are.
+    """
+    return next((module for module in (mmcls, option_a) if module.matches(state)), None)
 
 
 def without_wrappers(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from undegrade.models.classification import mmcls
 from undegrade.models.classification.classifier import (
     Classifier,
     build_classifier,
+    foreign_format,
     from_description,
     load_network_state,
     published_normalisation,
@@ -128,4 +128,5 @@ def _normalisation(
     if description:
         return description["mean"], description["std"]
     names = without_wrappers(state)
-    return mmcls.normalisation(names) if mmcls.is_mmcls(names) else published_normalisation(classifier)
+    program = foreign_format(names)
+    return published_normalisation(classifier) if program is None else program.normalisation(names)

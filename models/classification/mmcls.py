@@ -47,12 +47,12 @@ _CIFAR = {
 }
 
 
-def is_mmcls(state: Mapping[str, Tensor]) -> bool:
+def matches(state: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of mm-classification."""
     return any(name.startswith("backbone.") for name in state)
 
 
-def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights under timm's names and in timm's order of channels; names that no rule knows stay
     as they are.
     """

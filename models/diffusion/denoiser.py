@@ -15,10 +15,14 @@ from undegrade.models.diffusion.unet import assign_weights, build_unet
 from undegrade.utils.choices import check_choice
 
 DIFFUSION_SETTINGS = ("noise_schedule", "diffusion_steps", "learn_sigma", "rescale_timesteps")
+# further ones, which a description holds where they are not the usual ones
+_FURTHER: dict[str, Any] = {"prediction": "epsilon", "betas": None, "zero_terminal_snr": False, "null_label": False}
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 class Denoiser(nn.Module):
-    """A network of diffusers with the settings needed to use it. It predicts the noise (eps).
+    """A network of diffusers with the settings needed to use it. It predicts the noise (eps),
+    or what stands for it.
 
     Args:
         unet: `UNet2DModel`, or the transformer of `models.diffusion.dit`; twice as many output as
@@ -28,6 +32,10 @@ class Denoiser(nn.Module):
         learn_sigma: the second half of the output channels sets the variance (Nichol & Dhariwal
             2021, equation 15).
         rescale_timesteps: the network is told tau * 1000 / T, as float, instead of tau.
+        prediction: what the network says of x = sqrt(abar) x0 + sqrt(1 - abar) eps: "epsilon" eps,
+            "v_prediction" sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans & Ho 2022), "sample" x0.
+        betas: first and last beta of a linear schedule (None: the published ones).
+        zero_terminal_snr: see `models.diffusion.schedule.make_schedule`.
         null_label: the last row of the label table stands for no label, so that the network is
             conditional and unconditional in one (Ho & Salimans 2022): what
             `models.diffusion.guidance` needs.
@@ -38,7 +46,8 @@ class Denoiser(nn.Module):
 
     Raises:
         ValueError: unknown noise schedule; output channels that do not fit `learn_sigma`;
-            `null_label` without classes.
+            `null_label` without classes; an unknown prediction; epsilon on a chain whose last level
+            has no signal.
     """
 
     def __init__(
@@ -49,10 +58,18 @@ class Denoiser(nn.Module):
         diffusion_steps: int = 1000,
         learn_sigma: bool = False,
         rescale_timesteps: bool = False,
+        prediction: str = "epsilon",
+        betas: Sequence[float] | None = None,
+        zero_terminal_snr: bool = False,
         null_label: bool = False,
     ) -> None:
         super().__init__()
         check_choice(noise_schedule, NOISE_SCHEDULES, "noise schedule")
+        check_choice(prediction, PREDICTIONS, "prediction")
+        if zero_terminal_snr and prediction == "epsilon":
+            raise ValueError(
+                "prediction epsilon: of pure noise (zero_terminal_snr) no image can be told, use v_prediction or sample"
+            )
         config: Any = unet.config
         expected = config["in_channels"] * (2 if learn_sigma else 1)
         if config["out_channels"] != expected:
@@ -64,6 +81,9 @@ class Denoiser(nn.Module):
         self.diffusion_steps = diffusion_steps
         self.learn_sigma = learn_sigma
         self.rescale_timesteps = rescale_timesteps
+        self.prediction = prediction
+        self.betas = None if betas is None else (float(betas[0]), float(betas[1]))
+        self.zero_terminal_snr = zero_terminal_snr
         self.null_label = null_label
         self.image_size: int = config["sample_size"]
         self.channels: int = config["in_channels"]
@@ -78,11 +98,11 @@ class Denoiser(nn.Module):
         """The chain that this network was trained on, whole or respaced (ValueError as
         `make_schedule`).
         """
-        return make_schedule(self.noise_schedule, self.diffusion_steps, respacing)
+        return make_schedule(self.noise_schedule, self.diffusion_steps, respacing, self.betas, self.zero_terminal_snr)
 
     def forward(self, x: Tensor, tau: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Noise in x [B,C,H,W] (an image in [-1,1], or a latent, plus noise) at time steps tau [B]
-        int64 of the whole chain.
+        """What `prediction` says of x [B,C,H,W] (an image in [-1,1], or a latent, plus noise) at
+        time steps tau [B] int64 of the whole chain.
 
         Args:
             x, tau: see above.
@@ -90,9 +110,9 @@ class Denoiser(nn.Module):
                 None for all of them, is the null label where there is one), None for any other.
 
         Returns:
-            eps [B,C,H,W], and r [B,C,H,W] which places the log variance between its lower (-1) and
-            upper (1) limit, or None without `learn_sigma`. Both have the dtype of x, under autocast
-            too.
+            the prediction [B,C,H,W], and r [B,C,H,W] which places the log variance between its
+            lower (-1) and upper (1) limit, or None without `learn_sigma`. Both have the dtype of x,
+            under autocast too.
 
         Raises:
             ValueError: labels missing, or given to a network without classes.
@@ -195,8 +215,8 @@ def describe(denoiser: Denoiser) -> dict[str, Any]:
 
 def diffusion_settings(denoiser: Denoiser) -> dict[str, Any]:
     """What `Denoiser` is given besides its network."""
-    settings = {name: getattr(denoiser, name) for name in DIFFUSION_SETTINGS}
-    return settings | {"null_label": True} if denoiser.null_label else settings
+    settings = {name: getattr(denoiser, name) for name in (*DIFFUSION_SETTINGS, *_FURTHER)}
+    return {name: value for name, value in settings.items() if name not in _FURTHER or value != _FURTHER[name]}
 
 
 def from_description(meta: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Denoiser:
@@ -216,12 +236,12 @@ def from_description(meta: Mapping[str, Any], state_dict: Mapping[str, Tensor]) 
     with torch.device("meta"):  # weights that are replaced at once take neither memory nor time
         unet = build_unet(meta["unet"])
     assign_weights(unet, state_dict)
-    return Denoiser(unet, **{name: meta[name] for name in DIFFUSION_SETTINGS}, null_label=meta.get("null_label", False))
+    return Denoiser(unet, **{name: meta[name] for name in (*DIFFUSION_SETTINGS, *_FURTHER) if name in meta})
 
 
 def denoising_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None) -> Tensor:
-    """Mean squared error [B] of the predicted noise (Ho et al. 2020, equation 14); the learned
-    variance is not trained.
+    """Mean squared error [B] of the prediction: of the noise (Ho et al. 2020, equation 14), of v or
+    of the image; the learned variance is not trained.
 
     Args:
         x0: clean images [B,3,H,W] in [-1, 1].
@@ -229,6 +249,9 @@ def denoising_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, y: 
         noise: standard normal, shape of x0.
         y: labels [B] of a class-conditional network.
     """
-    noisy = denoiser.schedule().q_sample(x0, t, noise)
-    eps, _ = denoiser(noisy, t.to(x0.device), y)
-    return (eps - noise).square().flatten(1).mean(1)
+    schedule = denoiser.schedule()
+    predicted, _ = denoiser(schedule.q_sample(x0, t, noise), t.to(x0.device), y)
+    target = {"epsilon": noise, "sample": x0}.get(denoiser.prediction)
+    if target is None:
+        target = schedule.velocity(x0, t, noise)
+    return (predicted - target).square().flatten(1).mean(1)

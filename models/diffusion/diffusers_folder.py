@@ -5,13 +5,14 @@ folder of networks.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from undegrade.utils.checkpoint import load_checkpoint
+from undegrade.utils.choices import check_choice
 
 CONFIG = "config.json"
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -51,6 +52,43 @@ def read_network(folder: Path, classes: Sequence[str]) -> tuple[dict[str, Any], 
     for old, new in _OLD_NAMES.items():
         state = {name.replace(old, new): tensor for name, tensor in state.items()}
     return config, state
+
+
+def scheduler_file(folder: Path) -> Path:
+    """Where a pipeline keeps how the network in its part `folder` was trained (may not exist)."""
+    return folder.parent / "scheduler" / "scheduler_config.json"
+
+
+# of diffusers -> name here
+_BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+def settings_of_scheduler(path: Path) -> dict[str, Any]:
+    """The settings of a `Denoiser` that a pipeline's scheduler says.
+
+    Raises:
+        ValueError: a schedule, a prediction or betas that are not supported; names the file, the
+            value and what is supported.
+    """
+    config = read_json(path)
+
+    def supported(key: str, usual: str, allowed: Iterable[str]) -> str:
+        return check_choice(config.get(key, usual), allowed, key, str(path))
+
+    if config.get("trained_betas") is not None:
+        raise ValueError(f"{path}: trained_betas are not supported, name a schedule: {', '.join(_BETA_SCHEDULES)}")
+    schedule = _BETA_SCHEDULES[supported("beta_schedule", "linear", _BETA_SCHEDULES)]
+    settings = {
+        "noise_schedule": schedule,
+        "diffusion_steps": int(config.get("num_train_timesteps", 1000)),
+        "rescale_timesteps": False,
+        "prediction": supported("prediction_type", "epsilon", _PREDICTIONS),
+        "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr", False)),
+    }
+    if schedule != "cosine":
+        settings["betas"] = [config.get("beta_start", 1e-4), config.get("beta_end", 0.02)]
+    return settings
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class Guided(nn.Module):
     def __init__(self, denoiser: Denoiser, scale: float, channels: int) -> None:
         super().__init__()
         self.denoiser = denoiser
+        self.prediction = denoiser.prediction
         self.scale = scale
         self.channels = channels
 

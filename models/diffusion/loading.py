@@ -18,6 +18,8 @@ from undegrade.models.diffusion.diffusers_folder import (
     network_folder,
     read_json,
     read_network,
+    scheduler_file,
+    settings_of_scheduler,
     weights_file,
     without_private,
 )
@@ -119,21 +121,31 @@ def open_denoiser(path: str | Path, flags: Mapping[str, str]) -> Denoiser:
 
 def diffusers_folder(reference: str | Path) -> Path | None:
     """The folder of the network if `reference` is one of diffusers (of a network or of a whole
-    pipeline), else None.
+    pipeline), else None. Of a pipeline with averaged weights, `unet_ema/`, these are taken, and a
+    line says so; name its `unet/` for the raw ones.
     """
+    averaged = network_folder(Path(reference) / "unet_ema")
+    if averaged is not None and network_folder(reference) is None:
+        log.info("%s holds averaged weights, which are taken (for the raw ones name %s/unet)", averaged, reference)
+        return averaged
     return network_folder(reference, "unet")
 
 
 def _from_folder(folder: Path, given: Mapping[str, Any]) -> Denoiser:
     config, state = read_network(folder, ["UNet2DModel"])
+    scheduler = scheduler_file(folder)
     if (folder / _SETTINGS_FILE).is_file():
         settings = read_json(folder / _SETTINGS_FILE)
+    elif scheduler.is_file():
+        settings = settings_of_scheduler(scheduler)
+        settings["learn_sigma"] = config["out_channels"] == 2 * config["in_channels"]
     elif "noise_schedule" in given:
         settings = {name: given.get(name, getattr(ModelFlags, name)) for name in DIFFUSION_SETTINGS}
         settings["learn_sigma"] = config["out_channels"] == 2 * config["in_channels"]
     else:
         raise ValueError(
-            f"folder {folder} does not say how its network was trained: give --noise_schedule (linear or cosine), "
+            f"folder {folder} does not say how its network was trained, and no {scheduler.parent.name}/{scheduler.name} of a "
+            "pipeline lies beside it: give --noise_schedule (linear or cosine), "
             "and --diffusion_steps unless it is 1000"
         )
     try:
@@ -166,9 +178,10 @@ def denoiser_digest(path: str | Path, flags: Mapping[str, str]) -> str:
     path = Path(path)
     if path.is_file() and path.suffix == ".safetensors":
         return file_digest(path)
-    files = [path / CONFIG, weights_file(path), path / _SETTINGS_FILE] if path.is_dir() else [path]
+    told = path / _SETTINGS_FILE if (path / _SETTINGS_FILE).is_file() else scheduler_file(path)
+    files = [path / CONFIG, weights_file(path), told] if path.is_dir() else [path]
     parts: list[object] = [file_digest(file) for file in files if file.is_file()]
-    if not (path / _SETTINGS_FILE).is_file():  # the flags then say a part of what the network is
+    if not told.is_file():  # the flags then say a part of what the network is
         said = {name: value for name, value in vars(ModelFlags(**parse_flags(flags))).items() if name not in WITHOUT_EFFECT}
         parts.append(said if path.is_file() else {name: said[name] for name in DIFFUSION_SETTINGS})
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

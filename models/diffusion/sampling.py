@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from undegrade.models.diffusion.denoiser import Denoiser
+from undegrade.models.diffusion.guidance import Guided
 from undegrade.models.diffusion.schedule import NoiseSchedule
 from undegrade.utils.choices import check_choice
 
@@ -21,6 +22,12 @@ _FIXED: dict[str, Callable[[NoiseSchedule], Tensor]] = {
     "fixed_small": lambda schedule: schedule.posterior_variance,
 }
 VARIANCES = ("learned", *_FIXED)
+# the clean image behind x at a level of alpha_bar = a, by what the network predicts of it
+_CLEAN: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "epsilon": lambda x, eps, a: math.sqrt(1 / a) * x - math.sqrt(1 / a - 1) * eps,
+    "v_prediction": lambda x, v, a: math.sqrt(a) * x - math.sqrt(1 - a) * v,
+    "sample": lambda x, x0, a: x0,
+}
 
 
 def check_variance(variance: str | None, denoiser: Denoiser) -> str:
@@ -48,7 +55,7 @@ class ReverseStep(NamedTuple):
 
 
 def p_mean_variance(
-    denoiser: nn.Module,
+    denoiser: Denoiser | Guided,
     schedule: NoiseSchedule,
     x: Tensor,
     i: int,
@@ -69,9 +76,8 @@ def p_mean_variance(
             "fixed_small" (of the posterior; Ho et al. 2020, section 3.2). None: learned if the
             network has it, else fixed_large.
     """
-    eps, r = denoiser(x, schedule.timesteps[i].expand(len(x)).to(x.device), y)
-    alpha_bar = schedule.alpha_bar[i].item()
-    x0 = math.sqrt(1 / alpha_bar) * x - math.sqrt(1 / alpha_bar - 1) * eps
+    predicted, r = denoiser(x, schedule.timesteps[i].expand(len(x)).to(x.device), y)
+    x0 = _CLEAN[denoiser.prediction](x, predicted, schedule.alpha_bar[i].item())
     if clip_denoised:
         x0 = x0.clamp(-1, 1)
     mean = schedule.x0_weight[i].item() * x0 + schedule.xi_weight[i].item() * x
@@ -115,7 +121,7 @@ def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator], like
 
 @torch.no_grad()
 def sample(
-    denoiser: nn.Module,
+    denoiser: Denoiser | Guided,
     schedule: NoiseSchedule,
     shape: Sequence[int],
     generators: Sequence[torch.Generator],

@@ -16,21 +16,32 @@ from torch import Tensor
 
 from undegrade.utils.choices import check_choice
 
+Ends = tuple[float, float]  # first and last beta of a schedule
 
-def _linear_betas(steps: int) -> Tensor:
-    """Ho et al. 2020, section 4; end points scaled so that any number of steps ends at the same
+
+def _linear_betas(steps: int, ends: Ends | None) -> Tensor:
+    """Ho et al. 2020, section 4; without `ends` scaled so that any number of steps ends at the same
     noise.
     """
-    return torch.linspace(0.1 / steps, 20 / steps, steps, dtype=torch.float64)
+    first, last = ends or (0.1 / steps, 20 / steps)
+    return torch.linspace(first, last, steps, dtype=torch.float64)
 
 
-def _cosine_betas(steps: int) -> Tensor:
+def _scaled_linear_betas(steps: int, ends: Ends | None) -> Tensor:
+    """Linear in the square root, as latent diffusion was trained (Rombach et al. 2022)."""
+    first, last = ends or (0.00085, 0.012)
+    return torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64).square()
+
+
+def _cosine_betas(steps: int, ends: Ends | None) -> Tensor:
     """Nichol & Dhariwal 2021, equation 17."""
+    if ends is not None:
+        raise ValueError(f"betas {list(ends)}: the cosine schedule has none, leave them out")
     signal = [math.cos((t / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(steps + 1)]
     return torch.tensor([min(1 - signal[t + 1] / signal[t], 0.999) for t in range(steps)], dtype=torch.float64)
 
 
-NOISE_SCHEDULES = {"linear": _linear_betas, "cosine": _cosine_betas}
+NOISE_SCHEDULES = {"linear": _linear_betas, "scaled_linear": _scaled_linear_betas, "cosine": _cosine_betas}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +68,21 @@ class NoiseSchedule:
         """x0 [B,C,H,W] with `noise` at level `i`: one int, or int64 [B] on its device or the CPU
         (Ho et al. 2020, eq. 4).
         """
+        signal, sigma = self._scales(x0, i)
+        return signal * x0 + sigma * noise
+
+    def velocity(self, x0: Tensor, i: Tensor | int, noise: Tensor) -> Tensor:
+        """v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022), as
+        `q_sample`.
+        """
+        signal, sigma = self._scales(x0, i)
+        return signal * noise - sigma * x0
+
+    def _scales(self, x0: Tensor, i: Tensor | int) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar_i) and sqrt(1 - alpha_bar_i) as factors of images."""
         tables = (table.sqrt().to(x0.dtype).to(x0.device) for table in (self.alpha_bar, 1 - self.alpha_bar))
         signal, sigma = (table[i].reshape(-1, 1, 1, 1) for table in tables)
-        return signal * x0 + sigma * noise
+        return signal, sigma
 
     def index_of_noise_level(self, alpha_bar: float) -> int:
         """The level i whose alpha_bar is nearest, so that a start carries over between schedules
@@ -78,23 +101,33 @@ class NoiseSchedule:
 
 
 @lru_cache(maxsize=16)
-def make_schedule(name: str, diffusion_steps: int = 1000, respacing: str = "") -> NoiseSchedule:
+def make_schedule(
+    name: str, diffusion_steps: int = 1000, respacing: str = "", ends: Ends | None = None, zero_terminal_snr: bool = False
+) -> NoiseSchedule:
     """Tables of a named schedule.
 
     Args:
-        name: "linear" or "cosine".
+        name: of `NOISE_SCHEDULES`.
         diffusion_steps: length T of the chain that the network was trained on.
         respacing: which time steps to keep, see `respaced_timesteps`.
+        ends: first and last beta, in (0, 1), of the linear ones (None: the published ones).
+        zero_terminal_snr: the last level is pure noise (Lin et al. 2024, algorithm 1).
 
     Raises:
-        ValueError: unknown name; a respacing that cannot be done; a chain shorter than 2.
+        ValueError: unknown name; a respacing that cannot be done; a chain shorter than 2; betas
+            outside (0, 1), or for the cosine.
     """
     check_choice(name, NOISE_SCHEDULES, "noise schedule")
     if diffusion_steps < 2:
         raise ValueError(f"diffusion_steps {diffusion_steps} is too small: a chain needs at least 2 steps")
-    betas = NOISE_SCHEDULES[name](diffusion_steps)
+    if ends is not None and not 0 < min(ends) <= max(ends) < 1:
+        raise ValueError(f"betas {list(ends)}: the first and the last beta must lie between 0 and 1")
+    alpha_bar = torch.cumprod(1 - NOISE_SCHEDULES[name](diffusion_steps, ends), 0)
+    if zero_terminal_snr:
+        root = alpha_bar.sqrt()
+        alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
     timesteps = torch.tensor(respaced_timesteps(diffusion_steps, respacing))
-    alpha_bar = torch.cumprod(1 - betas, 0)[timesteps]
+    alpha_bar = alpha_bar[timesteps]
     previous = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
     betas = 1 - alpha_bar / previous
     variance = betas * (1 - previous) / (1 - alpha_bar)
