@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from undegrade.models.classification.classifier import Classifier, build_classifier, describe, from_description, load_network_state
+from undegrade.models.classification.classifier import Classifier, build_classifier, describe
 from undegrade.models.classification.resnet import build_resnet
+from undegrade.models.classification.weights import from_description, load_network_state
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 

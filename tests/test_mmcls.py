@@ -16,8 +16,9 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from undegrade.models.classification import mmcls
-from undegrade.models.classification.classifier import Classifier, build_classifier, load_network_state
+from undegrade.models.classification.classifier import Classifier, build_classifier
 from undegrade.models.classification.loading import initialise_classifier, load_classifier
+from undegrade.models.classification.weights import load_network_state
 
 CLASSES = 7
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

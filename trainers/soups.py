@@ -18,9 +18,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from undegrade.models.classification.classifier import Classifier, describe, load_network_state
+from undegrade.models.classification.classifier import Classifier, describe
 from undegrade.models.classification.fusion import average, greedy_soup
 from undegrade.models.classification.loading import load_classifier
+from undegrade.models.classification.weights import load_network_state
 from undegrade.trainers.config import TrainConfig, fill
 from undegrade.utils.checkpoint import file_digest, read_description, save_checkpoint
 from undegrade.utils.command_line import ScriptParser

@@ -12,15 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from undegrade.models.classification.classifier import (
-    Classifier,
-    build_classifier,
-    foreign_format,
-    from_description,
-    load_network_state,
-    published_normalisation,
-    without_wrappers,
-)
+from undegrade.models.classification.classifier import Classifier, build_classifier, published_normalisation
+from undegrade.models.classification.weights import foreign_format, from_description, load_network_state, without_wrappers
 from undegrade.utils.checkpoint import load_checkpoint
 from undegrade.utils.runs import resolve_checkpoint
 

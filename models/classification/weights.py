@@ -1,0 +1,91 @@
+"""Weights of a classifier's network, by our names, those of wrappers, or of other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from undegrade.models.classification import mmcls, option_a
+from undegrade.models.classification.classifier import KIND, Classifier, build_classifier, final_layers
+from undegrade.utils.choices import check_choice
+
+# What wrappers put before every name: data parallel, this module's Classifier, torch.compile,
+# Lightning modules.
+_WRAPPER_PREFIXES = ("module.", "network.", "_orig_mod.", "model.", "net.")
+
+
+def load_network_state(classifier: Classifier, state_dict: Mapping[str, Tensor]) -> None:
+    """Load weights into `classifier.network`, strictly: every entry, and none more.
+
+    A prefix of wrappers before all names ("module.", "network.", "_orig_mod.") is taken off, and
+    the names of mm-classification are translated. Only BatchNorm's `num_batches_tracked` may be
+    absent (files older than PyTorch 0.4.1).
+
+    Raises:
+        ValueError: weights of another architecture (names the first differing entries) or number of
+            classes (found, expected); the classifier is then unchanged.
+    """
+    state = without_wrappers(state_dict)
+    program = foreign_format(state)
+    if program is not None:
+        state = program.convert(state)
+    own = classifier.network.state_dict()
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in own]
+    misshapen = [name for name in own if name in state and own[name].shape != state[name].shape]
+    head = tuple(f"{path}." for path in final_layers(classifier.network))
+    if not missing and not unexpected and misshapen and all(name.startswith(head) for name in misshapen):
+        raise ValueError(
+            f"the weights are for {len(state[misshapen[0]])} classes, {classifier.arch} was built for "
+            f"{classifier.num_classes}: take weights trained on this data set, or, where it holds some of their classes only, "
+            "name all of them in their order (data.classes)"
+        )
+    if missing or unexpected or misshapen:
+        shapes = [f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}" for name in misshapen]
+        parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        found = "; ".join(f"{len(names)} {what}: {_first_few(names)}" for what, names in parts if names)
+        raise ValueError(f"the weights are not those of {classifier.arch} but of another architecture ({found})")
+    classifier.network.load_state_dict(dict(state))
+
+
+def foreign_format(state: Mapping[str, Tensor]) -> Any:
+    """The module that converts weights with names of another program; None for names as they
+    are.
+    """
+    return next((module for module in (mmcls, option_a) if module.matches(state)), None)
+
+
+def without_wrappers(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights without the prefix that data parallelism, `Classifier` or torch.compile puts
+    before every name.
+    """
+    for prefix in _WRAPPER_PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            return without_wrappers({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+    return state
+
+
+def _first_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def from_description(meta: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Classifier:
+    """Classifier of the description `meta` (see `describe`) with the weights `state_dict` of its
+    network.
+
+    Raises:
+        ValueError: an entry of `meta` is missing, another kind of model, or what
+            `load_network_state` raises.
+    """
+    missing = [key for key in ("kind", "arch", "num_classes", "mean", "std") if key not in meta]
+    if missing:
+        raise ValueError(
+            f"the description of the weights lacks {', '.join(missing)} (a file of another program has none): "
+            "name them yourself with build_classifier, then load_network_state"
+        )
+    check_choice(meta["kind"], [KIND], "kind of model")
+    classifier = build_classifier(meta["arch"], meta["num_classes"], meta["mean"], meta["std"])
+    load_network_state(classifier, state_dict)
+    return classifier
