@@ -27,6 +27,7 @@ from undegrade.utils.data.sources.images import FileSlice
 from undegrade.utils.data.sources.shards import SHARDS, sample_name, shard_places, write_shard
 from undegrade.utils.data.views import MANIFEST
 from undegrade.utils.files import write_atomic
+from undegrade.utils.paths import inside
 
 SETTINGS = "settings.json"
 
@@ -112,12 +113,27 @@ def prepare(job: Job, settings: dict[str, Any], overwrite: bool = False) -> None
     """Store the settings beside the images, after removing those of other settings if that is
     allowed (see `check_settings`).
     """
-    if check_settings(job, settings, overwrite):
+    if check_settings(job, settings, overwrite) or _foreign(job, overwrite):
         _clear(job)
     elif (job.folder / SETTINGS).is_file():
         return
     job.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(job.folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True) + "\n")
+
+
+def _foreign(job: Job, overwrite: bool) -> bool:
+    """Whether images lie where outputs belong of which no settings say how they were made.
+
+    Raises:
+        ValueError: there are some, and they may not be replaced.
+    """
+    found = {} if (job.folder / SETTINGS).is_file() else outputs(job)
+    if found and not overwrite:
+        raise ValueError(
+            f"{job.folder} holds {len(found)} images under the names of outputs, e.g. {job.file(min(found))}, and no {SETTINGS} "
+            "that says how they were made: choose another --save_dir, or replace them with --overwrite true"
+        )
+    return bool(found)
 
 
 def copy_class_map(config: AdaptConfig) -> None:
@@ -137,7 +153,7 @@ def _clear(job: Job) -> None:
     """
     manifest = job.folder / MANIFEST
     lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
-    listed = [job.folder / json.loads(line)["file"] for line in lines]
+    listed = [inside(job.folder, json.loads(line)["file"], str(manifest)) for line in lines]
     written = (job.path(i) for i in range(len(job.source)))
     for path in [*listed, *written, *job.folder.glob(SHARDS), manifest, job.folder / SETTINGS]:
         path.unlink(missing_ok=True)

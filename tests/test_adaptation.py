@@ -313,3 +313,27 @@ def test_sequences_draw_a_level_for_each_stage(ddpm: Path, tmp_path: Path) -> No
     rows = manifest_of(tmp_path / "blur+noise+jpeg/random")
     assert all(len(row["level"]) == 3 for row in rows) and rows[0]["level"] != rows[1]["level"]
     assert all(torch.isfinite(torch.tensor(row["level"])).all() for row in rows)
+
+
+def test_pictures_that_nobody_adapted_are_refused_and_replaced_when_asked(ddpm: Path, tmp_path: Path) -> None:
+    save_images(tmp_path / "in", ["a/1.png", "b/2.png"])
+    save_images(tmp_path / "out", ["a/1.png"])
+    before = pngs(tmp_path / "out")
+    words = ("--base_samples", tmp_path / "in", "--enlarge", "true")
+    done = adapt(ddpm, tmp_path / "out", *words)
+    assert done.status == 2 and "a/1.png" in done.err and "--overwrite true" in done.err
+    assert pngs(tmp_path / "out") == before
+    assert "adapted 2 images" in adapt(ddpm, tmp_path / "out", *words, "--overwrite", "true").check().err
+    assert pngs(tmp_path / "out")["a/1.png"] != before["a/1.png"]
+
+
+def test_a_manifest_deletes_nothing_outside_its_folder(ddpm: Path, tmp_path: Path) -> None:
+    save_images(tmp_path / "in", ["a/1.png"])
+    words = ("--base_samples", tmp_path / "in", "--enlarge", "true")
+    adapt(ddpm, tmp_path / "out", *words).check()
+    victim = tmp_path / "victim.txt"
+    victim.write_text("kept")
+    manifest = tmp_path / "out" / "manifest.jsonl"
+    manifest.write_text(manifest.read_text() + json.dumps({"key": "x", "file": "../victim.txt"}) + "\n")
+    done = adapt(ddpm, tmp_path / "out", *words, "--seed", 5, "--overwrite", "true")
+    assert done.status == 2 and "../victim.txt" in done.err and victim.read_text() == "kept"

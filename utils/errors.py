@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from undegrade.utils.interruption import STATUS, Interrupted
 from undegrade.utils.registry import include
 from undegrade.utils.run_log import setup_logging
 
@@ -27,9 +26,6 @@ def run_main(main: Callable[[], object]) -> NoReturn:
     try:
         include(sys.argv)  # before the script makes its parser, which lists the options of all rows
         status = main()
-    except Interrupted as reason:
-        print(f"stopped: {reason}; the same command goes on from there", file=sys.stderr)
-        sys.exit(STATUS)
     except (ValueError, OSError, Stopped) as error:
         if os.environ.get("UNDEGRADE_TRACEBACK"):
             raise
