@@ -80,9 +80,9 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
     for name, system in config.systems.items():
         for cell in needed:
             check_rule(system.rule, {m: members[m].predictor for m in members_of(system, cell, members)}, name)
-    evaluation = _score(config, needed, members, checkpoints, source)
-    out = Path(config.out)
-    write_json(out / "results.json", evaluation.rows, _meta(config, members, source))
+    out, meta = Path(config.out), _meta(config, members, source)
+    evaluation = _score(config, needed, members, checkpoints, source, meta)
+    write_json(out / "results.json", evaluation.rows, meta)
     write_csv(out / "results.csv", evaluation.rows)
     save_plots(out, evaluation.rows)
     if config.cache:  # what the rows of the logit files are
@@ -119,9 +119,10 @@ def _score(
     members: Mapping[str, Member],
     checkpoints: dict[str, Path],
     source: ImageSource,
+    meta: dict[str, Any],
 ) -> Evaluation:
-    """Go through the cells in their order."""
-    dataset, out, meta = Path(config.data.dataset).name, Path(config.out), _meta(config, members, source)
+    """Go through the cells in their order; `meta` is written with the rows so far."""
+    dataset, out = Path(config.data.dataset).name, Path(config.out)
     for key, changed in config.data.changed().items():
         log.warning("degradations are computed with data.%s: %s", key, changed)
     in_w = CARTON in source.classes and any(cell.corruption == WATERMARK for cell in needed)

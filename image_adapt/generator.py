@@ -21,7 +21,7 @@ from undegrade.models.diffusion.vae import LatentDecoder, open_decoder
 from undegrade.utils.checkpoint import read_description
 from undegrade.utils.choices import check_choice, fill_names
 from undegrade.utils.data.sources.imagenet import read_classes
-from undegrade.utils.runs import resolve_checkpoint
+from undegrade.utils.runs import find_checkpoint
 from undegrade.utils.training_commands import training_command
 
 _LATENT_STEPS = "250"  # of the published DiT
@@ -223,13 +223,10 @@ def open_generator(config: GenerateConfig, device: torch.device) -> Opened:
     """
     reference = config.fill(config.model)
 
-    def made_by() -> str:
-        name = Path(reference).name
-        published = f"wget {_DIT_FILES}/{name}" if name.startswith("DiT-") else ""
-        return published or training_command(reference, config.runs, config.dataset)
-
-    folder = dit_folder(reference)
-    path = folder or diffusers_folder(reference) or resolve_checkpoint(reference, config.runs, made_by)
+    name, folder = Path(reference).name, dit_folder(reference)
+    published = f"wget {_DIT_FILES}/{name}" if name.startswith("DiT-") else ""
+    path = folder or diffusers_folder(reference)
+    path = path or find_checkpoint(reference, config.runs, dataset=config.dataset, made_by=published)
     description = {} if path.is_dir() else read_description(path)
     decoder, vae = None, None if config.vae is None else Path(config.vae)
     if folder or not (path.is_dir() or description):

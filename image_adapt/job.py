@@ -11,6 +11,7 @@ from typing import Any
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.shards import shard_name
+from undegrade.utils.paths import inside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Job:
         return sorted(range(len(self.source)), key=self.source.keys.__getitem__)
 
     @functools.cached_property
+    def _inside(self) -> set[Path]:
+        """Folders of outputs that are known to lie inside: each is looked at once."""
+        return {self.folder}
+
+    @functools.cached_property
     def _place(self) -> dict[int, int]:
         return {i: place for place, i in enumerate(self.by_key)}
 
@@ -86,9 +92,10 @@ class Job:
         """Output file of image i.
 
         Raises:
-            ValueError: its key would leave the output folder.
+            ValueError: its key would leave the output folder, by itself or by a link.
         """
-        key = Path(self.source.keys[i])
-        if ".." in key.parts or key.is_absolute():
-            raise ValueError(f"image key {self.source.keys[i]!r} would leave the output folder {self.folder}")
-        return self.folder / self.file(i)
+        path = self.folder / self.file(i)
+        if path.parent not in self._inside:
+            inside(self.folder, Path(self.file(i)).parent, f"image key {self.source.keys[i]!r}")
+            self._inside.add(path.parent)
+        return path

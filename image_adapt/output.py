@@ -72,11 +72,12 @@ def settings_of(config: AdaptConfig, adapter: Adapter, job: Job) -> dict[str, An
 
 def other_settings(job: Job, settings: dict[str, Any]) -> list[str]:
     """What differs between the settings and those of the images in the folder (nothing if there are
-    none).
+    none); images of which none are noted are others.
     """
     path = job.folder / SETTINGS
     if not path.is_file():
-        return []
+        found = outputs(job) if job.folder.is_dir() else {}
+        return [f"no {SETTINGS} beside the {len(found)} that are there, e.g. {job.file(min(found))}"] if found else []
     stored = json.loads(path.read_text(encoding="utf-8"))
     there, now = (_flat(found) for found in (stored, json.loads(json.dumps(settings))))
     return [f"{k}: {there.get(k)} there, {now.get(k)} now" for k in sorted({*there, *now}) if there.get(k) != now.get(k)]
@@ -113,27 +114,12 @@ def prepare(job: Job, settings: dict[str, Any], overwrite: bool = False) -> None
     """Store the settings beside the images, after removing those of other settings if that is
     allowed (see `check_settings`).
     """
-    if check_settings(job, settings, overwrite) or _foreign(job, overwrite):
+    if check_settings(job, settings, overwrite):
         _clear(job)
     elif (job.folder / SETTINGS).is_file():
         return
     job.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(job.folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True) + "\n")
-
-
-def _foreign(job: Job, overwrite: bool) -> bool:
-    """Whether images lie where outputs belong of which no settings say how they were made.
-
-    Raises:
-        ValueError: there are some, and they may not be replaced.
-    """
-    found = {} if (job.folder / SETTINGS).is_file() else outputs(job)
-    if found and not overwrite:
-        raise ValueError(
-            f"{job.folder} holds {len(found)} images under the names of outputs, e.g. {job.file(min(found))}, and no {SETTINGS} "
-            "that says how they were made: choose another --save_dir, or replace them with --overwrite true"
-        )
-    return bool(found)
 
 
 def copy_class_map(config: AdaptConfig) -> None:

@@ -22,8 +22,7 @@ from undegrade.models.diffusion.sampling import ReverseStep, check_variance, dra
 from undegrade.utils.choices import check_choice
 from undegrade.utils.config import literal_of
 from undegrade.utils.key_help import attribute_texts
-from undegrade.utils.runs import resolve_checkpoint
-from undegrade.utils.training_commands import training_command
+from undegrade.utils.runs import find_checkpoint
 
 START_STEP = 50
 _SWAPPED = (50, 4)  # D and N as the published commands print them
@@ -143,9 +142,7 @@ class ReverseChain(Adapter):
                 null label.
         """
         reference = context.model or ""
-        path = diffusers_folder(reference) or resolve_checkpoint(
-            reference, context.runs, lambda: training_command(reference, context.runs, context.dataset)
-        )
+        path = diffusers_folder(reference) or find_checkpoint(reference, context.runs, dataset=context.dataset)
         denoiser = open_denoiser(path, context.model_flags)
         if denoiser.num_classes is not None and not denoiser.null_label:
             raise ValueError(

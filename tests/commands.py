@@ -78,7 +78,7 @@ def _denoiser() -> Denoiser:
     return build_denoiser(32, [8])
 
 
-def _checkpoint(*_: object) -> Path:
+def _checkpoint(*_: object, **__: object) -> Path:
     return Path("runs/name/id/best.safetensors")
 
 
@@ -103,7 +103,7 @@ STOPS: dict[str, dict[str, Callable]] = {
     "evaluation/approach_table.py": {"undegrade.evaluation.seeds.read_seeds": _stop()},
     "utils/pipeline.py": {"subprocess.run": _stop(), "undegrade.utils.files.write_atomic": _stop()},
     "image_adapt/scripts/image_sample.py": {
-        "undegrade.image_adapt.reverse.resolve_checkpoint": _checkpoint,
+        "undegrade.image_adapt.reverse.find_checkpoint": _checkpoint,
         "undegrade.models.diffusion.loading.load_denoiser": lambda path: _denoiser(),
         "undegrade.image_adapt.work.plan_jobs": _stop(lambda config: config.input.cells()),
     },

@@ -337,3 +337,22 @@ def test_a_manifest_deletes_nothing_outside_its_folder(ddpm: Path, tmp_path: Pat
     manifest.write_text(manifest.read_text() + json.dumps({"key": "x", "file": "../victim.txt"}) + "\n")
     done = adapt(ddpm, tmp_path / "out", *words, "--seed", 5, "--overwrite", "true")
     assert done.status == 2 and "../victim.txt" in done.err and victim.read_text() == "kept"
+
+
+def test_a_dry_run_refuses_what_the_launch_refuses(ddpm: Path, tmp_path: Path) -> None:
+    save_images(tmp_path / "in", ["a/1.png"])
+    save_images(tmp_path / "out", ["a/1.png"])
+    done = adapt(ddpm, tmp_path / "out", "--base_samples", tmp_path / "in", "--enlarge", "true", "--dry_run")
+    assert done.status == 2 and "a/1.png" in done.err and "--overwrite true" in done.err
+
+
+def test_a_class_folder_that_is_a_link_is_never_written_through(ddpm: Path, tmp_path: Path) -> None:
+    save_images(tmp_path / "in", ["a/1.png"])
+    save_images(tmp_path / "elsewhere", ["1.png"])
+    before = pngs(tmp_path / "elsewhere")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").symlink_to(tmp_path / "elsewhere")
+    for more in ((), ("--overwrite", "true")):
+        done = adapt(ddpm, tmp_path / "out", "--base_samples", tmp_path / "in", "--enlarge", "true", *more)
+        assert done.status == 2 and "'a/1'" in done.err and "would leave the output folder" in done.err
+    assert pngs(tmp_path / "elsewhere") == before

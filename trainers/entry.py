@@ -24,7 +24,7 @@ from undegrade.trainers.methods import METHODS
 from undegrade.trainers.trainer import Trainer
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
-from undegrade.utils.config import Tree, build, dotted_keys, dump_yaml, merge, read_yaml, to_tree
+from undegrade.utils.config import Tree, build, dotted_keys, dump_yaml, merge, read_all, read_yaml, to_tree
 from undegrade.utils.data.batches import BatchLoader
 from undegrade.utils.data.cells import drawn_cell
 from undegrade.utils.data.perturbations.registry import find_perturbation
@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     resume = _resumed_run(args.resume) if args.resume else None
     if args.config is None and resume is None:
         p.error("give a config with -c, or a run to go on with by -r")
-    tree = read_yaml(resume / "config.yaml") if resume else {}
-    for path in args.config or []:
-        tree = merge(tree, read_yaml(path))
+    tree = read_all(args.config or [], read_yaml(resume / "config.yaml") if resume else None)
     config = build(TrainConfig, merge(merge(tree, overrides), _short_flags(args)))
     return run(dataclasses.replace(config, name=fill(config.name, config)), args.device, resume, args.run_id, args.run)
 

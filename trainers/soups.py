@@ -26,7 +26,7 @@ from undegrade.trainers.config import TrainConfig, fill
 from undegrade.utils.checkpoint import file_digest, read_description, save_checkpoint
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.composition import compositions
-from undegrade.utils.config import Tree, build, dotted_keys, dump_yaml, merge, read_yaml, to_tree
+from undegrade.utils.config import build, dotted_keys, dump_yaml, merge, read_all, to_tree
 from undegrade.utils.data.batches import BatchLoader
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.training import DataConfig
@@ -80,10 +80,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     p.add_argument("--run", help="id of the members' runs (default: the latest finished run of each)")
     p.add_argument("--run_id", help="name of the run folder instead of the time; an existing run is written anew")
     args, overrides = p.parse(argv)
-    tree: Tree = {}
-    for path in args.config or [_config_of(args.dataset, args.arch)]:
-        tree = merge(tree, read_yaml(path))
-    return fuse(build(SoupConfig, merge(tree, overrides)), args.run_id, args.run)
+    tree = merge(read_all(args.config or [_config_of(args.dataset, args.arch)]), overrides)
+    return fuse(build(SoupConfig, tree), args.run_id, args.run)
 
 
 def _config_of(dataset: str, arch: str | None) -> str:

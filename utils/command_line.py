@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.composition import Composition, find_config
-from undegrade.utils.config import Tree, dump_yaml, merge, read_overrides, read_yaml
+from undegrade.utils.config import Tree, dump_yaml, merge, read_all, read_overrides
 
 LISTS = "a list is one word, its items joined by commas (fog,snow)"
 
@@ -25,13 +25,12 @@ def _about(keys: Sequence[str]) -> str | None:
 
 def _resolved(paths: Sequence[str], overrides: Tree) -> str:
     """The configuration of several paths and keys over them, and the files that it comes from."""
-    lines, tree = [], Tree()
+    lines = []
     for path in paths:
         found = find_config(path)
         files = [found.dataset, found.recipe, found.network] if isinstance(found, Composition) else [found]
         lines.append(f"# {path}: {' < '.join(os.path.relpath(file) for file in files if file)}")
-        tree = merge(tree, read_yaml(path))
-    return "\n".join([*lines, dump_yaml(merge(tree, overrides))])
+    return "\n".join([*lines, dump_yaml(merge(read_all(paths), overrides))])
 
 
 class ScriptParser(argparse.ArgumentParser):

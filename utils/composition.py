@@ -12,7 +12,7 @@ import difflib
 import functools
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,13 @@ def read_yaml(path: str | Path) -> Tree:
             of bases, a recipe without its keys.
     """
     return _read(Path(path), ())
+
+
+def read_all(paths: Iterable[str], below: Tree | None = None) -> Tree:
+    """The configurations of several paths, the later over the earlier, and all of them over
+    `below`; errors of `read_yaml`.
+    """
+    return functools.reduce(merge, map(read_yaml, paths), below or {})
 
 
 def find_config(path: str | Path) -> Path | Composition:

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from undegrade.utils.choices import check_choice
-from undegrade.utils.composition import read_yaml
+from undegrade.utils.composition import read_all, read_yaml
 from undegrade.utils.yaml_trees import Tree, dump_yaml, merge, nested, parse_value
 
 __all__ = [
-    "Tree", "build", "dotted_keys", "dump_yaml", "literal_of", "merge", "nested", "parse_value", "read_overrides",
-    "read_yaml", "to_tree",
+    "Tree", "build", "dotted_keys", "dump_yaml", "literal_of", "merge", "nested", "parse_value", "read_all",
+    "read_overrides", "read_yaml", "to_tree",
 ]  # fmt: skip
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""Whether a path that a file names lies inside the folder that it may speak of."""
+"""Whether a path that a file or a key names lies inside the output folder that it may speak of."""
 
 from __future__ import annotations
 
@@ -19,5 +19,7 @@ def inside(folder: str | Path, name: str | Path, where: str = "") -> Path:
     path = Path(folder) / name
     root = Path(folder).resolve()
     if Path(name).is_absolute() or not path.resolve().is_relative_to(root) or path.resolve() == root:
-        raise ValueError(f"{f'{where}: ' if where else ''}the path {str(name)!r} leaves the folder {folder}: it must lie inside")
+        raise ValueError(
+            f"{f'{where}: ' if where else ''}the path {str(name)!r} would leave the output folder {folder}: it must lie inside"
+        )
     return path

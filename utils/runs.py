@@ -56,8 +56,8 @@ def resolve_checkpoint(
 
     Args:
         reference: a checkpoint file (`file.pth#entry` for one of several state dicts in it), a run
-            folder, or the name of a run under `save_dir` (its
-            latest finished run is taken; `name/run_id` names one run).
+            folder, or the name of a run under `save_dir` (its latest finished run is taken;
+            `name/run_id` names one run).
         save_dir: where runs are stored.
         made_by: the command that makes it, for the message; or what finds that out, called when it
             is needed.
@@ -101,14 +101,19 @@ def resolve_checkpoint(
     )
 
 
-def find_checkpoint(name: str, save_dir: str | Path, run_id: str | None = None) -> Path:
+def find_checkpoint(name: str, save_dir: str | Path, run_id: str | None = None, dataset: str = "", made_by: str = "") -> Path:
     """Checkpoint that `name` means: a file, a run folder, or a run's name (its latest finished
-    run, or the run `run_id`).
+    run, or the run `run_id`); `dataset` and `made_by`, the data set in use and the command that
+    makes it where none trains it, are for the message.
 
     Raises:
         FileNotFoundError: says where it looked and which command makes it.
     """
-    return resolve_checkpoint(name, save_dir, lambda: training_command(published_run(name) or name, str(save_dir)), run_id)
+
+    def command() -> str:
+        return made_by or training_command(published_run(name) or name, str(save_dir), dataset)
+
+    return resolve_checkpoint(name, save_dir, command, run_id)
 
 
 def check_specialist(path: Path, degradation: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from undegrade.models.diffusion.openai_flags import parse_flag
 from undegrade.utils.command_line import ScriptParser
-from undegrade.utils.config import Tree, dotted_keys, merge, parse_value, read_yaml
+from undegrade.utils.config import Tree, dotted_keys, merge, parse_value, read_all
 from undegrade.utils.key_help import key_types
 
 
@@ -30,10 +30,7 @@ def given_tree(args: argparse.Namespace, overrides: Tree) -> Tree:
     """The files of `--config`, the later ones over the earlier, and the keys of the command line
     over them.
     """
-    tree: Tree = {}
-    for path in args.config or []:
-        tree = merge(tree, read_yaml(path))
-    return merge(tree, overrides)
+    return merge(read_all(args.config or []), overrides)
 
 
 def check_needed(tree: Tree, key: str, flag: str) -> None:

@@ -22,7 +22,14 @@ from typing import Any
 from torch import Tensor
 
 from undegrade.models.diffusion.denoiser import Denoiser
-from undegrade.models.diffusion.diffusers_folder import CONFIG, network_folder, read_json, read_network, weights_file
+from undegrade.models.diffusion.diffusers_folder import (
+    CONFIG,
+    network_folder,
+    read_json,
+    read_network,
+    scheduler_file,
+    weights_file,
+)
 from undegrade.models.diffusion.unet import assign_weights
 from undegrade.utils.checkpoint import file_digest, load_checkpoint
 from undegrade.utils.choices import check_choice
@@ -125,7 +132,7 @@ def dit_digest(path: Path, vae: Path, embedding: str | None = None, num_heads: i
 
 def _check_scheduler(folder: Path) -> None:
     """The chain that a pipeline says it was trained on is the one that is used here."""
-    path = folder.parent / "scheduler" / "scheduler_config.json"
+    path = scheduler_file(folder)
     said = read_json(path) if path.is_file() else {}
     wrong = {key: said[key] for key, value in _SCHEDULER.items() if said.get(key, value) != value}
     if wrong:

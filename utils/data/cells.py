@@ -1,9 +1,6 @@
-"""Test cells: (corruption, severity) -> a source of images, whichever way the images come to be.
+"""Test cells: pairs of a perturbation and its level, and the words of command lines that mean them.
 
-A *view* gives one `ImageSource` a cell. `OnTheFly` corrupts or degrades a clean source as it is
-read, `ReleasedArrays` reads the published CIFAR-10-C layout (`<corruption>.npy`, `labels.npy`),
-`FolderTree` reads `<root>/<corruption>/<severity>/<class>/*` as the adapter writes it. Images of
-two views are paired by key, never by position.
+How the images of a cell come to be is a matter of views (utils/data/views.py).
 """
 
 from __future__ import annotations

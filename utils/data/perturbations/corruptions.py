@@ -2,9 +2,9 @@
 arXiv:1903.12261).
 
 What an image receives depends on (pixels, name, severity, key, seed) and the set of constants only.
-The released CIFAR-10-C
-and ImageNet-C were made without a seed, so they can be met in distribution, not bit for bit; the
-released ImageNet-C files are also saved as JPEG of quality 85, which is not done here.
+The released CIFAR-10-C and ImageNet-C were made without a seed, so they can be met in distribution,
+not bit for bit; the released ImageNet-C files are also saved as JPEG of quality 85, which is not
+done here.
 """
 
 from __future__ import annotations
