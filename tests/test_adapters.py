@@ -111,8 +111,8 @@ def test_help_lists_the_options_of_the_example(place: Path) -> None:
 
 
 def test_an_entry_point_does_the_same_without_include(place: Path) -> None:
-    monkey = mock.patch("undegrade.utils.registry.metadata.entry_points",
-                        return_value=[metadata.EntryPoint("median", "my_median", "undegrade.adapters")])  # fmt: skip
+    point = metadata.EntryPoint("median", "my_median", "undegrade.adapters")
+    monkey = mock.patch("undegrade.utils.registry.entry_points", lambda group: [point] if group == point.group else [])
     with monkey, mock.patch.object(ADAPTERS, "_complete", False), mock.patch.object(sys, "path", [str(place), *sys.path]):
         documented(COMMANDS[0].replace("--include my_median ", "")).check()
     assert set(pngs(place / "out")) == {f"{name}.png" for name in SIZES}

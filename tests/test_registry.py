@@ -54,7 +54,7 @@ def test_entry_points_add_rows_and_one_that_fails_is_named_while_the_rest_works(
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     with (
-        mock.patch("undegrade.utils.registry.metadata.entry_points", return_value=points),
+        mock.patch("undegrade.utils.registry.entry_points", return_value=points),
         mock.patch("importlib.metadata.import_module", side_effect=load),
         caplog.at_level(logging.WARNING),
     ):

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 from undegrade.utils.choices import check_choice
@@ -78,7 +78,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if self._complete:
             return
         self._complete = True
-        for point in metadata.entry_points(group=self.group):
+        for point in entry_points(group=self.group):
             try:
                 point.load()
             except Exception as error:  # of somebody else's package: whatever it is, our rows work without it
