@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from undegrade.utils.interruption import STATUS, Interrupted
 from undegrade.utils.registry import include
 from undegrade.utils.run_log import setup_logging
 
@@ -20,12 +21,15 @@ class Stopped(RuntimeError):
 def run_main(main: Callable[[], object]) -> NoReturn:
     """Start a script and end the process: with the status that `main` returns if it is a number,
     else with 0. ValueError, OSError and Stopped become the line `error: ...` and status
-    2 (UNDEGRADE_TRACEBACK=1: the traceback), an interruption status 130.
+    2 (UNDEGRADE_TRACEBACK=1: the traceback), an interruption that was saved status 75, another 130.
     """
     setup_logging()
     try:
         include(sys.argv)  # before the script makes its parser, which lists the options of all rows
         status = main()
+    except Interrupted as reason:
+        print(f"stopped: {reason}; the same command goes on from there", file=sys.stderr)
+        sys.exit(STATUS)
     except (ValueError, OSError, Stopped) as error:
         if os.environ.get("UNDEGRADE_TRACEBACK"):
             raise

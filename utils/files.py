@@ -13,7 +13,8 @@ from pathlib import Path
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A name beside `path` to write a file or folder to, which takes the place of `path` when the
-    block ends.
+    block ends. What was written is on the disk before it gets its name: a crash of the machine
+    leaves the old or the new content, too.
 
     The name is unique (several processes, also on several hosts, may write the same `path`: the
     last one wins). Missing parent folders are created. A block that raises leaves `path` as it was,
@@ -30,6 +31,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         for file in (f for f in (temporary, *temporary.rglob("*")) if f.is_file()):
             _share(file)
+            _flush(file)
         os.replace(temporary, target)
     finally:
         if temporary.is_dir():
@@ -51,6 +53,11 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def _share(file: Path) -> None:
