@@ -1,10 +1,9 @@
-"""Intervals against scipy and hand-computed values; files; tables; provenance."""
+"""Intervals against scipy and hand-computed values; files; tables."""
 
 from __future__ import annotations
 
 import math
 import os
-import subprocess
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -30,7 +29,6 @@ from undegrade.evaluation.results import (
 )
 from undegrade.evaluation.seeds import Statistic
 from undegrade.evaluation.tables import caption, markdown_table, pivot, table
-from undegrade.utils import provenance as provenance_module
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.files import write_atomic
 
@@ -270,30 +268,3 @@ def test_average_interval_is_no_narrower_than_the_clustered_one() -> None:
     clustered = mean_result("s", "d", "r", cells)
     assert average.accuracy == pytest.approx(clustered.accuracy)
     assert average.ci95_high - average.ci95_low > clustered.ci95_high - clustered.ci95_low
-
-
-def test_provenance_gives_the_commit_of_tracked_code_only(tmp_path: Path) -> None:
-    def git(*arguments: str) -> None:
-        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
-        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
-
-    file, stranger = tmp_path / "code.py", tmp_path / "stranger.py"
-    file.write_text("a = 1\n")
-    stranger.write_text("b = 1\n")
-    assert provenance_module.git_state(file) == (None, None)
-    git("init", "-q")
-    git("add", "code.py")
-    assert provenance_module.git_state(file) == (None, None)  # no commit yet
-    git("commit", "-q", "-m", "first")
-    commit, dirty = provenance_module.git_state(file)
-    assert commit is not None and len(commit) == 40 and dirty is False
-    file.write_text("a = 2\n")
-    assert provenance_module.git_state(file) == (commit, True)
-    assert provenance_module.git_state(stranger) == (None, None)
-
-
-def test_provenance_names_no_person_host_or_path() -> None:
-    facts = provenance_module.provenance()
-    assert list(facts) == ["commit", "dirty", "python", "torch", "system", "cpu", "cores", "gpu"]
-    assert isinstance(facts["cores"], int) and facts["cores"] >= 1 and facts["cpu"]
-    assert not any(str(Path.cwd()) in str(value) for value in facts.values())

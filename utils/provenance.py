@@ -4,22 +4,35 @@ person or a machine.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import importlib.metadata
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+# those whose version can change a number
+LIBRARIES = (
+    "torch", "torchvision", "numpy", "scipy", "pillow", "accelerate", "timm", "diffusers", "safetensors", "opencv-python",
+    "scikit-learn", "imagedegrade", "imagecorruptions-imaug",
+)  # fmt: skip
 
-def provenance() -> dict[str, str | int | bool | None]:
+
+def provenance() -> dict[str, Any]:
     """Facts that a reader needs to repeat a run.
 
     Returns:
         `commit`: git commit of this code, None when the code is not in a git repository (or git is
             missing);
         `dirty`: whether tracked files differ from that commit, None with `commit`;
-        `python`, `torch`: versions; `system`: operating system and architecture;
+        `python`: version; `libraries`: see `library_versions`; `system`: operating system and
+        architecture;
         `cpu`: model; `cores`: logical cores that this process may use;
         `gpu`: "count x model" of each visible GPU model, None without a GPU.
         No user name, host name or path is among them.
@@ -29,12 +42,31 @@ def provenance() -> dict[str, str | int | bool | None]:
         "commit": commit,
         "dirty": dirty,
         "python": platform.python_version(),
-        "torch": str(torch.__version__),
+        "libraries": library_versions(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpu": _gpu_models(),
     }
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that take part in a result, by name; those that are not
+    installed are left out. Nothing is imported.
+    """
+    versions = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def listing_digest(keys: Sequence[str], labels: Iterable[int] | torch.Tensor) -> str:
+    """First 16 hexadecimal digits of a SHA-256 over the keys and labels of a data set's images, in
+    their order: equal for the same images under the same labels, whatever their pixels.
+    """
+    numbers = labels.tolist() if isinstance(labels, torch.Tensor) else [int(label) for label in labels]
+    return hashlib.sha256(json.dumps([list(keys), numbers]).encode()).hexdigest()[:16]
 
 
 def git_state(file: Path) -> tuple[str | None, bool | None]:
