@@ -38,7 +38,7 @@ def published(name: str, constants: str, severity: int) -> Reference:
 def _with_constants(name: str, row: tuple[float, ...]) -> Reference:
     """The function of imagecorruptions with `row` in place of its own constants."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(getattr(imagecorruptions.corruptions, name))))
-    written = f"1 + {row[1]} * np.arange({row[0]})" if name == "zoom_blur" else repr(row if len(row) > 1 else row[0])
+    written = f"np.arange(1, {row[0]}, {row[1]})" if name == "zoom_blur" else repr(row if len(row) > 1 else row[0])
     constants = ast.parse(written, mode="eval").body
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "c":

@@ -201,14 +201,17 @@ TOGETHER = {
 }
 RADAM = {"optimizer.name": "RAdam", "optimizer.lr": 1e-3, "optimizer.weight_decay": 1e-4}
 DDA = {"dda.respacing": "100", "dda.start_step": 50, "dda.downscale_factor": 4}
+TINY_HOLES = {"ResNet56_base_scratch": 32, "ResNet56_base_vanilla": 32, "ResNet56_fused": 16, "ResNet56-56_fusiondistill": 16}
 PUBLISHED = {  # DiffAUD's: test_diffaud_configs.py, SDA's: test_fine_tuning.py
     "ind/CIFAR10/ResNet56_clean": {**STEP1, "optimizer.weight_decay": 1e-4, "data.augment.cutout": 16},
     "ind/CIFAR100/ResNet56_clean": {**STEP1, "optimizer.weight_decay": 5e-4, "data.batch_size": 128},
     "ind/TinyImagenet/ResNet56_clean": {**STEP1, "optimizer.weight_decay": 5e-4, "data.augment.cutout": 32},
-    "sl/CIFAR100/ResNet56-56": {**RADAM, "optimizer.schedule": "cosine", "loop.epochs": 100, "method.ce_weight": 1.0},
+    "sl/CIFAR100/ResNet56-56": {**RADAM, "optimizer.schedule": "epoch_cosine", "loop.epochs": 100, "method.ce_weight": 1.0},
+    "sl/TinyImagenet/ResNet56-56": {"optimizer.schedule": "epoch_cosine", "data.augment.cutout": 32},
     "deg_all/CIFAR100/ResNet56_base_scratch": {**TOGETHER, "optimizer.name": "SGD", "optimizer.lr": 0.1},
     "deg_all/CIFAR100/ResNet56_base_vanilla": {**TOGETHER, **RADAM, "model.init_from": "ind/{dataset}/{arch}_clean"},
     "deg_all/CIFAR100/ResNet56_fused": {**RADAM, "optimizer.milestones": [30, 70, 90], "loop.epochs": 100},
+    **{f"deg_all/TinyImagenet/{name}": {"data.augment.cutout": side} for name, side in TINY_HOLES.items()},
     "deg_all/CIFAR100/ResNet56-56_fusiondistill": {
         **RADAM, "optimizer.milestones": [30, 70, 90], "loop.epochs": 100, "method.ce_weight": 0.1, "method.teacher_view": "clean",
         "method.feature_weights": {"stage3": 1.0}, "model.init_from": "deg_all/{dataset}/{arch}_soups",

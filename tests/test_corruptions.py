@@ -151,7 +151,7 @@ def test_constants_are_complete() -> None:
         ("defocus_blur", "tiny", 4, (2.5, 0.01)),
         ("glass_blur", "tiny", 4, (0.7, 2, 1)),
         ("motion_blur", "cifar", 5, (9, 2.5)),
-        ("zoom_blur", "imagenet", 3, (11, 0.02)),
+        ("zoom_blur", "imagenet", 3, (1.21, 0.02)),
         ("snow", "cifar", 5, (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8)),
         ("frost", "tiny", 2, (0.9, 0.4, 0.3)),
         ("fog", "cifar", 5, (1.5, 1.75)),

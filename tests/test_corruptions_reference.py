@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from tests.perturbing import corrupt
 from tests.photo_like import photo_like, to_array
+from tests.published_corruptions import published
 from undegrade.utils.data.perturbations import corruption_functions, corruption_weather
 from undegrade.utils.data.perturbations.corruption_constants import CONSTANTS
 from undegrade.utils.data.perturbations.corruptions import FUNCTIONS
@@ -64,6 +65,20 @@ def test_deterministic_corruptions_equal_imagecorruptions_within_one_level(name:
         assert (difference > 0).mean() < (0.03 if name == "saturate" else 0.01), severity
 
 
+@pytest.mark.parametrize(("constants", "size"), [("cifar", 32), ("tiny", 64)])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_deterministic_corruptions_of_the_small_sets_equal_the_published_ones_within_one_level(
+    name: str, constants: str, size: int
+) -> None:
+    image = photo_like(1, size)
+    for severity in range(1, 6):
+        expected = published(name, constants, severity)(to_array(image[0]), 0)
+        out = to_array(corrupt(image, name, severity, keys=["a"], seed=0, constants=constants)[0])
+        difference = np.abs(out.astype(int) - expected)
+        assert difference.max() <= 1, severity
+        assert (difference > 0).mean() < (0.03 if name == "saturate" else 0.01), severity
+
+
 @pytest.mark.parametrize("name", ["motion_blur", "fog", "spatter"])
 def test_stochastic_corruptions_equal_imagecorruptions_given_the_same_stream(name: str) -> None:
     image = photo_like(1, 96)[0]
@@ -115,16 +130,45 @@ def test_zoom_is_the_centre_of_scipys_zoom(size: int) -> None:
         assert np.allclose(corruption_functions.zoom(stack, factor), expected, atol=2e-5), factor
 
 
-@pytest.mark.parametrize(
-    ("constants", "ranges"),
-    [
-        ("cifar", [(1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)]),
-        ("imagenet", [(1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)]),
-    ],
-)
-def test_zoom_factors_are_those_of_the_half_open_float_ranges(constants: str, ranges: list[tuple[float, float]]) -> None:
-    for (count, step), (stop, range_step) in zip(CONSTANTS["zoom_blur"][constants], ranges, strict=True):
-        assert 1 + step * np.arange(count) == pytest.approx(np.arange(1, stop, range_step))
+SMALL_ZOOMS = [(1, 1.06, 0.01), (1, 1.11, 0.01), (1, 1.16, 0.01), (1, 1.21, 0.01), (1, 1.26, 0.01)]
+ZOOMS = {  # what numpy.arange is given in the published generators, by severity
+    "cifar": SMALL_ZOOMS,
+    "tiny": SMALL_ZOOMS,
+    "imagenet": [(1, 1.11, 0.01), (1, 1.16, 0.01), (1, 1.21, 0.02), (1, 1.26, 0.02), (1, 1.31, 0.03)],
+}
+
+
+def _zooms(constants: str, severity: int, size: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(side of the crop, side that it is enlarged to) of every zoom of `zoom_blur`."""
+    seen: list[tuple[int, int]] = []
+    real = torch.nn.functional.interpolate
+
+    def interpolate(crop: torch.Tensor, size: list[int], **options: object) -> torch.Tensor:
+        assert crop.shape[-1] == crop.shape[-2] and size[0] == size[1]
+        seen.append((crop.shape[-1], size[0]))
+        return real(crop, size=size, **options)
+
+    with monkeypatch.context() as context:
+        context.setattr(corruption_functions.functional, "interpolate", interpolate)
+        corrupt(photo_like(1, size), "zoom_blur", severity, keys=["a"], seed=0, constants=constants)
+    return seen
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+@pytest.mark.parametrize("constants", ZOOMS)
+def test_zooms_crop_and_enlarge_as_scipy_does_with_the_published_float_factors(
+    constants: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for severity, ends in enumerate(ZOOMS[constants], start=1):
+        crops = [(int(np.ceil(size / factor)), factor) for factor in np.arange(*ends)]
+        enlarged = [(crop, len(ndimage.zoom(np.zeros((crop, 1)), (factor, 1), order=0))) for crop, factor in crops]
+        # the first factor, 1, is left to the image itself
+        assert _zooms(constants, severity, size, monkeypatch) == enlarged[1:], severity
+
+
+def test_the_last_zoom_of_cifar_is_one_pixel_wider_than_its_decimal_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert np.arange(1, 1.26, 0.01)[-1] == 1.2500000000000002
+    assert _zooms("cifar", 5, 32, monkeypatch)[-1] == (26, 33)  # 26 x 1.25 = 32.5, which rounds to 32
 
 
 @pytest.mark.parametrize("margin", [1, 2, 4])

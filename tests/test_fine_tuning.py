@@ -56,6 +56,20 @@ def test_sdas_learning_rate_of_the_resnet_falls_by_ten_at_its_milestones() -> No
         assert rates[49 * epoch : 49 * (epoch + 1)] == pytest.approx([rate] * 49)
 
 
+def test_self_distillations_cosine_is_torchs_stepped_once_an_epoch() -> None:
+    config = build(TrainConfig, read_yaml("configs/sl/CIFAR100/ResNet56-56.yaml"))
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.RAdam([parameter], lr=config.optimizer.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.loop.epochs)
+    for epoch in range(config.loop.epochs):
+        published = optimizer.param_groups[0]["lr"]
+        for step in (0, 351):  # the first and the last of the epoch
+            ours = config.optimizer.lr * learning_rate_factor(config.optimizer, epoch + step / 352, config.loop.epochs)
+            assert ours == pytest.approx(published, rel=1e-9, abs=1e-12), (epoch, step)
+        optimizer.step()
+        schedule.step()
+
+
 @pytest.mark.parametrize(("epoch", "factor"), [(0, 1), (5, 0.55), (10, 0.1), (12, 0.1)])
 def test_a_cosine_ends_at_the_lowest_rate(epoch: int, factor: float) -> None:
     config = OptimizerConfig(schedule="cosine", lr=0.2, min_lr=0.02)

@@ -61,6 +61,15 @@ def test_variables_are_filled_in_and_may_name_each_other() -> None:
     assert texts(config, seed="7") == {"a": "train.py -c Digits.yaml --run runs/Digits/7"}
 
 
+def test_an_argument_whose_variable_is_null_is_left_out_and_a_null_that_is_written_stays() -> None:
+    config = {"variables": {"limit": {"CIFAR10": 5, "default": None}}, "overrides": {"a": {}}}
+    config["stages"] = {"a": {"script": "a.py", "args": {"data.limit": "{limit}", "data.subset": None}}}
+    assert texts(config) == {"a": "a.py --data.subset null"} == texts(config, dataset="CIFAR10", limit="null")
+    assert texts(config, dataset="CIFAR10") == {"a": "a.py --data.limit 5 --data.subset null"}
+    config["overrides"]["a"]["data.limit"] = "null"  # of the command line: --a.data.limit null
+    assert texts(config, dataset="CIFAR10") == {"a": "a.py --data.limit null --data.subset null"}
+
+
 def test_a_variable_that_names_itself_is_reported() -> None:
     config = {"variables": {"a": "{b}", "b": "{a}"}, "stages": {"x": {"script": "x.py", "args": {"y": "{a}"}}}}
     with pytest.raises(ValueError, match="variable '[ab]' names itself"):

@@ -37,7 +37,7 @@ class StageConfig:
         script: Python file.
         config: path of its configuration, or of several of which the later win; empty ones are
             left out.
-        args: further arguments by name, without the dashes.
+        args: further arguments by name, without the dashes. One whose variable is null is left out.
         overrides: groups of arguments (`overrides` of the pipeline) that follow, the later over
             the earlier and over `args`; those of the stage's own name come last.
         mpi: run it on the variable `ranks` of MPI ranks, if there is an mpiexec.
@@ -163,7 +163,9 @@ def _chain(
             given = [stage.config] if isinstance(stage.config, str) else stage.config
             configs = [path for path in (here.fill(text, name) for text in given) if path]
             words = ["-c", *configs] * bool(configs)
-            words += [word for key, text in args.items() for word in (f"--{key}", here.fill(text, name))]
+            filled = {key: here.fill(text, name) for key, text in args.items()}
+            empty = {key for key, text in filled.items() if text == "null" and args[key] not in ("null", None)}  # by a variable
+            words += [word for key, text in filled.items() if key not in empty for word in (f"--{key}", text)]
             before = _identity([stage.script, *words], configs, before)
             words = [word.replace(_STAGE_ID, before) for word in words]
             full = prefix + (f"{name}-{value}" if value else name)

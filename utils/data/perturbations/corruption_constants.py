@@ -28,7 +28,7 @@ def _each(*values: float) -> Severities:
     return tuple((value,) for value in values)
 
 
-_ZOOM_SMALL: Severities = ((7, 0.01), (12, 0.01), (16, 0.01), (21, 0.01), (26, 0.01))
+_ZOOM_SMALL: Severities = ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01))
 
 CONSTANTS: dict[str, dict[str, Severities]] = {
     # standard deviation
@@ -67,11 +67,12 @@ CONSTANTS: dict[str, dict[str, Severities]] = {
         "tiny": ((10, 1), (10, 1.5), (10, 2), (10, 2.5), (12, 3)),
         "imagenet": ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
     },
-    # number of zoom factors 1, 1 + step, 1 + 2 step, ...; step
+    # stop and step of the zoom factors `numpy.arange(1, stop, step)`: its rounding decides how many
+    # there are and to how many pixels each enlarges
     "zoom_blur": {
         "cifar": _ZOOM_SMALL,
         "tiny": _ZOOM_SMALL,
-        "imagenet": ((12, 0.01), (16, 0.01), (11, 0.02), (13, 0.02), (11, 0.03)),
+        "imagenet": ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
     },
     # noise mean, noise standard deviation, zoom, threshold, motion radius, motion sigma, image
     # weight

@@ -169,7 +169,7 @@ def zoom(stack: Tensor, factor: float) -> Tensor:
     return magnify(crop, factor, height, width)
 
 
-def zoom_blur(images: Tensor, generators: Generators, count: int, step: float) -> Tensor:
+def zoom_blur(images: Tensor, generators: Generators, stop: float, step: float) -> Tensor:
     batch, channels, height, width = images.shape
     stack = images.float().contiguous()
     if height * width < 1 << 14:
@@ -178,10 +178,11 @@ def zoom_blur(images: Tensor, generators: Generators, count: int, step: float) -
         channels *= batch
         stack = functional.pad(stack.view(1, channels, height, width), (0, 0, 0, 0, 0, -channels % 16))
     stack = stack.contiguous(memory_format=torch.channels_last)
+    factors = np.arange(1, stop, step).tolist()
     total = stack * 2  # the first factor is 1, so the image itself counts twice
-    for index in range(1, count):
-        total += zoom(stack, 1 + step * index)
-    return (total[:, :channels] / (count + 1)).reshape(images.shape)
+    for factor in factors[1:]:
+        total += zoom(stack, factor)
+    return (total[:, :channels] / (len(factors) + 1)).reshape(images.shape)
 
 
 def contrast(images: Tensor, generators: Generators, factor: float) -> Tensor:
