@@ -59,7 +59,8 @@ def check_prediction(parser: ScriptParser, args: argparse.Namespace, given: Tree
             raise ValueError(f"--{alone[0]} goes with --predict <folder of images>: add that, or leave it out")
         return
     unfit = [name for name in (*_OF_LABELLED, *flags) if getattr(args, name) != parser.get_default(name)]
-    unfit += [f"data.{key}" for key in given.get("data", {}) if key not in ("dataset", "image_size", "resize", "classes")]
+    known = ("dataset", "image_size", "resize", "interpolation", "classes")
+    unfit += [f"data.{key}" for key in given.get("data", {}) if key not in known]
     if unfit:
         raise ValueError(
             f"--predict labels the images of {args.predict} as they are, --{unfit[0]} has no meaning for them: leave it out; to "
