@@ -28,6 +28,7 @@ from undegrade.utils.data.sources.imagenet import IMAGE_SIZE, RESIZE, imagenet, 
 from undegrade.utils.data.sources.images import INTERPOLATIONS, Resize
 from undegrade.utils.data.sources.released import array_listing
 from undegrade.utils.data.sources.tiny_imagenet import tiny_imagenet
+from undegrade.utils.ranges import Count
 
 SPLITS = ("train", "validation", "test", "trainval")
 
@@ -58,12 +59,12 @@ class SourceConfig(PerturbationOptions):
 
     dataset: str = "Digits"
     root: str = "data"
-    image_size: int | None = None
-    resize: int | None = None
+    image_size: Count | None = None
+    resize: Count | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     classes: str | None = None
     subset: str | None = None
-    limit: int | None = None
+    limit: Count | None = None
 
     def open(self, split: str) -> ImageSource:
         """The images of a split (see `open_source`)."""
