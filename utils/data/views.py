@@ -24,8 +24,9 @@ from undegrade.utils.data.cells import CLEAN, Cell
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.perturbations.registry import find_perturbation, with_severities
 from undegrade.utils.data.sources.folders import first_size, folder_source
+from undegrade.utils.data.sources.image_files import list_images
 from undegrade.utils.data.sources.image_source import ImageSource
-from undegrade.utils.data.sources.images import Resize, list_images
+from undegrade.utils.data.sources.images import Resize
 from undegrade.utils.data.sources.released import LABELS, array_cell, refuse_to_read
 from undegrade.utils.data.sources.shards import SHARDS, shard_source
 
