@@ -114,6 +114,8 @@ class EvaluationConfig:
             frozen (evaluation.ensemble.Scorer).
         cache: keep logits in `<out>/logits`, so that another rule or a second call costs no forward
             pass.
+        overwrite: begin anew in `out`; else rows join those of the same configuration that are
+            there, and those of another one are an error.
     """
 
     members: dict[str, MemberConfig]
@@ -126,6 +128,7 @@ class EvaluationConfig:
     runs: str = "runs"
     batch_size: int = 256
     cache: bool = True
+    overwrite: bool = False
 
 
 def expand(config: EvaluationConfig) -> EvaluationConfig:
