@@ -17,6 +17,7 @@ from undegrade.image_adapt.reverse import ChainOptions, ReverseChain
 from undegrade.models.diffusion.denoiser import Denoiser
 from undegrade.models.diffusion.openai_flags import parse_flag
 from undegrade.models.diffusion.sampling import ReverseStep, ddim_step, draw_noise
+from undegrade.utils.ranges import NotNegative
 
 
 def _of_scale(text: str, section: Mapping[str, Any]) -> float:
@@ -41,18 +42,16 @@ class DDAOptions(ChainOptions):
         sampler: ddpm | ddim (no new noise in a step, for short chains).
 
     Raises:
-        ValueError: a weight below 0; a variance for a sampler that adds no noise.
+        ValueError: a variance for a sampler that adds no noise.
     """
 
-    guidance_weight: float = option(3.0, scale=_of_scale)
+    guidance_weight: NotNegative = option(3.0, scale=_of_scale)
     guidance_norm: Literal["per_image", "batch"] = "per_image"
     guidance: Literal["full", "jacobian_free"] = "full"
     sampler: Literal["ddpm", "ddim"] = "ddpm"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.guidance_weight >= 0:
-            raise ValueError(f"guidance_weight {self.guidance_weight} is not >= 0: 0 leaves it out, 3 is the published strength")
         if self.sampler == "ddim" and self.variance is not None:
             raise ValueError(f"variance {self.variance} has no meaning with sampler ddim, which adds no noise: leave it out")
 
