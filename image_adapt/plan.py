@@ -14,10 +14,7 @@ from undegrade.image_adapt.config import AdaptConfig
 from undegrade.image_adapt.job import Job
 from undegrade.image_adapt.output import check_settings, outputs, settings_of
 from undegrade.image_adapt.work import Piece, adapt_rows, cut_pieces
-
-# bytes a pixel, on the generous side: png of noisy photographs, jpeg of quality 75, arrays beside
-# png
-BYTES = {"png": 3.0, "jpeg": 0.5, "npy": 6.0, "tar": 3.0}
+from undegrade.utils.costs import BYTES_A_PIXEL
 
 
 def describe_plan(jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, ranks: int, seconds: float | None = None) -> str:
@@ -57,7 +54,7 @@ def _summary(
 ) -> list[str]:
     images, longest = sum(len(rows) for _, rows in pieces), max((_batches(rows, config) for _, rows in pieces), default=0)
     rounds, (forward, backward) = -(-len(pieces) // ranks) * longest, adapter.passes
-    mib = sum(len(rows) * jobs[j].pixels for j, rows in pieces) * BYTES[config.output] / 2**20
+    mib = sum(len(rows) * jobs[j].pixels for j, rows in pieces) * BYTES_A_PIXEL[config.output] / 2**20
     lines = [
         f"ranks: {ranks}, at most {rounds} batches of {config.batch_size} each",
         adapter.describe(),
