@@ -20,9 +20,9 @@ from undegrade.image_adapt.generator import GenerateConfig, ImageGenerator, Open
 from undegrade.image_adapt.job import Job
 from undegrade.image_adapt.mpi import World
 from undegrade.image_adapt.output import Stored, find_outputs, write_manifest
-from undegrade.image_adapt.plan import BYTES
 from undegrade.image_adapt.settings import check_settings, prepare
 from undegrade.image_adapt.work import BatchResult, Outcome, cut_pieces, share_out, sift
+from undegrade.utils.costs import BYTES_A_PIXEL
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.pixels import from_signed
 from undegrade.utils.data.sources.folders import CLASS_MAP
@@ -150,7 +150,7 @@ def describe_generation(opened: Opened, config: GenerateConfig, ranks: int, veri
     pieces = cut_pieces([job], [{} if stale else find_outputs(job, verify).there], config.batch_size)
     rounds, pending = -(-len(pieces) // ranks), sum(len(rows) for _, rows in pieces)
     classes, images = len(parse_classes(config.classes, generator.num_classes)), len(job.source)
-    mib = pending * generator.image_size**2 * BYTES["png"] / 2**20
+    mib = pending * generator.image_size**2 * BYTES_A_PIXEL["png"] / 2**20
     return (
         f"classes: {classes} of {generator.num_classes}, {config.num_per_class} images each, {generator.image_size} px\n"
         f"images: {images}, {images - pending} there, {pending} to do\n"

@@ -15,10 +15,7 @@ from undegrade.image_adapt.job import Job
 from undegrade.image_adapt.output import find_outputs
 from undegrade.image_adapt.settings import check_settings, settings_of
 from undegrade.image_adapt.work import Piece, adapt_rows, cut_pieces
-
-# bytes a pixel, on the generous side: png of noisy photographs, jpeg of quality 75, arrays beside
-# png
-BYTES = {"png": 3.0, "jpeg": 0.5, "npy": 6.0, "tar": 3.0}
+from undegrade.utils.costs import BYTES_A_PIXEL
 
 
 def describe_plan(
@@ -63,7 +60,7 @@ def _summary(
 ) -> list[str]:
     images, longest = sum(len(rows) for _, rows in pieces), max((_batches(rows, config) for _, rows in pieces), default=0)
     rounds, (forward, backward) = -(-len(pieces) // ranks) * longest, adapter.passes
-    mib = sum(len(rows) * jobs[j].pixels for j, rows in pieces) * BYTES[config.output] / 2**20
+    mib = sum(len(rows) * jobs[j].pixels for j, rows in pieces) * BYTES_A_PIXEL[config.output] / 2**20
     lines = [
         f"ranks: {ranks}, at most {rounds} batches of {config.batch_size} each",
         adapter.describe(),
