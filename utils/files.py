@@ -22,8 +22,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     and nothing beside it.
 
     Raises:
-        OSError: the folder cannot be written, or a new folder would replace one that holds
-            something.
+        OSError: the folder cannot be written, the disk is full, or a new folder would replace one
+            that holds something; names the file.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +34,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             _share(file)
             _flush(file)
         os.replace(temporary, target)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk: of which file?
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
