@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -57,6 +58,13 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def remove_litter(folder: Path) -> None:
+    """Remove what killed writes left directly in `folder`, which nobody else writes to now."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _flush(file: Path) -> None:
