@@ -18,8 +18,8 @@ from undegrade.utils.composition import read_all
 from undegrade.utils.data.cells import parse_cells, parse_severities, sweep_cells
 from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
 from undegrade.utils.data.sources.folders import first_size
+from undegrade.utils.data.sources.image_files import list_images
 from undegrade.utils.data.sources.image_source import TEST_SHARE, VALIDATION_SHARE
-from undegrade.utils.data.sources.images import list_images
 from undegrade.utils.known_sizes import NETWORKS, SIZES, Sizes
 from undegrade.utils.stages import SCRIPTS, Command
 from undegrade.utils.yaml_trees import Tree, merge, nested, parse_value
