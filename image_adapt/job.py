@@ -67,18 +67,6 @@ class Job:
     def _place(self) -> dict[int, int]:
         return {i: place for place, i in enumerate(self.by_key)}
 
-    @functools.cached_property
-    def unplaceable(self) -> dict[int, str]:
-        """Images whose file cannot lie beside those of the others, and why."""
-        files = {} if self.shard_size is not None else {self.file(i): i for i in range(len(self.source))}
-        folders = {file.rpartition("/")[0] for file in files}
-        folders |= {parent.as_posix() for folder in folders for parent in Path(folder).parents}
-        return {
-            i: f"its file {file} would lie where other images have a folder: rename it, or write --output tar"
-            for file, i in files.items()
-            if file in folders
-        }
-
     def shard(self, i: int) -> int | None:
         """Number of the shard that holds image i: they are cut in the order of the keys; None where
         it has a file of its own.

@@ -214,8 +214,6 @@ def share_out(
     total = sum(len(job.source) for job in jobs)
     progress = Progress(world, total, total - pending, doing)
     broken: list[tuple[int, Broken]] = []
-    if world.rank == 0:
-        broken = [(j, Broken(job.source.keys[i], reason)) for j, job in enumerate(jobs) for i, reason in job.unplaceable.items()]
     stored: list[tuple[int, dict[int, Stored]]] = []
     start = time.perf_counter()
     for j, rows in (pieces[p] for p in dequeue(world, len(pieces), progress.take_in)):
@@ -247,8 +245,7 @@ def cut_pieces(jobs: Sequence[Job], there: Sequence[Collection[int]], batch_size
     """
     pieces: list[Piece] = []
     for j, job in enumerate(jobs):
-        rows = range(len(job.source)) if job.shard_size is None else job.by_key
-        rows = [i for i in rows if i not in there[j] and i not in job.unplaceable]
+        rows = [i for i in (range(len(job.source)) if job.shard_size is None else job.by_key) if i not in there[j]]
         for shard, group in ((shard, list(group)) for shard, group in itertools.groupby(rows, job.shard)):
             size = batch_size if shard is None else len(group)
             pieces += [(j, group[k : k + size]) for k in range(0, len(group), size)]
