@@ -6,24 +6,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import logging
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from undegrade.evaluation.logit_store import StoredLogits, read_logits, write_logits
 from undegrade.evaluation.predictors import CELL, NEVER, Predictor
 from undegrade.evaluation.rules import RULES, combine, mixing_weights, rule_names
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.pixels import to_unit
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.views import View
-from undegrade.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -74,17 +70,29 @@ class Scorer:
         batch_size: images a forward pass; of frozen members on a CPU at most as many as 32 of
             224 x 224 pixels.
         on_images: called with the number of images after each batch (progress).
+        exact: keep logits of any number of classes in float32 (`logit_store`).
     """
 
-    def __init__(self, cache: Path | None, batch_size: int = 256, on_images: Callable[[int], object] = lambda n: None) -> None:
-        self.cache, self.batch_size, self.on_images = cache, batch_size, on_images
-        self._prepared: dict[tuple[Member, Cell], Tensor] = {}
+    def __init__(
+        self,
+        cache: Path | None,
+        batch_size: int = 256,
+        on_images: Callable[[int], object] = lambda n: None,
+        exact: bool = False,
+    ) -> None:
+        self.cache, self.batch_size, self.on_images, self.exact = cache, batch_size, on_images, exact
+        self._prepared: dict[tuple[Member, Cell], StoredLogits] = {}
         self._asked: dict[Member, list[Cell]] = {}  # cells of each member that is never reset
         self._identities: dict[tuple[Member, Cell], str] = {}
         self._seen: dict[Member, list[Cell]] = {}  # cells that a stateful predictor has gone through since its reset
 
-    def logits(self, member: Member, cell: Cell) -> Tensor:
-        """float32 [N, K] of a member on the images of a cell, in the order of its view's keys."""
+    def logits(self, member: Member, cell: Cell, rows: slice = slice(None)) -> Tensor:
+        """float32 [N, K] of a member on the images of a cell, in the order of its view's keys; or
+        of some of them.
+        """
+        return self._stored(member, cell)[rows]
+
+    def _stored(self, member: Member, cell: Cell) -> StoredLogits:
         if (member, cell) not in self._prepared:
             self.prepare([member], cell)
         return self._prepared[member, cell]
@@ -99,20 +107,31 @@ class Scorer:
         groups: dict[tuple[str, bool], list[Member]] = {}
         for member in members:
             before = self._before(member, cell)
-            stored = _read_cache(self._path(member, cell), self._identity(member, cell, before))
-            if stored is None:
+            stored = read_logits(self._path(member, cell), self._identity(member, cell, before), self.exact)
+            if stored is not None:
+                self._prepared[member, cell] = stored
+            else:
                 self._go_on(member, before)
                 groups.setdefault((self._images(member, cell), member.predictor.stateful), []).append(member)
-            else:
-                self._prepared[member, cell] = stored
         for group in groups.values():
             source, predictors = group[0].view.source(cell), [member.predictor for member in group]
-            scored = _forward(predictors, _batches(source, self._size(predictors, source)), len(source), self.on_images)
+            scored = self._forward(group, _batches(source, self._size(predictors, source)), len(source))
             for member, logits in zip(group, scored, strict=True):
                 self._prepared[member, cell] = logits
-                self._keep(self._path(member, cell), self._identity(member, cell, self._before(member, cell)), logits)
+                write_logits(self._path(member, cell), self._identity(member, cell, self._before(member, cell)), logits)
                 if member.predictor.stateful:
                     self._seen[member] = [*self._before(member, cell), cell]
+
+    def _forward(self, members: Sequence[Member], batches: Iterator[tuple[slice, Tensor]], count: int) -> list[StoredLogits]:
+        """Logits [N, K] of each member, N = `count`."""
+        # made beforehand: small tensors that outlive their batch would lie between large ones,
+        # whose room could not be used again
+        out = [StoredLogits.empty(count, member.predictor.num_classes, self.exact) for member in members]
+        for rows, images in batches:
+            for member, logits in zip(members, out, strict=True):
+                logits[rows] = logits_of(member.name, member.predictor, images)
+                self.on_images(len(images))
+        return out
 
     def _before(self, member: Member, cell: Cell) -> list[Cell]:
         """The cells whose images have changed the predictor when it comes to a cell."""
@@ -135,7 +154,8 @@ class Scorer:
             log.info("member %s is never reset and goes through %d earlier cells again", member.name, len(again))
         for cell in again:
             source = member.view.source(cell)
-            _forward([member.predictor], _batches(source, self.batch_size), len(source), lambda n: None)
+            for _, images in _batches(source, self.batch_size):
+                logits_of(member.name, member.predictor, images)
 
     def _identity(self, member: Member, cell: Cell, before: Sequence[Cell]) -> str:
         parts = [member.digest, self._images(member, cell)]
@@ -163,63 +183,38 @@ class Scorer:
         free = any(not predictor.stateful and predictor.device.type == "cpu" for predictor in predictors)
         return min(self.batch_size, cpu_batch(source.image_size)) if free else self.batch_size
 
-    def scores(self, rule: str, members: Sequence[Member], cell: Cell, double_softmax: bool = False) -> Tensor:
-        """Scores [N, K] of an ensemble on a cell; the argmax is its prediction.
+    def scores(self, rule: str, members: Sequence[Member], cell: Cell, double_softmax: bool = False) -> Iterator[Tensor]:
+        """Scores of an ensemble on a cell, some thousand images at a time: float64 [B, K], of which
+        the argmax is the prediction.
 
         Input rules (`entropy_fuse`, ...) mix the two members' images by weights from their logits
         and cost one more pass of the first member.
         """
-        logits = torch.stack([self.logits(member, cell) for member in members])
+        logits = [self._stored(member, cell) for member in members]
+        rows = [slice(start, start + _RULE_ROWS) for start in range(0, len(logits[0]), _RULE_ROWS)]
+        parts = (torch.stack([values[part] for values in logits]) for part in rows)
         if not RULES.get_row(rule).mixes_images:
-            return torch.cat([combine(rule, part, double_softmax) for part in logits.split(_RULE_ROWS, dim=1)])
-        weights = mixing_weights(rule, logits, double_softmax)
+            yield from (combine(rule, part, double_softmax) for part in parts)
+            return
+        weights = torch.cat([mixing_weights(rule, part, double_softmax) for part in parts])
+        mixed = self._mixed(rule, members, cell, weights, double_softmax)
+        yield from (mixed[part].double().softmax(1) for part in rows)
+
+    def _mixed(self, rule: str, members: Sequence[Member], cell: Cell, weights: Tensor, double_softmax: bool) -> StoredLogits:
+        """Logits of the first of two members on images mixed by weights [N, 2]."""
         first, second = members
-        identity = _digest(first.digest, second.digest, *(self._images(m, cell) for m in members), str(double_softmax))
+        seen = [self._images(member, cell) for member in members]
+        identity = _digest("logits", first.digest, second.digest, *seen, str(double_softmax))
         path = self.cache and self.cache / f"{first.name}+{second.name}" / f"{rule}-{cell.folder.replace('/', '-')}.npz"
-        stored = _read_cache(path, identity)
+        stored = read_logits(path, identity, self.exact)
         if stored is None:
             sources = [member.view.source(cell) for member in members]
             size = self._size([first.predictor], sources[0])
             pairs = zip(*(_batches(source, size) for source in sources), strict=True)
             mixed = ((rows, mix(weights[rows], a, b)) for (rows, a), (_, b) in pairs)
-            stored = _forward([first.predictor], mixed, len(weights), self.on_images)[0].softmax(1)
-            self._keep(path, identity, stored)
+            (stored,) = self._forward([first], mixed, len(weights))
+            write_logits(path, identity, stored)
         return stored
-
-    @staticmethod
-    def _keep(path: Path | None, identity: str, values: Tensor) -> None:
-        if path is not None:
-            buffer = io.BytesIO()
-            np.savez(buffer, logits=values.numpy(), identity=np.array(identity))
-            write_atomic(path, buffer.getvalue())
-
-
-def keep_listing(folder: Path, source: ImageSource, overwrite: bool) -> None:
-    """Write which images the rows of the logit files in `folder` are, or raise ValueError where
-    they are of others.
-
-    Args:
-        overwrite: take the place of others.
-    """
-    path, keys, labels = folder / "images.npz", np.array(source.keys), source.labels.numpy()
-    try:
-        with np.load(path) as stored:
-            if np.array_equal(stored["keys"], keys) and np.array_equal(stored["labels"], labels):
-                return
-            there = len(stored["keys"])
-    except FileNotFoundError:
-        there = 0
-    except Exception as error:  # a damaged archive raises almost any of them
-        log.warning("%s cannot be read (%s: %s) and is written again", path, type(error).__name__, error)
-        there = 0
-    if there and not overwrite:
-        raise ValueError(
-            f"{folder} holds logits of another listing ({there} images, {len(keys)} here, or of other names or labels): "
-            "choose another --out, or start anew there with --overwrite true"
-        )
-    buffer = io.BytesIO()
-    np.savez(buffer, keys=keys, labels=labels)
-    write_atomic(path, buffer.getvalue())
 
 
 def mix(weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -228,9 +223,19 @@ def mix(weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return u[:, 0] * first + u[:, 1] * second
 
 
-def logits_of(predictor: Predictor, images: Tensor) -> Tensor:
-    """float32 [B,K] on the CPU of images [B,3,H,W] in [0,1]."""
-    return predictor.predict(images.to(predictor.device, memory_format=torch.channels_last)).detach().float().cpu()
+def logits_of(name: str, predictor: Predictor, images: Tensor) -> Tensor:
+    """float32 [B,K] on the CPU of images [B,3,H,W] in [0,1].
+
+    Raises:
+        ValueError: logits that are no numbers; names the member, `name`.
+    """
+    logits = predictor.predict(images.to(predictor.device, memory_format=torch.channels_last)).detach().float().cpu()
+    if broken := int((~logits.amax(1).isfinite()).sum()):
+        raise ValueError(
+            f"member {name!r} gives logits that are nan or infinite for {broken} of {len(images)} images: its weights are "
+            "damaged, or it has adapted itself beyond them"
+        )
+    return logits
 
 
 def cpu_batch(image_size: int) -> int:
@@ -242,33 +247,6 @@ def _batches(source: ImageSource, size: int) -> Iterator[tuple[slice, Tensor]]:
     for start in range(0, len(source), size):
         rows = slice(start, min(start + size, len(source)))
         yield rows, to_unit(source.images(range(rows.start, rows.stop)))
-
-
-def _forward(
-    predictors: Sequence[Predictor], batches: Iterator[tuple[slice, Tensor]], count: int, on_images: Callable[[int], object]
-) -> list[Tensor]:
-    """Logits [N, K] of each predictor, N = `count`."""
-    # made beforehand: small tensors that outlive their batch would lie between large ones, whose
-    # room could not be used again
-    out = [torch.empty(count, predictor.num_classes) for predictor in predictors]
-    for rows, images in batches:
-        for predictor, logits in zip(predictors, out, strict=True):
-            logits[rows] = logits_of(predictor, images)
-            on_images(len(images))
-    return out
-
-
-def _read_cache(path: Path | None, identity: str) -> Tensor | None:
-    """The tensor of a cache file; None when there is none, it is of something else, or it is
-    damaged.
-    """
-    if path is None:
-        return None
-    try:
-        with np.load(path) as stored:
-            return torch.from_numpy(stored["logits"]) if str(stored["identity"]) == identity else None
-    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error):
-        return None
 
 
 def _digest(*parts: str) -> str:

@@ -16,12 +16,13 @@ import torch
 from tqdm import tqdm
 
 from undegrade.evaluation.config import EvaluationConfig, expand, fill_names, members_of
-from undegrade.evaluation.ensemble import Member, Scorer, check_rule, keep_listing
+from undegrade.evaluation.ensemble import Member, Scorer, check_rule
+from undegrade.evaluation.logit_store import keep_listing, stored_bytes
 from undegrade.evaluation.predictors import NEVER, Predictor, build_predictor
 from undegrade.evaluation.report.save_plots import save_plots
 from undegrade.evaluation.result_files import ResultFiles
 from undegrade.evaluation.results import Result, cell_result, paired_difference, percent
-from undegrade.evaluation.robustness import CARTON, further_metrics, is_imagenet, summary_table
+from undegrade.evaluation.robustness import CARTON, further_metrics, is_imagenet, outcomes, summary_table
 from undegrade.evaluation.tables import table
 from undegrade.models.classification.loading import load_classifier
 from undegrade.utils.checkpoint import file_digest
@@ -37,6 +38,7 @@ from undegrade.utils.runs import find_checkpoint
 
 log = logging.getLogger(__name__)
 
+_LARGE = 1e9  # bytes of logits that are worth a line
 _WRITE_EVERY = 5.0  # seconds: the file is written whole, and a cached cell takes less time than that
 
 
@@ -89,6 +91,10 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
         files = ResultFiles(out, result_facts(config, members, source, list(needed)), config.overwrite)
         if config.cache:
             keep_listing(out / "logits", source, config.overwrite)
+            asked = [members[name].predictor for names in needed.values() for name in names]
+            size = sum(stored_bytes(len(source), predictor.num_classes, _exact(config)) for predictor in asked)
+            if size > _LARGE:
+                log.info("logits are kept in %s/logits, %.1f GB in all (--cache false keeps none)", out, size / 1e9)
         scorer = _score(config, needed, members, source, files)
         rows = files.write(finished=True)
         save_plots(out, rows)
@@ -147,17 +153,16 @@ def _score(
     carton = source.classes.index(CARTON) if in_w else None
     done, total, added, last = 0, sum(map(len, needed.values())) * len(source), 0, time.monotonic()
     bar = tqdm(total=total, unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0)
-    scorer = Scorer(out / "logits" if config.cache else None, config.batch_size, bar.update)
+    scorer = Scorer(out / "logits" if config.cache else None, config.batch_size, bar.update, _exact(config))
     try:
         for cell, names in needed.items():
             bar.set_postfix_str(cell.folder)
             scorer.prepare([members[n] for n in names], cell)
             for name, system in config.systems.items():
                 if chosen := [members[m] for m in members_of(system, cell, members)]:
-                    scores = scorer.scores(system.rule, chosen, cell, system.double_softmax)
-                    right = (scores.argmax(1) == source.labels).numpy()
-                    metrics = further_metrics(scores, source.labels, carton)
-                    files.add(cell_result(name, dataset, *cell, system.rule, right, metrics), right)
+                    found = outcomes(scorer.scores(system.rule, chosen, cell, system.double_softmax), source.labels, carton)
+                    metrics = further_metrics(found, source.labels.numpy(), carton)
+                    files.add(cell_result(name, dataset, *cell, system.rule, found.right, metrics), found.right)
                     added += 1
             done += len(names) * len(source)
             bar.update(max(0, done - bar.n))  # cached cells move the bar too
@@ -171,6 +176,11 @@ def _score(
     finally:
         bar.close()
     return scorer
+
+
+def _exact(config: EvaluationConfig) -> bool:
+    """Whether logits need all their digits: `double_softmax` decides by the last of float32."""
+    return any(system.double_softmax for system in config.systems.values())
 
 
 def _members(

@@ -228,12 +228,12 @@ def _scores(
 ) -> Tensor:
     """Scores [B,K] of a rule over the members `names`; `images` uint8 [B,3,S,S] of each."""
     unit = {name: to_unit(pixels) for name, pixels in images.items()}
-    by_name = {name: logits_of(predictor, unit[name]) for name, predictor in predictors.items()}
+    by_name = {name: logits_of(name, predictor, unit[name]) for name, predictor in predictors.items()}
     logits = torch.stack([by_name[name] for name in names])
     if not RULES[rule].mixes_images:
         return combine(rule, logits, double_softmax)
     weights = mixing_weights(rule, logits, double_softmax)
-    return logits_of(predictors[names[0]], mix(weights, *(unit[name] for name in names))).softmax(1)
+    return logits_of(names[0], predictors[names[0]], mix(weights, *(unit[name] for name in names))).softmax(1)
 
 
 def _best(scores: Tensor, files: Sequence[str], classes: Sequence[str], top: int) -> list[Prediction]:

@@ -8,9 +8,11 @@ photographs it often is); Guo et al., ICML 2017 (expected calibration error).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from undegrade.evaluation.results import CLEAN, MEAN, Result, percent
@@ -155,23 +157,59 @@ def summary_table(rows: Sequence[Result], imagenet: bool) -> str:
     return "\n".join(text) + "\n"
 
 
-def further_metrics(scores: Tensor, labels: Tensor, carton: int | None = None) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class Outcomes:
+    """What scores say, image by image.
+
+    Attributes:
+        right: bool [N], whether the highest score is that of the label.
+        confidence: float [N], the highest score's share of all.
+        top5: bool [N], whether the label is among the five best; None of 5 classes or fewer.
+        carton: float [N], the share of the class carton; None where there is no such class.
+    """
+
+    right: np.ndarray
+    confidence: np.ndarray
+    top5: np.ndarray | None
+    carton: np.ndarray | None
+
+
+def outcomes(parts: Iterable[Tensor], labels: Tensor, carton: int | None = None) -> Outcomes:
+    """Go through scores without keeping them.
+
+    Args:
+        parts: [B, K] of some images at a time, none of them negative.
+        labels: int64 [N] of all of them.
+        carton: index of the class carton (None: the images are not of ImageNet-W).
+    """
+    found: list[tuple[Tensor, ...]] = []
+    start = 0
+    for scores in parts:
+        own, shares = labels[start : start + len(scores)], scores / scores.sum(1, keepdim=True)
+        top5 = (scores.topk(5).indices == own[:, None]).any(1) if scores.shape[1] > 5 else torch.empty(0)
+        of_carton = torch.empty(0) if carton is None else shares[:, carton]
+        found.append((scores.argmax(1) == own, shares.amax(1), top5, of_carton))
+        start += len(scores)
+    every = [torch.cat(values).numpy() for values in zip(*found, strict=True)]
+    return Outcomes(every[0], every[1], *(values if len(values) else None for values in every[2:]))
+
+
+def further_metrics(found: Outcomes, labels: np.ndarray, carton: int | None = None) -> dict[str, float]:
     """`calibration_error`, of more than 5 classes `top5` (how often the label is among the five
     best), and `carton_metrics`.
 
     Args:
-        scores: [N, K], none of them negative.
-        labels: int64 [N].
-        carton: index of the class carton (None: the images are not of ImageNet-W).
+        found: of N images.
+        labels: int [N].
+        carton: as for `outcomes`.
     """
-    probabilities = (scores / scores.sum(1, keepdim=True)).numpy()
-    metrics = {"calibration_error": calibration_error(probabilities, labels.numpy())}
-    if scores.shape[1] > 5:
-        metrics["top5"] = float((scores.topk(5).indices == labels[:, None]).any(1).double().mean())
-    return metrics if carton is None else metrics | carton_metrics(probabilities, labels.numpy(), carton)
+    metrics = {"calibration_error": calibration_error(found.confidence, found.right)}
+    if found.top5 is not None:
+        metrics["top5"] = float(found.top5.mean())
+    return metrics if found.carton is None else metrics | carton_metrics(found.carton, found.right, labels == carton)
 
 
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
     """Expected calibration error in [0, 1]: mean over images of |accuracy - confidence| of their
     bin of confidence.
 
@@ -180,34 +218,31 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
     core seconds to import, as long as all else of an evaluation from cached logits.
 
     Args:
-        probabilities: [N, K], rows that sum to 1.
-        labels: int [N].
+        confidence: [N] in [0, 1], of the class that was chosen.
+        right: bool [N], whether it is the label.
         bins: of equal width over (0, 1].
     """
-    confidence = probabilities.max(1)
-    right = probabilities.argmax(1) == labels
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(place, right - confidence, bins)  # sum over a bin's images of accuracy - confidence
-    return float(np.abs(gaps).sum() / len(labels))
+    return float(np.abs(gaps).sum() / len(right))
 
 
-def carton_metrics(probabilities: np.ndarray, labels: np.ndarray, carton: int) -> dict[str, float]:
+def carton_metrics(p_carton: np.ndarray, right: np.ndarray, own: np.ndarray) -> dict[str, float]:
     """What a row needs for `watermark_gaps`.
 
     Args:
-        probabilities: [N, K], rows that sum to 1.
-        labels: int [N].
-        carton: index of the carton class.
+        p_carton: [N], probability of the class carton.
+        right: bool [N], whether the image was classified correctly.
+        own: bool [N], whether it is of the class carton.
 
     Returns:
         `p_carton`, mean probability of carton; where some images are of that class also their
         number `carton_n`, the accuracy on them `carton_accuracy`, and `carton_p_carton`, their mean
         probability of carton; all but the number in [0, 1].
     """
-    metrics = {"p_carton": float(probabilities[:, carton].mean(dtype=float))}
-    own = probabilities[labels == carton]
-    if len(own):
-        metrics["carton_n"] = len(own)
-        metrics["carton_accuracy"] = float((own.argmax(1) == carton).mean())
-        metrics["carton_p_carton"] = float(own[:, carton].mean(dtype=float))
+    metrics = {"p_carton": float(p_carton.mean(dtype=float))}
+    if own.any():
+        metrics["carton_n"] = int(own.sum())
+        metrics["carton_accuracy"] = float(right[own].mean())
+        metrics["carton_p_carton"] = float(p_carton[own].mean(dtype=float))
     return metrics

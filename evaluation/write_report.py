@@ -104,7 +104,7 @@ def _column(member: Member, cells: list[Cell], picks: list[int], evaluation: Eva
     pictures = []
     for cell, i in zip(cells, picks, strict=True):
         image: Tensor = member.view.source(cell).images([i])[0]
-        label = int(torch.argmax(evaluation.scorer.logits(member, cell)[i]))
+        label = int(torch.argmax(evaluation.scorer.logits(member, cell, slice(i, i + 1))))
         right = label == int(evaluation.source.labels[i])
         pictures.append(Picture(image.permute(1, 2, 0).numpy(), evaluation.source.classes[label], right))
     return pictures

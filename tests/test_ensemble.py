@@ -57,6 +57,10 @@ def second() -> Counted:
     return make_member("adapted", 2)
 
 
+def scores_of(scorer: Scorer, *given: object, **options: bool) -> Tensor:
+    return torch.cat(list(scorer.scores(*given, **options)))  # type: ignore[arg-type]
+
+
 def expected_logits(member: Member, cell: Cell = CELL) -> Tensor:
     with torch.no_grad():
         return member.predictor.predict(to_unit(member.view.source(cell).images(range(COUNT))))
@@ -90,7 +94,7 @@ def test_a_rule_applied_to_some_images_at_a_time_gives_what_it_gives_for_all(
     scorer, members = Scorer(None), [first.member, second.member]
     whole = combine(rule, torch.stack([scorer.logits(member, CELL) for member in members]))
     monkeypatch.setattr("undegrade.evaluation.ensemble._RULE_ROWS", 3)
-    assert torch.equal(scorer.scores(rule, members, CELL), whole)
+    assert torch.equal(scores_of(scorer, rule, members, CELL), whole)
 
 
 # --- several members at once
@@ -201,13 +205,17 @@ def damage(kind: str, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["empty", "cut", "text", "short", "flipped"])
-def test_a_damaged_cache_file_is_computed_anew_and_replaced(first: Counted, tmp_path: Path, kind: str) -> None:
+def test_a_damaged_cache_file_is_said_computed_anew_and_replaced(
+    first: Counted, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = Scorer(tmp_path).logits(first.member, CELL)
     (path,) = tmp_path.rglob("*.npz")
     path.write_bytes(damage(kind, path.read_bytes()))
     for _ in range(2):
         assert torch.equal(Scorer(tmp_path).logits(first.member, CELL), whole)
         assert first.images == 2 * COUNT
+    (said,) = caplog.messages
+    assert said.startswith(f"cached logits {path} cannot be read (") and said.endswith("): they are made again")
 
 
 def test_a_cache_file_of_other_content_is_computed_anew(first: Counted, tmp_path: Path) -> None:
@@ -233,7 +241,7 @@ def test_every_rule_of_logits_costs_one_pass_of_each_member(first: Counted, seco
     logits = torch.stack([expected_logits(member) for member in members])
     first.images = second.images = 0
     for rule in rule_names(mixes_images=False):
-        assert torch.allclose(scorer.scores(rule, members, CELL), combine(rule, logits), atol=1e-5), rule
+        assert torch.allclose(scores_of(scorer, rule, members, CELL), combine(rule, logits), atol=1e-5), rule
     assert (first.images, second.images) == (COUNT, COUNT)
 
 
@@ -244,16 +252,16 @@ def test_an_input_rule_classifies_the_mixed_images_by_the_first_member(first: Co
     views = [to_unit(member.view.source(CELL).images(range(COUNT))) for member in members]
     mixture = u[:, 0, None, None, None] * views[0] + u[:, 1, None, None, None] * views[1]
     with torch.no_grad():
-        expected = first.member.predictor.predict(mixture).softmax(1)
-    assert torch.allclose(Scorer(None, 3).scores(rule, members, CELL), expected, atol=1e-5)
+        expected = first.member.predictor.predict(mixture).double().softmax(1)
+    assert torch.allclose(scores_of(Scorer(None, 3), rule, members, CELL), expected, atol=1e-5)
 
 
 def test_an_input_rule_costs_one_more_pass_of_the_first_member_alone(first: Counted, second: Counted, tmp_path: Path) -> None:
     scorer, members = Scorer(tmp_path), [first.member, second.member]
-    scorer.scores("sum", members, CELL)
+    scores_of(scorer, "sum", members, CELL)
     for extra, rule in enumerate(rule_names(mixes_images=True), 1):
         for _ in range(2):  # the second time from the cache
-            scorer.scores(rule, members, CELL)
+            scores_of(scorer, rule, members, CELL)
         assert (first.images, second.images) == ((1 + extra) * COUNT, COUNT)
 
 
@@ -261,21 +269,30 @@ def test_mixed_logits_are_computed_anew_for_other_weights_views_and_double_softm
     first: Counted, second: Counted, tmp_path: Path
 ) -> None:
     scorer, members = Scorer(tmp_path), [first.member, second.member]
-    plain = scorer.scores("entropy_fuse", members, CELL)
+    plain = scores_of(scorer, "entropy_fuse", members, CELL)
     for change in ({"digest": "other"}, {"view": OnTheFly(SOURCE, seed=50)}):
-        scorer.scores("entropy_fuse", members, CELL)
+        scores_of(scorer, "entropy_fuse", members, CELL)
         before = first.images
-        scorer.scores("entropy_fuse", [first.member, dataclasses.replace(second.member, **change)], CELL)  # type: ignore[arg-type]
+        scores_of(scorer, "entropy_fuse", [first.member, dataclasses.replace(second.member, **change)], CELL)  # type: ignore[arg-type]
         assert first.images == before + COUNT
-    assert not torch.equal(scorer.scores("entropy_fuse", members, CELL, double_softmax=True), plain)
-    assert torch.equal(scorer.scores("entropy_fuse", members, CELL), plain)
+    assert not torch.equal(scores_of(scorer, "entropy_fuse", members, CELL, double_softmax=True), plain)
+    assert torch.equal(scores_of(scorer, "entropy_fuse", members, CELL), plain)
 
 
 def test_an_unknown_rule_is_reported_with_the_closest(first: Counted) -> None:
     with pytest.raises(ValueError, match=re.escape("unknown ensemble rule 'entropi': did you mean 'entropy'? allowed: first,")):
-        Scorer(None).scores("entropi", [first.member], CELL)
+        scores_of(Scorer(None), "entropi", [first.member], CELL)
 
 
 def test_an_input_rule_of_one_member_is_reported(first: Counted) -> None:
     with pytest.raises(ValueError, match="ensemble rule 'entropy_fuse' needs exactly 2 members, not 1: give two"):
-        Scorer(None).scores("entropy_fuse", [first.member], CELL)
+        scores_of(Scorer(None), "entropy_fuse", [first.member], CELL)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_refused(first: Counted, tmp_path: Path, bad: float) -> None:
+    with torch.no_grad():
+        next(first.member.predictor.classifier.parameters())[0] = bad  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=f"member 'clean' gives logits that are nan or infinite for {COUNT} of {COUNT} images"):
+        Scorer(tmp_path).logits(first.member, CELL)
+    assert not list(tmp_path.rglob("*.npz"))

@@ -18,6 +18,7 @@ from undegrade.evaluation.robustness import (
     further_metrics,
     mce,
     mean_error,
+    outcomes,
     summary,
     summary_table,
     watermark_gaps,
@@ -75,10 +76,11 @@ def test_calibration_error_by_hand() -> None:
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.45, 0.55]])
     labels = np.array([0, 1, 1, 1])
     # with 2 bins all confidences share the upper one: |3/4 - (0.9 + 0.9 + 0.6 + 0.55) / 4|
-    assert calibration_error(probabilities, labels, bins=2) == pytest.approx(0.0125)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    assert calibration_error(confidence, right, bins=2) == pytest.approx(0.0125)
     # with 10 bins: (0.5, 0.6]: 0.55 and 0.6, both right; (0.8, 0.9]: one right of two
-    assert calibration_error(probabilities, labels, bins=10) == pytest.approx((0.85 + 0.8) / 4)
-    assert calibration_error(np.eye(3), np.arange(3)) == 0.0
+    assert calibration_error(confidence, right, bins=10) == pytest.approx((0.85 + 0.8) / 4)
+    assert calibration_error(np.ones(3), np.array([True] * 3)) == 0.0
 
 
 # --- ImageNet-W: three classes, the last one carton
@@ -88,18 +90,22 @@ MARKED_SCORES = np.array([[0.1, 0.2, 0.7], [0.1, 0.6, 0.3], [0.2, 0.1, 0.7], [0.
 LABELS = np.array([0, 1, 2, 2])
 
 
+def carton(probabilities: np.ndarray, labels: np.ndarray, index: int) -> dict[str, float]:
+    return carton_metrics(probabilities[:, index], probabilities.argmax(1) == labels, labels == index)
+
+
 def scored(name: str, probabilities: np.ndarray, labels: np.ndarray = LABELS) -> Result:
-    metrics = carton_metrics(probabilities, labels, 2)
+    metrics = carton(probabilities, labels, 2)
     return cell_result("s", "d", name, 0, "first", probabilities.argmax(1) == labels, metrics)
 
 
 def test_carton_metrics_by_hand() -> None:
     expected = {"p_carton": 1.1 / 4, "carton_n": 2, "carton_accuracy": 0.5, "carton_p_carton": 0.5}
-    assert carton_metrics(CLEAN_SCORES, LABELS, 2) == pytest.approx(expected)
-    assert carton_metrics(CLEAN_SCORES, LABELS, 0) == pytest.approx(
+    assert carton(CLEAN_SCORES, LABELS, 2) == pytest.approx(expected)
+    assert carton(CLEAN_SCORES, LABELS, 0) == pytest.approx(
         {"p_carton": 0.35, "carton_n": 1, "carton_accuracy": 1.0, "carton_p_carton": 0.7}
     )
-    assert carton_metrics(CLEAN_SCORES[:2], LABELS[:2], 2) == pytest.approx({"p_carton": 0.05}), "no photograph of carton"
+    assert carton(CLEAN_SCORES[:2], LABELS[:2], 2) == pytest.approx({"p_carton": 0.05}), "no photograph of carton"
 
 
 def test_gaps_are_watermarked_minus_clean_in_points() -> None:
@@ -131,7 +137,7 @@ def test_metrics_of_scores_are_those_of_torchmetrics(classes: int) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = 2 * (3 * torch.randn(500, classes, generator=generator, dtype=torch.float64)).softmax(1)
     labels = torch.randint(0, classes, (500,), generator=generator)
-    found = further_metrics(scores, labels)
+    found = further_metrics(outcomes(scores.split(200), labels), labels.numpy())
     reference = {"calibration_error": multiclass_calibration_error(scores / 2, labels, classes, n_bins=15)}
     if classes > 5:
         reference["top5"] = multiclass_accuracy(scores, labels, classes, average="micro", top_k=5)
@@ -139,5 +145,5 @@ def test_metrics_of_scores_are_those_of_torchmetrics(classes: int) -> None:
 
 
 def test_a_confidence_of_one_is_of_the_uppermost_bin() -> None:
-    probabilities, labels = np.array([[1.0, 0.0]] * 10 + [[0.95, 0.05]] * 10), np.array([0] * 9 + [1] + [0] * 10)
-    assert calibration_error(probabilities, labels) == pytest.approx(0.025)  # |19/20 - (10 + 9.5) / 20|; torchmetrics: 0.075
+    confidence, right = np.array([1.0] * 10 + [0.95] * 10), np.array([True] * 9 + [False] + [True] * 10)
+    assert calibration_error(confidence, right) == pytest.approx(0.025)  # |19/20 - (10 + 9.5) / 20|; torchmetrics: 0.075
