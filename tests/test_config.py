@@ -228,7 +228,9 @@ def test_an_unknown_name_is_reported_with_its_place_and_the_closest(tree: dict[s
 def test_a_value_of_the_wrong_type_is_reported_with_key_value_and_type(
     tree: dict[str, Any], where: str, key: str, value: object
 ) -> None:
-    with pytest.raises(ValueError, match=rf"^config key '{re.escape(key)}': expected .*, got {value!r}$"):
+    with pytest.raises(
+        ValueError, match=rf"^config key '{re.escape(key)}': expected .*, got {value!r}(; in quotes it is a text)?$"
+    ):
         build(Config, tree, where)
 
 
@@ -259,6 +261,21 @@ class Types:
 def test_a_value_of_the_wrong_type_is_reported_in_words_and_not_as_a_class(key: str, value: Any, words: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(f'config key {key!r}: expected {words}, got {value!r}')}$"):
         build(Types, {key: value})
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"name": 2024}, "expected a text, got 2024; in quotes it is a text"),
+        ({"name": "x", "seed": "9" * 999}, f"got '{'9' * 199}..."),
+        ({"name": "x", "members": {"a\nb": 3}}, "config section members.a\\nb must be"),
+        ({"name": "x", "members": {"a\nb": {}}}, "required: members.a\\nb.checkpoint"),
+    ],
+)
+def test_a_message_is_short_one_line_and_has_the_mend(tree: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        build(Config, tree)
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize(("where", "key"), [("", "name"), ("model", "model.name")])

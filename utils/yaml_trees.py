@@ -36,8 +36,13 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 
 class _Dumper(yaml.SafeDumper):
-    """Safe dumper that puts into quotes whatever `_Loader` would not read as text."""
+    """Safe dumper that puts into quotes whatever `_Loader` would not read as that text."""
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 _OTHERS = {"tag:yaml.org,2002:null", _MERGED}
 _Loader.yaml_implicit_resolvers = {
@@ -75,10 +80,14 @@ def load_yaml(path: Path) -> Tree:
 def parse_value(text: str) -> Any:
     """The YAML meaning of a command-line value: `0.1` a number, `[a, b]` a list, `null` nothing,
     else text.
+
+    Raises:
+        ValueError: what stands for the bytes of a name that is no UTF-8.
     """
     try:
         return _loaded(text)
     except (yaml.YAMLError, ValueError):
+        _extent(text, {})
         return text
 
 
@@ -101,11 +110,14 @@ def _extent(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """(values, levels) of a tree in which the same mapping or list may stand several times.
 
     Raises:
-        ValueError: something that is no mapping, list, text, number, truth value or nothing.
+        ValueError: something that is no mapping, list, text, number, truth value or nothing; a text
+            that UTF-8 has not.
     """
     if not isinstance(value, (dict, list)):
         if not isinstance(value, (str, int, float, type(None))):
             raise ValueError(f"{value!r} is a {type(value).__name__}: write it as text, in quotes")
+        if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ValueError(f"{value!r} is no text in UTF-8: give another name")
         return 1, 0
     if id(value) not in known:
         items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
