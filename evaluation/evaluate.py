@@ -30,6 +30,7 @@ from undegrade.utils.config import to_tree
 from undegrade.utils.data.cells import CLEAN, Cell
 from undegrade.utils.data.perturbations.watermark import WATERMARK
 from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.data.sources.readable import without_broken
 from undegrade.utils.data.views import check_view, open_view
 from undegrade.utils.lock import locked
 from undegrade.utils.provenance import listing_digest, provenance
@@ -80,12 +81,12 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
     checkpoints = {n: find_checkpoint(fill_names(config, config.members[n].checkpoint), config.runs) for n in used}
     for name in used:
         check_view(member_view(config, name))
-    source = config.data.open(config.data.split)
+    out = Path(config.out)
+    source = without_broken(config.data.open(config.data.split), out / "logits" if config.cache else None)
     members = _members(config, checkpoints, source, device)
     for name, system in config.systems.items():
         for cell in needed:
             check_rule(system.rule, {m: members[m].predictor for m in members_of(system, cell, members)}, name)
-    out = Path(config.out)
     with locked(out, "evaluation"):
         files = ResultFiles(out, result_facts(config, members, source, list(needed)), config.overwrite)
         if config.cache:
@@ -191,19 +192,24 @@ def _members(
         if folder not in views:
             views[folder] = open_view(folder, source, config.data.seed, config.data)
         network = [file_digest(path), *(str(value) for value in (given.arch, given.mean, given.std) if value is not None)]
-        predictor, options, reset = member_predictor(config, name, path, source.classes, device)
+        predictor, options, reset = member_predictor(config, name, path, source.classes, device, source.class_order)
         members[name] = Member(name, predictor, " ".join(filter(None, [*network, options])), views[folder], reset)
     return members
 
 
 def member_predictor(
-    config: EvaluationConfig, name: str, path: Path, classes: Sequence[str] | None, device: torch.device
+    config: EvaluationConfig,
+    name: str,
+    path: Path,
+    classes: Sequence[str] | None,
+    device: torch.device,
+    class_order: str | None,
 ) -> tuple[Predictor, str, str]:
     """The predictor of a member on its device, and what `build_predictor` says of it; see
     `load_classifier`.
     """
     given = config.members[name]
-    classifier = load_classifier(path, config.runs, classes, given.arch, given.mean, given.std)
+    classifier = load_classifier(path, config.runs, classes, given.arch, given.mean, given.std, class_order)
     classifier = classifier.to(device).to(memory_format=torch.channels_last)
     return build_predictor(given.predictor, f"members.{name}.predictor", classifier)
 

@@ -308,7 +308,7 @@ def test_the_identity_of_a_folder_tree_changes_with_its_files(tmp_path: Path) ->
 
 def test_a_view_is_raw_or_a_folder_of_arrays_or_of_images(tmp_path: Path) -> None:
     assert open_view("raw", CLEAN, 3, TINY) == OnTheFly(CLEAN, 3, TINY)
-    assert open_view(str(tmp_path), CLEAN, 3) == FolderTree(tmp_path, CLEAN)
+    assert open_view(str(tmp_path), CLEAN, 3) == FolderTree(tmp_path, CLEAN, OnTheFly(CLEAN, 3))
     write_released(tmp_path)
     assert open_view(str(tmp_path), CLEAN, 3) == ReleasedArrays(tmp_path, CLEAN)
 

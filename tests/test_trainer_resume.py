@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.loops import AUGMENT, Spoiled, last_of, metrics_of, spoiled, trainer
+from tests.loops import AUGMENT, Killed, Spoiled, assert_equal_runs, last_of, metrics_of, spoiled, trainer
 from tests.scripts import forget_accelerator
 from tests.tiny import supervised
 from undegrade.trainers.config import LoopConfig, OptimizerConfig
@@ -19,26 +20,6 @@ from undegrade.utils.data.batches import Batch
 from undegrade.utils.errors import Stopped
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-
-
-class Interrupted(Exception):
-    """Stands for a killed process."""
-
-
-def assert_equal_runs(a: Path, b: Path) -> None:
-    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
-    assert (a / "best.safetensors").read_bytes() == (b / "best.safetensors").read_bytes()
-    first, second = last_of(a), last_of(b)
-    assert first["progress"] == second["progress"]
-    for group in ("parts", "kept", "ema"):
-        assert first[group].keys() == second[group].keys()
-        for name, state in first[group].items():
-            assert state.keys() == second[group][name].keys()
-            assert all(torch.equal(state[k], second[group][name][k]) for k in state)
-    for name, optimizer in first["optimizers"].items():
-        for i, values in optimizer["state"].items():
-            others = second["optimizers"][name]["state"][i]
-            assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(others[k])) for k, v in values.items())
 
 
 @pytest.mark.parametrize("after", [1, 3], ids=["killed in epoch 2", "killed in epoch 4"])
@@ -52,11 +33,11 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path: Path, name
 
     def interrupt(method: Spoiled, step: int) -> None:
         if step == 5 * after + 2:
-            raise Interrupted
+            raise Killed
 
     trainer(tmp_path / "whole", supervised(**options), loop, optimizer, **more).fit()
     forget_accelerator()
-    with pytest.raises(Interrupted):
+    with pytest.raises(Killed):
         trainer(tmp_path / "parts", spoiled(interrupt, **options), loop, optimizer, **more).fit()
     assert last_of(tmp_path / "parts")["progress"]["epoch"] == after and not (tmp_path / "parts" / "DONE").exists()
     torch.manual_seed(99)  # a new process: other global state, weights overwritten on resuming
@@ -108,3 +89,34 @@ def test_nan_in_validation_stops_the_run_and_never_becomes_the_best(tmp_path: Pa
         trainer(tmp_path, supervised(kind=Broken), LoopConfig(epochs=3, monitor="loss")).fit()
     assert load_checkpoint(tmp_path / "best.safetensors")[1]["epoch"] == 1
     assert last_of(tmp_path)["progress"]["epoch"] == 1
+
+
+class Ruined(Supervised):
+    """A number becomes infinite after a step, where no loss shows it."""
+
+    def after_step(self, step: int) -> None:
+        if step == 8:  # the last one of the second epoch
+            self.ruin()
+
+
+@pytest.mark.parametrize("place", ["parts.student.network.fc.bias", "optimizers.student.state.0.momentum_buffer", "ema"])
+def test_what_the_last_step_of_an_epoch_ruins_reaches_no_checkpoint(tmp_path: Path, place: str) -> None:
+    method = supervised(kind=Ruined)
+    loop = trainer(tmp_path, method, LoopConfig(epochs=3, ema_decay=0.5), OptimizerConfig("SGD", momentum=0.9))
+    first = next(iter(method.student.parameters()))
+    method.ruin = {
+        "p": lambda: nn.init.constant_(method.student.network.fc.bias, float("inf")),
+        "o": lambda: nn.init.constant_(loop.parts.optimizers["student"].state[first]["momentum_buffer"], float("nan")),
+        "e": lambda: nn.init.constant_(next(loop.parts.averages["student"].parameters()), float("nan")),
+    }[place[0]]
+    when = re.escape(" is not finite after epoch 1 of 3 and 4 of 4 batches of the next: stopped, and not saved")
+    with pytest.raises(Stopped, match=f"^{re.escape(place)}.*{when}"):
+        loop.fit()
+    assert last_of(tmp_path)["progress"]["epoch"] == 1
+    assert load_checkpoint(tmp_path / "best.safetensors")[1]["epoch"] == 1 and not (tmp_path / "DONE").exists()
+
+
+def test_a_decay_of_nan_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(Stopped, match=r"ema\.student\."):
+        trainer(tmp_path, supervised(), LoopConfig(epochs=2, ema_decay=float("nan"))).fit()
+    assert not any((tmp_path / name).exists() for name in ("best.safetensors", "last/state.pt", "DONE"))

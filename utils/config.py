@@ -16,6 +16,7 @@ from annotated_types import Interval
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.composition import read_all, read_yaml
+from undegrade.utils.paths import escaped
 from undegrade.utils.yaml_trees import Tree, dump_yaml, merge, nested, parse_value
 
 __all__ = [
@@ -73,7 +74,7 @@ def build(schema: type[T], tree: Mapping[str, Any], where: str = "") -> T:
             of the wrong type, outside its range or not finite (names key, value, what is allowed).
     """
     if not isinstance(tree, Mapping):
-        raise ValueError(f"config section {where or '(top level)'} must be `key: value` lines, not {tree!r}")
+        raise ValueError(f"config section {escaped(where) or '(top level)'} must be `key: value` lines, not {_shown(tree)}")
     fields = dataclasses.fields(typing.cast(Any, schema))
     hints, prefix = typing.get_type_hints(schema, include_extras=True), f"{where}." if where else ""
     for key in tree:
@@ -82,7 +83,7 @@ def build(schema: type[T], tree: Mapping[str, Any], where: str = "") -> T:
     needed = [f for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     missing = [f"{prefix}{field.name}" for field in needed if field.name not in tree]
     if missing:
-        raise ValueError(f"config keys that are required: {', '.join(missing)}")
+        raise ValueError(f"config keys that are required: {escaped(', '.join(missing))}")
     try:
         return schema(**values)
     except _ConfigError as error:
@@ -105,11 +106,19 @@ def check_value(hint: Any, value: Any, place: str) -> Any:
     if isinstance(value, str) and (literal := literal_of(hint)):
         return check_choice(value, map(str, typing.get_args(literal)), "value", f"config key {place!r}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise _ConfigError("key", place, f"expected {_in_words(hint)}, got {value!r}, which is not finite")
+        raise _ConfigError("key", place, f"expected {_in_words(hint)}, got {value}, which is not finite")
     try:
         return _checker(hint)(value, strict=True)
     except ValueError:
-        raise _ConfigError("key", place, f"expected {_in_words(hint)}, got {value!r}") from None
+        words = _in_words(hint)
+        mend = "; in quotes it is a text" if "a text" in words and isinstance(value, (int, float)) else ""
+        raise _ConfigError("key", place, f"expected {words}, got {_shown(value)}{mend}") from None
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 @functools.cache

@@ -23,9 +23,10 @@ from pathlib import Path
 from undegrade.utils.choices import check_choice
 from undegrade.utils.composition import find_config
 from undegrade.utils.config import build, read_all, read_yaml
+from undegrade.utils.costs import USUAL_SPEED, plan
 from undegrade.utils.errors import Stopped, run_main
 from undegrade.utils.files import write_atomic
-from undegrade.utils.stages import SCRIPTS, Command, PipelineConfig, Variables, all_variables, commands, escaped
+from undegrade.utils.stages import COUNTS, SCRIPTS, Command, PipelineConfig, Variables, all_variables, commands, escaped
 
 log = logging.getLogger("pipeline")
 
@@ -99,13 +100,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Any of the `variables:` of the YAML is a flag, too: --name value (--dataset CIFAR10 --ranks 4), and any argument "
+        epilog="Any of the `variables:` of the YAML is a flag, too: --name value (--dataset CIFAR10), and so are --ranks N for "
+        "adaptation and --processes N for training (default: the GPUs that PyTorch sees, else 2 and 1), and any argument "
         "of its `overrides:` or of a stage: --group.argument value (--train.loop.epochs 1 --evaluate.batch_size 64)",
     )
     p.add_argument("-c", "--config", required=True, help="pipeline YAML")
     p.add_argument("--out", help="folder for everything that the pipeline writes")
-    p.add_argument("--dry_run", action="store_true", help="print the commands and stop")
+    p.add_argument("--dry_run", action="store_true", help="print the commands and what they come to, and stop")
+    p.add_argument("--speed", type=float, default=USUAL_SPEED, help="with --dry_run: of a device, TFLOP a second, for the hours")
     args, rest = p.parse_known_args(argv)
+    if not args.speed > 0:
+        raise ValueError(f"--speed {args.speed:g} is no speed: give TFLOP a second, above 0")
     config, given = _given(rest, build(PipelineConfig, read_yaml(args.config)))
     if args.out:
         given["out"] = args.out
@@ -114,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_files(config, stages, variables["family"])
     if args.dry_run:
         print("\n".join(f"{stage.name}: {shlex.join(stage.words)}" for stage in stages))
+        print("\n" + plan(stages, args.speed) + "".join(f"not there yet: {line}\n" for line in missing_weights(stages)), end="")
         return
     if missing := missing_weights(stages):
         raise FileNotFoundError(f"nothing was run, since published weights are not there: {', '.join(missing)}")
@@ -139,7 +145,7 @@ def _given(rest: Sequence[str], config: PipelineConfig) -> tuple[PipelineConfig,
         elif name in config.overrides and name not in config.variables:
             raise ValueError(f"--{name} is a group of arguments: write --{name}.ARGUMENT VALUE, such as --{name}.seed 1")
         else:
-            check_choice(name, config.variables, "variable", "the pipeline (--name value)")
+            check_choice(name, dict.fromkeys([*config.variables, *COUNTS]), "variable", "the pipeline (--name value)")
         if not sign and not words:
             raise ValueError(f"option --{name} has no value")
         text = text if sign else words.pop(0)

@@ -132,6 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "generated %d images in %.1f s (%.2f images/s), %d were there already -> %s",
             outcome.written, outcome.seconds, outcome.speed, outcome.found, config.fill(config.save_dir),
         )  # fmt: skip
+        for _, broken in outcome.broken:
+            log.warning("broken: %s", broken)
+        return int(bool(outcome.broken))
     return 0
 
 
@@ -144,11 +147,11 @@ def run(config: GenerateConfig, world: World, args: argparse.Namespace) -> Outco
         config = dataclasses.replace(config, num_per_class=per_class(args.num_fid_samples, len(classes)))
     if args.dry_run:
         if world.rank == 0:
-            print(describe_generation(opened, config, world.size), end="")
+            print(describe_generation(opened, config, world.size, args.verify), end="")
         return None
     log.info("%s: %d classes of %d px, %d rank(s) on %s", opened.path, opened.generator.num_classes,
              opened.generator.image_size, world.size, device.type)  # fmt: skip
-    return generate(opened, config, world)
+    return generate(opened, config, world, args.verify)
 
 
 if __name__ == "__main__":

@@ -21,16 +21,17 @@ from torch import Tensor
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.cells import CLEAN, Cell
+from undegrade.utils.data.manifest import MANIFEST, read_manifest, read_settings
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.perturbations.registry import find_perturbation, with_severities
 from undegrade.utils.data.sources.folders import first_size, folder_source
+from undegrade.utils.data.sources.image_files import list_images
 from undegrade.utils.data.sources.image_source import ImageSource
-from undegrade.utils.data.sources.images import Resize, list_images
+from undegrade.utils.data.sources.images import Resize
 from undegrade.utils.data.sources.released import LABELS, array_cell, refuse_to_read
 from undegrade.utils.data.sources.shards import SHARDS, shard_source
 
 RAW = "raw"  # the view that corrupts clean images as they are read
-MANIFEST = "manifest.jsonl"  # beside adapted images: a line an image
 
 
 class View(Protocol):
@@ -77,6 +78,10 @@ class OnTheFly:
     def identity(self, cell: Cell) -> str:
         options = find_perturbation(cell.corruption).identity(self.options, self.clean.image_size)
         return _digest(self.clean.name, self.clean.frame, self.clean.keys, cell, self.seed, " ".join(map(str, options.values())))
+
+    def settings(self, cell: Cell) -> dict[str, Any]:
+        """What the corruption of the images of a cell depends on besides pixels and keys."""
+        return {"seed": self.seed, **find_perturbation(cell.corruption).identity(self.options, self.clean.image_size)}
 
     def levels(self, cell: Cell, keys: list[str]) -> Tensor:
         """Level of each image in the perturbation's own unit, [B] (or [B, stages] for a
@@ -137,10 +142,13 @@ class FolderTree:
         root: the folder.
         clean: source whose keys, labels and classes the images must match; images without partner
             are an error that names them.
+        raw: how raw images are corrupted here. Images that were adapted from others, by their
+            settings, are an error; None: they are taken.
     """
 
     root: Path
     clean: ImageSource
+    raw: OnTheFly | None = None
 
     @property
     def name(self) -> str:
@@ -158,6 +166,7 @@ class FolderTree:
                 + "; make them with: mpiexec -n 2 python image_adapt/scripts/image_sample.py -c <config> "
                 f"--corruption {cell.corruption} --save_dir {self.root}, or unpack them there if they are of a released set"
             )
+        self._check_settings(cell)
         clean, name, rows, resize = self.clean, f"{self.root.name}/{cell.folder}", self._manifest(cell), self._resize(cell)
         if not rows and any(folder.glob(SHARDS)):
             raise ValueError(f"{folder} holds shards but no {MANIFEST}: the launch that writes them did not end, start it again")
@@ -171,10 +180,24 @@ class FolderTree:
         usual, released = self.root / cell.folder, find_perturbation(cell.corruption).released_as
         return self.root / released if released and not usual.is_dir() and (self.root / released).is_dir() else usual
 
+    def _check_settings(self, cell: Cell) -> None:
+        given = read_settings(self._folder(cell)).get("input")
+        if self.raw is None or not isinstance(given, dict) or "dataset" not in given:
+            return  # nobody knows, or they were adapted from files
+        there = {name: value for name, value in given.items() if name not in ("dataset", "split")}
+        now = json.loads(json.dumps(self.raw.settings(cell)))
+        if cell.corruption == CLEAN:
+            now["seed"] = there.get("seed")
+        differing = [f"{k}: {there.get(k)} there, {now.get(k)} here" for k in sorted({*there, *now}) if there.get(k) != now.get(k)]
+        if differing:
+            raise ValueError(
+                f"{self._folder(cell)} was adapted from images that were corrupted otherwise ({'; '.join(differing)}): corrupt "
+                "them so here, too (data.seed, data.corruption_constants, ...), or adapt them anew"
+            )
+
     def _manifest(self, cell: Cell) -> list[dict[str, Any]]:
         """What the adapter noted of its images; nothing where none was there."""
-        path = self._folder(cell) / MANIFEST
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        return read_manifest(self._folder(cell))
 
     def _resize(self, cell: Cell) -> Resize | None:
         """How the files of a cell are resized: as the clean images, or None (see above)."""
@@ -196,6 +219,7 @@ class FolderTree:
         return find_perturbation(cell.corruption).unit(torch.tensor([level[key] for key in self.clean.keys]))
 
     def identity(self, cell: Cell) -> str:
+        self._check_settings(cell)
         folder = self._folder(cell)
         paths = sorted(folder.glob(SHARDS)) or list_images(folder)
         files = [(str(p.relative_to(self.root)), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
@@ -215,10 +239,11 @@ def open_view(text: str, clean: ImageSource, seed: int, options: PerturbationOpt
         FileNotFoundError: neither `raw` nor an existing folder.
     """
     check_view(text)
+    raw = OnTheFly(clean, seed, options or PerturbationOptions())
     if text == RAW:
-        return OnTheFly(clean, seed, options or PerturbationOptions())
+        return raw
     root = Path(text)
-    return ReleasedArrays(root, clean) if (root / LABELS).is_file() else FolderTree(root, clean)
+    return ReleasedArrays(root, clean) if (root / LABELS).is_file() else FolderTree(root, clean, raw)
 
 
 def check_view(text: str) -> None:

@@ -5,6 +5,8 @@ Generated images lie in numbered folders, `<root>[/train]/<0000>/*`, and a class
 names their classes: a line `<0000> <class>` for each. The data set then has those names, in the
 order of the numbers, as classes and in its keys, like the data set that the generator was trained
 on. Without class map the folders' numbers are places in the class list, if one is given.
+
+Folders that are all called by numbers are in the order of these, others in that of their names.
 """
 
 from __future__ import annotations
@@ -21,25 +23,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from undegrade.utils.data.sources.image_source import (
-    TEST_SHARE,
-    VALIDATION_SHARE,
-    ImageSource,
-    array_reader,
-    concatenated,
-    cut,
-    one_split,
-    train_validation_test,
-)
+from undegrade.utils.data.sources.image_files import find_images, keys_of, list_images, say_left_out
+from undegrade.utils.data.sources.image_source import ImageSource, array_reader
 from undegrade.utils.data.sources.images import (
     IMAGE_SUFFIXES,
     BrokenImageError,
     FileSlice,
     Resize,
     image_size,
-    list_images,
     read_image,
 )
+from undegrade.utils.data.sources.splits import TEST_SHARE, VALIDATION_SHARE, concatenated, cut, one_split, train_validation_test
+from undegrade.utils.paths import utf8
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +105,23 @@ def _numbered(folder: Path, classes: Sequence[str] | None) -> dict[str, str]:
     return {f"{number:04d}": name for number, name in enumerate(classes or ())}
 
 
+def _in_order(folders: Iterable[str]) -> list[str]:
+    """Names of class folders, by their numbers where all are numbers."""
+    numbers = all(re.fullmatch(r"[0-9]+", name) for name in folders)
+    return sorted(folders, key=lambda name: (int(name) if numbers else 0, name))
+
+
+def class_order(root: Path, classes: Sequence[str]) -> str | None:
+    """How `classes`, the sorted folders of an image folder, are numbered, if that is by more than
+    their names.
+    """
+    if read_class_map(root):
+        return f"by {CLASS_MAP}"
+    if all(re.fullmatch(r"[0-9]+", name) for name in classes) and [int(name) for name in classes] == list(range(len(classes))):
+        return "by the numbers of their folders"
+    return "by WordNet ids, sorted" if all(re.fullmatch(r"n\d{8}", name) for name in classes) else None
+
+
 def _warn_of_few(root: Path, source: ImageSource) -> None:
     counts = collections.Counter(source.labels.tolist())
     most = max(counts.values())
@@ -168,7 +180,7 @@ def folder_source(
         folder: holds one folder a class.
         image_size: side in pixels (default: the shorter side of the first readable image).
         name: for messages.
-        classes: class order to use (default: that of `named`, else the sorted folder names).
+        classes: class order to use (default: that of `named`, else of the folders).
         resize: see `ImageSource`.
         named: class by name of the folder (`read_class_map`), for folders that are not called as
             their class.
@@ -177,10 +189,17 @@ def folder_source(
         ValueError: no images, images outside a class folder only, one class only, or a class that
             is not in `classes`.
     """
-    paths = [p for p in list_images(folder) if len(p.relative_to(folder).parts) >= 2]
+    paths, left_out = find_images(folder)
+    outside = [p for p in paths if p.parent == folder]
+    if outside:
+        paths = [p for p in paths if p.parent != folder]
+        left_out["outside the class folders"] += len(outside)
+    say_left_out(folder, left_out)
     if not paths:
         raise ValueError(f"no images under {folder}: expected {folder}/<class>/<name> with a suffix such as .png, .jpg, .jpeg")
-    found, named = sorted({p.relative_to(folder).parts[0] for p in paths}), named or {}
+    relative, named = [utf8(p.relative_to(folder).as_posix()) for p in paths], named or {}
+    folders = [name.split("/", 1)[0] for name in relative]
+    found = _in_order(set(folders))
     usual = list(named.values()) or found
     if classes is None and len(usual) < 2:
         raise ValueError(f"{folder} holds one class folder only, {found[0]!r}: at least 2 are needed, {folder}/<class>/<name>")
@@ -192,16 +211,10 @@ def folder_source(
             f"{folder} has class folders {unknown[:5]} that are not among the classes of {known} or of data.classes "
             f"({list(order)[:10]})"
         )
-    size = image_size or min(first_size(paths))
-    if len(paths) * 3 * size * size > PRELOAD_BYTES:
-        source = plain_source(folder, size, name, paths, resize)
-    else:
-        paths, images = _decode_all(paths, size, resize)
-        source = dataclasses.replace(plain_source(folder, size, name, paths, resize), read=array_reader(images))
-    folders = [p.relative_to(folder).parts[0] for p in paths]
-    keys = [named.get(first, first) + key.removeprefix(first) for first, key in zip(folders, source.keys, strict=True)]
-    labels = [order[named.get(first, first)] for first in folders]
-    return dataclasses.replace(source, classes=tuple(order), labels=torch.tensor(labels), keys=keys)
+    source = plain_source(folder, image_size or min(first_size(paths)), name, paths, resize)
+    keys = keys_of([named.get(first, first) + name.removeprefix(first) for first, name in zip(folders, relative, strict=True)])
+    labels = torch.tensor([order[named.get(first, first)] for first in folders])
+    return preloaded(dataclasses.replace(source, classes=tuple(order), labels=labels, keys=keys))
 
 
 def plain_source(
@@ -219,8 +232,8 @@ def plain_source(
     if not files:
         raise ValueError(f"no images under {folder} (by suffix: {', '.join(IMAGE_SUFFIXES)})")
     read = functools.partial(read_files, files, image_size, resize)
-    keys = _unique_names([p.relative_to(folder) for p in files])
-    return ImageSource(name, (), torch.full((len(files),), -1), keys, image_size, read, resize=resize)
+    keys = keys_of([p.relative_to(folder).as_posix() for p in files])
+    return ImageSource(name, (), torch.full((len(files),), -1), keys, image_size, read, files, resize=resize)
 
 
 def read_files(
@@ -229,6 +242,41 @@ def read_files(
     """uint8 [B, 3, size, size] of the files at `rows`; see `read_image`."""
     images = [read_image(files[i], size, resize, smallest=smallest) for i in rows]
     return torch.from_numpy(np.stack(images) if images else np.empty((0, 3, size, size), np.uint8))
+
+
+def preloaded(source: ImageSource) -> ImageSource:
+    """The source with its images in memory if they are there and fit into 2 GiB, else as it is
+    (decoded whenever they are read). Files that cannot be decoded are named and left out.
+
+    Raises:
+        ValueError: none can be decoded.
+    """
+    size = source.image_size
+    if source.listing_of is not None or len(source) * 3 * size * size > PRELOAD_BYTES:
+        return source
+    images = np.empty((len(source), 3, size, size), np.uint8)
+    good: list[int] = []
+    broken: list[str] = []
+    for row in range(len(source)):
+        found, image, bad = source.readable([row])
+        if found:
+            images[len(good)] = image[0].numpy()
+        good += found
+        broken += [entry.reason for entry in bad]
+    say_broken(broken, len(source))
+    return dataclasses.replace(source.subset(good), read=array_reader(images[: len(good)]), files=None)
+
+
+def say_broken(reasons: Sequence[str], count: int) -> None:
+    """Name what of `count` files cannot be decoded.
+
+    Raises:
+        ValueError: all of them.
+    """
+    if reasons and len(reasons) == count:
+        raise ValueError(f"none of the {count} files can be decoded, e.g. {reasons[0]}")
+    if reasons:
+        log.warning("left out %d of %d files that cannot be decoded:\n  %s", len(reasons), count, "\n  ".join(reasons[:20]))
 
 
 def first_size(paths: Sequence[Path]) -> tuple[int, int]:
@@ -241,24 +289,3 @@ def first_size(paths: Sequence[Path]) -> tuple[int, int]:
         with contextlib.suppress(BrokenImageError):
             return image_size(path)
     raise ValueError(f"none of the {len(paths)} files under {paths[0].parent.parent} can be read as an image, e.g. {paths[0]}")
-
-
-def _decode_all(paths: list[Path], size: int, resize: Resize | None) -> tuple[list[Path], np.ndarray]:
-    good, arrays, broken = [], [], []
-    for path in paths:
-        try:
-            arrays.append(read_image(path, size, resize))
-            good.append(path)
-        except BrokenImageError as error:
-            broken.append(str(error))
-    if broken:
-        log.warning("left out %d of %d files that cannot be decoded:\n  %s", len(broken), len(paths), "\n  ".join(broken[:20]))
-    if not good:
-        raise ValueError(f"none of the {len(paths)} files can be decoded, e.g. {broken[0]}")
-    return good, np.stack(arrays)
-
-
-def _unique_names(relative: Sequence[Path]) -> list[str]:
-    """Paths without suffix; with it where two files differ by the suffix alone."""
-    count = collections.Counter(p.with_suffix("") for p in relative)
-    return [(p if count[p.with_suffix("")] > 1 else p.with_suffix("")).as_posix() for p in relative]

@@ -22,11 +22,13 @@ from PIL import Image
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
-from undegrade.utils.data.sources.folders import image_folder
-from undegrade.utils.data.sources.image_source import TEST_SHARE, ImageSource, array_source, cut, found_at, train_validation_test
-from undegrade.utils.data.sources.imagenet import IMAGE_SIZE, RESIZE, imagenet, preloaded, read_classes
+from undegrade.utils.data.sources.folders import class_order, image_folder, preloaded
+from undegrade.utils.data.sources.image_files import found_at
+from undegrade.utils.data.sources.image_source import ImageSource, array_source
+from undegrade.utils.data.sources.imagenet import IMAGE_SIZE, RESIZE, imagenet, read_classes
 from undegrade.utils.data.sources.images import INTERPOLATIONS, Resize
 from undegrade.utils.data.sources.released import array_listing
+from undegrade.utils.data.sources.splits import TEST_SHARE, cut, train_validation_test
 from undegrade.utils.data.sources.tiny_imagenet import tiny_imagenet
 from undegrade.utils.ranges import Count
 
@@ -131,6 +133,7 @@ def open_source(
         source = imagenet(split, Path(root), image_size, frame, order)
     elif is_folder:
         source = image_folder(Path(dataset), split, image_size, frame, order)
+        source = dataclasses.replace(source, class_order=class_order(Path(dataset), source.classes))
     elif dataset in DATASETS:
         for name, value in (("resize", resize), ("classes", classes)):
             if value is not None:
@@ -142,6 +145,8 @@ def open_source(
         )
     else:
         check_choice(dataset, [*DATASETS, "<path of an image folder>"], "dataset")
+    if classes is not None:
+        source = dataclasses.replace(source, class_order=f"by data.classes {classes}")
     if subset is not None:
         source = source.listed(subset, "data.subset", partly=split != "test")
     source = source.limited(limit)

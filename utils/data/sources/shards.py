@@ -12,18 +12,18 @@ from __future__ import annotations
 import functools
 import io
 import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from undegrade.utils.data.sources.folders import PRELOAD_BYTES, read_files
-from undegrade.utils.data.sources.image_source import ImageSource, array_reader
+from undegrade.utils.data.manifest import MANIFEST
+from undegrade.utils.data.sources.folders import preloaded, read_files
+from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.images import FileSlice, Resize
 from undegrade.utils.files import replacing
+from undegrade.utils.paths import escaped, inside
 
 SHARDS = "shard-*.tar"  # pattern of `shard_name`
 
@@ -81,13 +81,27 @@ def shard_source(
         clean: gives labels, classes and the side of the images.
         name: for messages.
         resize: see `ImageSource`.
+
+    Raises:
+        ValueError: a line that names a place outside its shard, or a shard outside the folder.
     """
     label = dict(zip(clean.keys, clean.labels.tolist(), strict=True))
     rows = [row for row in rows if row["key"] in label]
-    size, files = clean.image_size, [FileSlice(folder / row["file"], row["offset"], row["size"]) for row in rows]
-    read: Callable[[np.ndarray], Tensor] = functools.partial(read_files, files, size, resize)
-    if len(files) * 3 * size * size <= PRELOAD_BYTES:
-        read = array_reader(read(np.arange(len(files))).numpy())
+    size, files = clean.image_size, _slices(folder, rows)
+    read = functools.partial(read_files, files, size, resize)
     keys = [row["key"] for row in rows]
     labels = torch.tensor([label[key] for key in keys], dtype=torch.int64)
-    return ImageSource(name, clean.classes, labels, keys, size, read, resize=resize)
+    return preloaded(ImageSource(name, clean.classes, labels, keys, size, read, files, resize=resize))
+
+
+def _slices(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[FileSlice]:
+    shards = {name: inside(folder, name, str(folder / MANIFEST)) for name in {row["file"] for row in rows}}
+    bytes_of = {name: path.stat().st_size if path.is_file() else 0 for name, path in shards.items()}
+    found = [FileSlice(shards[row["file"]], row.get("offset", 0), row.get("size", 0)) for row in rows]
+    for row, part in zip(rows, found, strict=True):
+        if not 0 < part.size <= bytes_of[row["file"]] - part.offset:
+            raise ValueError(
+                f"{folder / MANIFEST}: {escaped(row['key'])} would be {part}, but that file has {bytes_of[row['file']]} bytes: the "
+                "command that adapted the images mends it"
+            )
+    return found
