@@ -22,7 +22,7 @@ from undegrade.evaluation.predictors import NEVER, Predictor, build_predictor
 from undegrade.evaluation.report.save_plots import save_plots
 from undegrade.evaluation.result_files import ResultFiles
 from undegrade.evaluation.results import Result, cell_result, paired_difference, percent
-from undegrade.evaluation.robustness import CARTON, further_metrics, is_imagenet, outcomes, summary_table
+from undegrade.evaluation.robustness import CARTON, further_metrics, outcomes, outside_of_mce, summary_table
 from undegrade.evaluation.tables import table
 from undegrade.models.classification.loading import load_classifier
 from undegrade.utils.checkpoint import file_digest
@@ -223,7 +223,8 @@ def member_view(config: EvaluationConfig, name: str) -> str:
 def print_outcome(evaluation: Evaluation) -> None:
     """The table on standard output, and what each system gains over the first (paired by image)."""
     print(table(evaluation.rows))
-    print(summary_table(evaluation.rows, is_imagenet(evaluation.source.classes)))
+    source = evaluation.source
+    print(summary_table(evaluation.rows, outside_of_mce(source.classes, source.image_size, evaluation.config.data.constants)))
     for line in gains(evaluation.correct):
         print(line)
     print(f"written: {evaluation.config.out}/results.json, results.csv, heat_map.png, severity.png")

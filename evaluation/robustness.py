@@ -23,6 +23,7 @@ CARTON = "n02971356"  # number 478 of the 1,000
 _GAPS = {"IN-W gap": "accuracy", "carton gap": "carton_accuracy",
          "delta P(carton)": "p_carton", "delta P(carton|carton)": "carton_p_carton"}  # fmt: skip
 
+_ALEXNET_SIZE = 224
 ALEXNET_CLEAN_ERROR = 0.4348
 # top-1 error of torchvision's AlexNet on ImageNet-C, severities 1 to 5, 50,000 images
 ALEXNET_ERRORS: dict[str, tuple[float, float, float, float, float]] = {
@@ -68,46 +69,63 @@ def mce(errors: dict[str, dict[int, float]], clean_error: float | None = None) -
     """Mean corruption error in %: per corruption the errors summed over severities, divided by
     AlexNet's; mean over the 15.
 
-    With severities missing the sums run over those that are there, in both.
-
     Args:
         errors: see `errors_by_corruption`.
         clean_error: of the system on clean images; given, the relative mCE: both sums less the
             clean errors.
 
     Returns:
-        None unless all 15 corruptions are there.
+        None unless all 15 corruptions are there with all 5 severities.
     """
-    if set(errors) != set(CORRUPTIONS):
+    if _lacking(errors):
         return None
     ratios = []
     for name, by_severity in errors.items():
-        own = sum(by_severity.values())
-        alexnet = sum(ALEXNET_ERRORS[name][severity - 1] for severity in by_severity)
+        own, alexnet = sum(by_severity.values()), sum(ALEXNET_ERRORS[name])
         if clean_error is not None:
             own, alexnet = own - len(by_severity) * clean_error, alexnet - len(by_severity) * ALEXNET_CLEAN_ERROR
         ratios.append(own / alexnet)
     return 100 * float(np.mean(ratios))
 
 
-def summary(rows: Sequence[Result], imagenet: bool) -> dict[str, float]:
-    """`clean error`, `mean error`, for ImageNet `mCE` and `relative mCE`, and `watermark_gaps`, of
-    one system, in %.
+def _lacking(errors: dict[str, dict[int, float]]) -> str:
+    """Which cells of the benchmark are not there, in words; "" for none."""
+    count = sum(1 for name, values in ALEXNET_ERRORS.items() for s in range(1, len(values) + 1) if s in errors.get(name, {}))
+    return "" if count == 75 else f"{count} of the 75 cells were evaluated"
+
+
+def outside_of_mce(classes: Sequence[str], image_size: int, constants: str | None) -> str:
+    """Why AlexNet's errors are no unit for the errors of an evaluation; "" where they are.
+
+    Args:
+        classes: of the data set.
+        image_size: side of the images that are corrupted and classified.
+        constants: set of the corruption constants; None: of the image size.
+    """
+    if len(classes) != 1000 or classes[0] != "n01440764":
+        return "the classes are not the 1,000 of ImageNet"
+    if image_size != _ALEXNET_SIZE:
+        return f"the images have {image_size} pixels, not {_ALEXNET_SIZE}"
+    return "" if constants in (None, "imagenet") else f"the corruptions have the constants of {constants}"
+
+
+def summary(rows: Sequence[Result], outside: str) -> dict[str, float]:
+    """`clean error`, `mean error`, under its protocol `mCE` and `relative mCE`, and
+    `watermark_gaps`, of one system, in %.
 
     What its rows cannot say is left out.
 
     Args:
         rows: of one system.
-        imagenet: whether AlexNet's errors stand for the data set; for others no agreed baseline
-            exists.
+        outside: see `outside_of_mce`.
     """
     errors = errors_by_corruption(rows)
     clean = next((1 - row.accuracy for row in rows if row.corruption == CLEAN), None)
     values = {
         "clean error": None if clean is None else 100 * clean,
         "mean error": None if (mean := mean_error(errors)) is None else 100 * mean,
-        "mCE": mce(errors) if imagenet else None,
-        "relative mCE": mce(errors, clean) if imagenet and clean is not None else None,
+        "mCE": None if outside else mce(errors),
+        "relative mCE": None if outside or clean is None else mce(errors, clean),
     }
     return {name: value for name, value in values.items() if value is not None} | watermark_gaps(rows)
 
@@ -132,19 +150,14 @@ def watermark_gaps(rows: Sequence[Result]) -> dict[str, float]:
     return {gap: 100 * (marked[name] - clean[name]) for gap, name in _GAPS.items() if name in marked and name in clean}
 
 
-def is_imagenet(classes: Sequence[str]) -> bool:
-    """Whether these are the 1,000 classes of ImageNet, in whose units mCE is."""
-    return len(classes) == 1000 and classes[0] == "n01440764"
-
-
-def summary_table(rows: Sequence[Result], imagenet: bool) -> str:
+def summary_table(rows: Sequence[Result], outside: str) -> str:
     """One line a system for the terminal: `summary`, and the means over cells of top-5 accuracy and
-    calibration error.
+    calibration error; and what mCE is of, or why there is only a mean error.
     """
     lines: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(row.system for row in rows):
         own = [row for row in rows if row.system == name and row.corruption != MEAN]
-        lines[name] = summary(own, imagenet)
+        lines[name] = summary(own, outside)
         for metric, heading in (("top5", "top-5"), ("calibration_error", "calibration error")):
             if known := [row.metrics[metric] for row in own if metric in row.metrics]:
                 lines[name][heading] = 100 * float(np.mean(known))
@@ -154,6 +167,10 @@ def summary_table(rows: Sequence[Result], imagenet: bool) -> str:
     for name, said in lines.items():
         cells = (percent(said[h]) if h in said else "-" for h in headings)
         text.append("  ".join([name.ljust(width), *(cell.rjust(len(h)) for cell, h in zip(cells, headings, strict=True))]))
+    if "mCE" in headings:
+        text.append(f"mCE: errors in units of AlexNet's, {rows[0].n} images a cell (ImageNet-C has 50000)")
+    elif "mean error" in headings:
+        text.append(f"mean error over the 15 corruptions, no mCE: {outside or _lacking(errors_by_corruption(rows))}")
     return "\n".join(text) + "\n"
 
 

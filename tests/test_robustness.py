@@ -19,6 +19,7 @@ from undegrade.evaluation.robustness import (
     mce,
     mean_error,
     outcomes,
+    outside_of_mce,
     summary,
     summary_table,
     watermark_gaps,
@@ -43,8 +44,7 @@ def test_mce_of_a_known_network_is_the_known_one() -> None:
 def test_alexnet_itself_has_mce_of_one_hundred() -> None:
     errors = {name: dict(enumerate(values, 1)) for name, values in ALEXNET_ERRORS.items()}
     assert mce(errors) == pytest.approx(100) and mce(errors, 0.4348) == pytest.approx(100)
-    only_five = {name: {5: by_severity[5]} for name, by_severity in errors.items()}
-    assert mce(only_five) == pytest.approx(100), "the sums run over the severities that are there"
+    assert mce({name: {5: by_severity[5]} for name, by_severity in errors.items()}) is None
 
 
 def test_means_of_alexnet_are_those_of_the_published_table() -> None:
@@ -63,13 +63,33 @@ def rows(hits: dict[tuple[str, int], list[bool]]) -> list[Result]:
     return [cell_result("s", "d", name, severity, "first", np.array(right)) for (name, severity), right in hits.items()]
 
 
+CLEAN_ROW = {("clean", 0): [True, True, True, False]}
+
+
 def test_summary_names_what_the_rows_can_say() -> None:
-    given = rows({("clean", 0): [True, True, True, False], ("jpeg", 30): [False] * 4})
-    assert summary(given, imagenet=True) == {"clean error": 25.0}, "degradations are not of the benchmark"
+    given = rows({**CLEAN_ROW, ("jpeg", 30): [False] * 4})
+    assert summary(given, "") == {"clean error": 25.0}, "degradations are not of the benchmark"
     full = given + rows({(name, 5): [True, False] for name in CORRUPTIONS})
     assert errors_by_corruption(full)["fog"] == {5: 0.5} and "jpeg" not in errors_by_corruption(full)
-    assert summary(full, imagenet=False) == {"clean error": 25.0, "mean error": 50.0}
-    assert set(summary(full, imagenet=True)) == {"clean error", "mean error", "mCE", "relative mCE"}
+    assert summary(full, "") == {"clean error": 25.0, "mean error": 50.0}
+
+
+def test_mce_is_of_all_75_cells_of_imagenet_alone_and_else_the_reason_is_said() -> None:
+    classes = ["n01440764", *map(str, range(999))]
+    assert outside_of_mce(classes, 224, None) == outside_of_mce(classes, 224, "imagenet") == ""
+    full = rows({**CLEAN_ROW, **{(name, s): [True, False] for name in CORRUPTIONS for s in range(1, 6)}})
+    assert set(summary(full, "")) == {"clean error", "mean error", "mCE", "relative mCE"}
+    assert "mCE: errors in units of AlexNet's, 4 images a cell (ImageNet-C has 50000)" in summary_table(full, "")
+    for outside, reason in (
+        (outside_of_mce(["cat", "dog"], 224, None), "the classes are not the 1,000 of ImageNet"),
+        (outside_of_mce(classes, 64, None), "the images have 64 pixels, not 224"),
+        (outside_of_mce(classes, 224, "cifar"), "the corruptions have the constants of cifar"),
+    ):
+        assert set(summary(full, outside)) == {"clean error", "mean error"}
+        assert f"mean error over the 15 corruptions, no mCE: {reason}\n" in summary_table(full, outside)
+    few = [row for row in full if row.severity in (0, 5)]
+    assert "mean error over the 15 corruptions, no mCE: 15 of the 75 cells were evaluated\n" in summary_table(few, "")
+    assert "mCE" not in summary_table([row for row in full if row.corruption != "fog"], "")
 
 
 def test_calibration_error_by_hand() -> None:
@@ -114,8 +134,8 @@ def test_gaps_are_watermarked_minus_clean_in_points() -> None:
     # both
     expected = {"IN-W gap": 0.0, "carton gap": 50.0, "delta P(carton)": 100 * (2.5 - 1.1) / 4, "delta P(carton|carton)": 25.0}
     assert watermark_gaps(given) == watermark_gaps(given[::-1]) == pytest.approx(expected)
-    assert summary(given, imagenet=False) == pytest.approx({"clean error": 25.0, **expected})
-    heading, line, _ = summary_table(given, imagenet=True).split("\n")
+    assert summary(given, "") == pytest.approx({"clean error": 25.0, **expected})
+    heading, line, _ = summary_table(given, "").split("\n")
     assert heading.split("  ")[-4:] == list(expected) and line.split()[-4:] == ["0.0", "50.0", "35.0", "25.0"]
 
 
@@ -129,7 +149,7 @@ def test_there_are_no_gaps_without_both_cells_or_for_rows_that_do_not_know_carto
     old = [dataclasses.replace(row, metrics={}) for row in (clean, marked)]
     for given in ([clean], [marked], [clean, scored("fog", MARKED_SCORES)], old, [clean, old[1]], []):
         assert watermark_gaps(given) == {}
-    assert summary(old, imagenet=True) == {"clean error": 25.0}
+    assert summary(old, "") == {"clean error": 25.0}
 
 
 @pytest.mark.parametrize("classes", [3, 10])
