@@ -86,7 +86,7 @@ def ours(arch: str, batch: int, steps: int, precision: str = "no") -> Step:
     augment = AugmentConfig(flip=True, crop_padding=4, cutout=16)
     train, validation = (BatchLoader(BatchSet(source, NAMES, batch, 0, how)) for how in (augment, None))
     optimizer = OptimizerConfig("RAdam", lr=RATE, weight_decay=DECAY)
-    loop = LoopConfig(epochs=1_000_000, mixed_precision=precision)  # type: ignore[arg-type]
+    loop = LoopConfig(epochs=1_000_000, save_every=None, mixed_precision=precision)  # type: ignore[arg-type]
     run = Path(tempfile.gettempdir())  # nothing is written: an epoch writes its checkpoint once, after hundreds of steps
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     trainer = Trainer(method, train, validation, optimizer, loop, accelerator, run, 0)

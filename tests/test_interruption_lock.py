@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
 from undegrade.utils.errors import run_main
-from undegrade.utils.interruption import STATUS, Interrupted, Interruption, parse_duration
+from undegrade.utils.interruption import STATUS, Interrupted, Interruption, listen_to_parent_alone, parse_duration
 from undegrade.utils.lock import LOCK, locked
 
 
@@ -41,6 +44,27 @@ def test_a_signal_asks_for_the_end_and_is_named(name: str) -> None:
 def test_the_time_limit_asks_for_the_end() -> None:
     assert not Interruption(100).due
     assert "--max_time" in str(Interruption(0).reason)
+
+
+def test_a_process_that_makes_batches_ends_for_its_parent_alone() -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    worker = context.Process(target=_working, args=(ready,), daemon=True)
+    worker.start()
+    assert ready.wait(30)
+    for name in ("TERM", "INT", "USR1"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)  # from another process
+    worker.join(0.3)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 0
+
+
+def _working(ready: Event) -> None:
+    listen_to_parent_alone()
+    ready.set()
+    time.sleep(60)
 
 
 def test_a_script_that_was_interrupted_ends_with_a_status_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
