@@ -13,7 +13,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from undegrade.evaluation.command_line import check_prediction, data_overrides, evaluation_parser, keys_of_view, run_data, test_keys
+from undegrade.evaluation.command_line import (
+    check_prediction,
+    data_overrides,
+    evaluation_parser,
+    interruption_of,
+    keys_of_view,
+    run_data,
+    test_keys,
+)
 from undegrade.evaluation.config import EvaluationConfig
 from undegrade.evaluation.evaluate import evaluate, print_outcome
 from undegrade.evaluation.predict import print_predictions
@@ -41,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-m", "--mode", default="eval", help="folder below the run for the results")
     args, overrides = parser.parse(argv)
     check_prediction(parser, args, overrides, ("dataset", "view"))
+    interruption = interruption_of(args)
     checkpoint = find_checkpoint(args.resume, args.runs)
     trained = run_data(checkpoint)
     tree: Tree = {"data": test_keys(trained)}
@@ -52,7 +61,9 @@ def main(argv: list[str] | None = None) -> None:
     tree |= {"runs": args.runs, "members": {"model": {"checkpoint": str(checkpoint), "arch": args.arch, "view": args.view}}}
     tree["systems"] = {_shown(checkpoint): {"members": ["model"]}}
     if args.predict is not None:
-        print_predictions(build(EvaluationConfig, tree), args.predict, args.out, choose_device(args.device), args.top)
+        with interruption.listening():
+            asked = args.predict, args.out, choose_device(args.device), args.top
+            print_predictions(build(EvaluationConfig, tree), *asked, interruption=interruption)
         return
     if not any(tree["data"].get(k) for k in ("corruptions", "sweep")):
         known = trained.get("degradations", [])
@@ -63,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     what += "" if args.view == RAW else f"-{Path(args.view).name}"
     tree["out"] = args.out or str(checkpoint.parent / args.mode / what)
     config = keys_of_view(build(EvaluationConfig, tree), "model", overrides)
-    print_outcome(evaluate(config, choose_device(args.device)))
+    with interruption.listening():
+        print_outcome(evaluate(config, choose_device(args.device), interruption))
 
 
 def _shown(checkpoint: Path) -> str:

@@ -16,6 +16,7 @@ from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.data.sources.released import is_released
 from undegrade.utils.data.training import DataConfig
 from undegrade.utils.data.views import RAW
+from undegrade.utils.interruption import Interruption, parse_duration
 from undegrade.utils.ranges import Count
 
 _KEPT = {f.name for f in dataclasses.fields(SourceConfig)} - {"limit", "subset"}  # of a training YAML, for its evaluation
@@ -43,7 +44,13 @@ def evaluation_parser(description: str | None) -> ScriptParser:
     )
     p.add_argument("--top", type=typed(Count), help="with --predict: so many classes an image, best first (1)")
     p.add_argument("--runs", default="runs", help="root of the runs, for checkpoints by name")
+    p.add_argument("--max_time", help="stop after so much time, such as 3h50m, with what is done, and the status 75")
     return p
+
+
+def interruption_of(args: argparse.Namespace) -> Interruption:
+    """What may stop the work: signals and `--max_time`."""
+    return Interruption(parse_duration(args.max_time) if args.max_time else None)
 
 
 def check_prediction(parser: ScriptParser, args: argparse.Namespace, given: Tree, flags: Sequence[str] = ()) -> None:

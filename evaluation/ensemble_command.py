@@ -14,7 +14,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from undegrade.evaluation.command_line import check_prediction, data_overrides, evaluation_parser, keys_of_view, test_keys
+from undegrade.evaluation.command_line import (
+    check_prediction,
+    data_overrides,
+    evaluation_parser,
+    interruption_of,
+    keys_of_view,
+    test_keys,
+)
 from undegrade.evaluation.config import EvaluationConfig
 from undegrade.evaluation.evaluate import evaluate, print_outcome
 from undegrade.evaluation.predict import print_predictions
@@ -60,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--metrics", default="accuracy", choices=["accuracy"], help="what is reported")
     args, overrides = parser.parse(argv)
     check_prediction(parser, args, overrides, ("datatype", "report"))
+    interruption = interruption_of(args)
     for flag, usual in DATATYPES.get(args.datatype, {}).items():
         setattr(args, flag, getattr(args, flag) or usual)
     paths = args.config or args.positional[:1]
@@ -78,14 +86,17 @@ def main(argv: list[str] | None = None) -> None:
     tree = merge(merge(tree, data_overrides(args)), overrides)
     tree["runs"] = args.runs
     if args.predict is not None:
-        print_predictions(build(EvaluationConfig, tree), args.predict, args.out, choose_device(args.device), args.top, args.system)
+        with interruption.listening():
+            asked = args.predict, args.out, choose_device(args.device), args.top, args.system
+            print_predictions(build(EvaluationConfig, tree), *asked, interruption=interruption)
         return
     if args.out:
         tree["out"] = args.out
     config = build(EvaluationConfig, tree)
     if args.positional:
         config = keys_of_view(config, "first", overrides)
-    evaluation = evaluate(config, choose_device(args.device))
+    with interruption.listening():
+        evaluation = evaluate(config, choose_device(args.device), interruption)
     print_outcome(evaluation)
     if args.report:
         from undegrade.evaluation.write_report import write_evaluation_report  # half a second, with matplotlib

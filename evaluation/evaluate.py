@@ -33,6 +33,7 @@ from undegrade.utils.data.perturbations.watermark import WATERMARK
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.readable import without_broken
 from undegrade.utils.data.views import RAW, check_view, open_view
+from undegrade.utils.interruption import Interrupted, Interruption
 from undegrade.utils.lock import locked
 from undegrade.utils.provenance import listing_digest, provenance
 from undegrade.utils.runs import find_checkpoint
@@ -68,11 +69,17 @@ class Evaluation:
     scorer: Scorer
 
 
-def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
+def evaluate(config: EvaluationConfig, device: torch.device, interruption: Interruption | None = None) -> Evaluation:
     """Score every system on every cell and write `<out>/results.json` and its companions; rows
     every few seconds, as they come.
 
+    Args:
+        config: what is evaluated.
+        device: of the members.
+        interruption: asked after each batch.
+
     Raises:
+        Interrupted: the rows so far are written, and the logits of the cells that they are of.
         ValueError, FileNotFoundError: see `expand`, `TestDataConfig.cells`, `load_classifier`,
             `open_view`, `check_rule`, `ResultFiles`; or another process writes into `out`.
     """
@@ -96,7 +103,7 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
             size = sum(stored_bytes(len(source), predictor.num_classes, _exact(config)) for predictor in asked)
             if size > _LARGE:
                 log.info("logits are kept in %s/logits, %.1f GB in all (--cache false keeps none)", out, size / 1e9)
-        scorer = _score(config, needed, members, source, files)
+        scorer = _score(config, needed, members, source, files, interruption or Interruption())
         rows = files.write(finished=True)
         save_plots(out, rows)
     return Evaluation(config, rows, files.correct, list(needed), members, checkpoints, source, scorer)
@@ -162,6 +169,7 @@ def _score(
     members: Mapping[str, Member],
     source: ImageSource,
     files: ResultFiles,
+    interruption: Interruption,
 ) -> Scorer:
     """Go through the cells in their order; rows so far are written every few seconds and when an
     error ends it.
@@ -173,7 +181,13 @@ def _score(
     carton = source.classes.index(CARTON) if in_w else None
     done, total, added, last = 0, sum(map(len, needed.values())) * len(source), 0, time.monotonic()
     bar = tqdm(total=total, unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0)
-    scorer = Scorer(out / "logits" if config.cache else None, config.batch_size, bar.update, _exact(config))
+
+    def on_images(count: int) -> None:
+        bar.update(count)
+        if interruption.due:
+            raise Interrupted(f"{interruption.reason} in {bar.n} of {total} images, the rows of whole cells are in {out}")
+
+    scorer = Scorer(out / "logits" if config.cache else None, config.batch_size, on_images, _exact(config))
     try:
         for cell, names in needed.items():
             bar.set_postfix_str(cell.folder)

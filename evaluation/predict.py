@@ -37,6 +37,7 @@ from undegrade.utils.data.sources.images import Resize
 from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.data.views import RAW
 from undegrade.utils.files import write_atomic
+from undegrade.utils.interruption import Interrupted, Interruption
 from undegrade.utils.paths import escaped, utf8
 from undegrade.utils.runs import find_checkpoint
 
@@ -58,7 +59,13 @@ class Prediction:
 
 
 def predict(
-    config: EvaluationConfig, path: Path, out: Path, device: torch.device, system: str | None = None, top: int = 1
+    config: EvaluationConfig,
+    path: Path,
+    out: Path,
+    device: torch.device,
+    system: str | None = None,
+    top: int = 1,
+    interruption: Interruption | None = None,
 ) -> list[Prediction]:
     """Classify every image below a folder and write `out`: a row an image, in the sorted order of
     the files, which is also that in which a predictor that adapts itself sees them.
@@ -77,8 +84,10 @@ def predict(
         device: of the members.
         system: its name (default: the last one of `config`).
         top: classes an image.
+        interruption: asked after each batch.
 
     Raises:
+        Interrupted: `out` has the images so far.
         ValueError, FileNotFoundError: no image there, none that can be read, a system that is
             unknown or told the corruption, `top` beyond the classes, a checkpoint that does not say
             what it takes, and what `find_checkpoint` and `load_classifier` raise.
@@ -111,6 +120,10 @@ def predict(
             seen = {m: images[views[m]] for m in predictors}
             scores = _scores(chosen.rule, predictors, seen, names, chosen.double_softmax)
             done += _best(scores, [files[i] for i in rows], classes, top)
+            if interruption is not None and interruption.due and len(done) + len(broken) < len(files):
+                stop = Interrupted(f"{interruption.reason} after {len(done)} of {len(files)} images, which are in {out}")
+                stop.go_on = "the same command begins anew"
+                raise stop
     finally:
         if done:
             _write(out, done, top)
@@ -261,19 +274,25 @@ def _write(out: Path, predictions: Sequence[Prediction], top: int) -> None:
 
 
 def print_predictions(
-    config: EvaluationConfig, path: str, out: str | None, device: torch.device, top: int | None, system: str | None = None
+    config: EvaluationConfig,
+    path: str,
+    out: str | None,
+    device: torch.device,
+    top: int | None,
+    system: str | None = None,
+    interruption: Interruption | None = None,
 ) -> None:
     """Predict as the command line says; then images and mean confidence of each class on standard
     output, the most frequent first.
 
     Args:
-        config, path, device, system: see `predict`.
+        config, path, device, system, interruption: see `predict`.
         out: the CSV, or a folder for it (None: `predictions.csv` in the working folder).
         top: see `predict` (None: 1).
     """
     file = Path(out or PREDICTIONS)
     file = file / PREDICTIONS if file.is_dir() else file
-    predictions = predict(config, Path(path), file, device, system, 1 if top is None else top)
+    predictions = predict(config, Path(path), file, device, system, 1 if top is None else top, interruption)
     shares = collections.defaultdict(list)
     for row in predictions:
         name, share = row.classes[0]

@@ -23,6 +23,7 @@ from undegrade.utils.config import Tree, build, merge
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.views import OnTheFly
+from undegrade.utils.interruption import Interrupted, Interruption
 
 IMAGES = 30
 DEGRADATIONS = ["saltpepper", "noise"]
@@ -153,6 +154,32 @@ def test_results_are_complete_up_to_the_cell_that_failed(root: Path, tmp_path: P
     assert rows == {place: row for place, row in whole.items() if place[1] in DEGRADATIONS}
     assert len(rows) == 2 * 4
     assert json.loads((tmp_path / "part/results.json").read_text())["meta"]["images"] == IMAGES
+
+
+class AfterCells(Interruption):
+    """It is time to stop in the cell after `cells`."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.batches = 2 * cells  # two members
+
+    @property
+    def reason(self) -> str | None:
+        self.batches -= 1
+        return "SIGTERM was received" if self.batches < 0 else None
+
+
+def test_an_evaluation_that_is_stopped_keeps_whole_cells_and_the_next_call_goes_on(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _rows(root, tmp_path / "whole")
+    config = build(EvaluationConfig, tree_of(root, tmp_path / "part", *DEGRADATIONS, "clean"))
+    with pytest.raises(Interrupted, match="SIGTERM was received in 150 of 180 images, the rows of whole cells are in"):
+        evaluate(config, torch.device("cpu"), AfterCells(2))
+    assert {row["corruption"] for row in rows_of(tmp_path / "part")} == set(DEGRADATIONS)
+    made = watch(monkeypatch)
+    assert _rows(root, tmp_path / "part") == whole
+    assert made == {"clean": IMAGES}
 
 
 def _rows(root: Path, out: Path) -> list[dict]:

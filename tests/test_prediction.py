@@ -104,6 +104,13 @@ def test_the_next_classes_follow_with_top(network: Path, photos: Path, tmp_path:
         assert [float(row["confidence" + suffix]) for row in rows] == pytest.approx(values[:, place].tolist(), abs=2e-6)
 
 
+def test_a_prediction_that_is_stopped_keeps_what_it_has(network: Path, photos: Path, tmp_path: Path) -> None:
+    words = ("-r", network, "--predict", photos, "--out", tmp_path / "p.csv", "--batch_size", 2, "--max_time", 0.001)
+    done = run_script("test.py", *words)
+    assert done.status == 75 and "are over after 2 of 6 images, which are in" in done.err and "begins anew" in done.err
+    check(rows_of(tmp_path / "p.csv"), NAMES[:2], shares_of(network, photos, NAMES)[:2])
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_batches_change_nothing(network: Path, photos: Path, tmp_path: Path, batch_size: int) -> None:
     (photos / "c.png").write_bytes(b"broken")
@@ -188,6 +195,7 @@ def test_the_size_comes_from_the_command_line_the_checkpoint_or_the_data_of_its_
         (("--predict", "{photos}", "--dataset", "Digits"), "--dataset has no meaning for them: leave it out; to measure"),
         (("--predict", "{photos}", "--view", "{photos}"), "--view has no meaning"),
         (("--predict", "{photos}", "--data.severities", "5"), "--data.severities has no meaning"),
+        (("--predict", "{photos}", "--max_time", "soon"), "duration 'soon': write 3h50m"),
         (("--predict", "{photos}", "--top", "5"), "--top 5: there are 4 classes, choose 1 to 4"),
         (("--predict", "{photos}", "--data.resize", "12"), "images of 16 px cannot be cut from a shorter side of 12"),
         (("--top", "5"), "--top goes with --predict <folder of images>: add that, or leave it out"),
