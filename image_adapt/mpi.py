@@ -65,7 +65,7 @@ class World:
             if self.size == 1:
                 raise
             if self.rank:
-                time.sleep(1)  # mistakes in the command hit every rank: rank 0 says so, once
+                time.sleep(5)  # mistakes in the command hit every rank: rank 0 says so, once
             if isinstance(error, KeyboardInterrupt):
                 print("interrupted; nothing that was finished is lost", file=sys.stderr, flush=True)
             elif isinstance(error, ValueError | OSError | Stopped) and not os.environ.get("UNDEGRADE_TRACEBACK"):
