@@ -19,6 +19,8 @@ from undegrade.models.diffusion.openai_flags import parse_flag
 from undegrade.models.diffusion.sampling import ReverseStep, ddim_step, draw_noise
 from undegrade.utils.ranges import NotNegative
 
+_SCALE = 1024.0  # of the distance, so that no part of its gradient is too small for float16; exact
+
 
 def _of_scale(text: str, section: Mapping[str, Any]) -> float:
     """guidance weight as the paper counts it, for a batch of 4: an image's is half of it"""
@@ -69,7 +71,7 @@ class DDA(ReverseChain):
 
     Args:
         denoiser: see `ReverseChain`.
-        options: `autocast` and `digest` of `ReverseChain`, and those of `DDAOptions`.
+        options: `precision` and `digest` of `ReverseChain`, and those of `DDAOptions`.
 
     Raises:
         ValueError: any option outside its range; names the value and the range.
@@ -96,7 +98,8 @@ class DDA(ReverseChain):
             x0 = x0.requires_grad_()
             residual = self.low_pass(reference - x0)
             distance = residual.norm() if self.batch_matters else residual.flatten(1).norm(dim=1).sum()
-            (gradient,) = torch.autograd.grad(distance, x if self.uses_gradient else x0)
+            (gradient,) = torch.autograd.grad(distance * _SCALE, x if self.uses_gradient else x0)
+        gradient /= _SCALE
         return gradient if self.uses_gradient else gradient / math.sqrt(self.schedule.alpha_bar[i].item())
 
     def _drawn(self, x: Tensor, step: ReverseStep, generators: Sequence[torch.Generator], i: int) -> Tensor:

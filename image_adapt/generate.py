@@ -90,7 +90,7 @@ def settings_of(opened: Opened, config: GenerateConfig) -> dict[str, Any]:
         "classes": opened.generator.num_classes,
         "parameters": opened.generator.parameters,
         "seed": config.seed,
-        "bfloat16": config.use_fp16,
+        "precision": config.precision,
     }
 
 

@@ -18,6 +18,7 @@ from undegrade.image_adapt.lowpass import LowPass
 from undegrade.models.diffusion.denoiser import Denoiser
 from undegrade.models.diffusion.loading import denoiser_digest, diffusers_folder, open_denoiser
 from undegrade.models.diffusion.openai_flags import MODEL_FLAGS, ModelFlags
+from undegrade.models.diffusion.precision import Precision, use_precision
 from undegrade.models.diffusion.sampling import ReverseStep, check_variance, draw_noise, p_mean_variance
 from undegrade.utils.config import build
 from undegrade.utils.key_help import attribute_texts
@@ -79,7 +80,7 @@ class ReverseChain(Adapter):
     Args:
         denoiser: is frozen (no weight gets a gradient), put in eval mode and channels_last layout,
             and its blocks are replaced by those of `models.diffusion.inference_blocks`, in place.
-        autocast: run the network in bfloat16; the arithmetic around it stays float32.
+        precision: of the network (`models.diffusion.precision`).
         digest: names the denoiser in settings; called when it is asked for, since it reads files.
         options: of the class's `Options`.
 
@@ -98,7 +99,7 @@ class ReverseChain(Adapter):
     model_flags: ClassVar[dict[str, str]] = {flag: attribute_texts(ModelFlags)[flag] for flag in MODEL_FLAGS}
 
     def __init__(
-        self, denoiser: Denoiser, *, autocast: bool = False, digest: Callable[[], str] | None = None, **options: Any
+        self, denoiser: Denoiser, *, precision: Precision = "float32", digest: Callable[[], str] | None = None, **options: Any
     ) -> None:
         from undegrade.models.diffusion.inference_blocks import frozen  # noqa: PLC0415  it imports diffusers, which takes seconds
 
@@ -116,10 +117,10 @@ class ReverseChain(Adapter):
         self.low_pass = LowPass(denoiser.image_size, self.options.downscale_factor, self.options.border)
         self.variance = check_variance(self.options.variance, denoiser)
         self.denoiser = frozen(denoiser)
+        use_precision(self.denoiser, precision)
         self.image_size = denoiser.image_size
         self.passes = Passes(self.start_step)
         self.start_level = self.start_step if mismatch else self.start_step - 1
-        self.autocast = autocast
         self._digest = digest and functools.cache(digest)
 
     def _steps(self, start_step: int | None, noise_level: float | None) -> int:
@@ -146,7 +147,7 @@ class ReverseChain(Adapter):
                 "with a null label"
             )
         digest = functools.partial(denoiser_digest, path, context.model_flags)
-        return cls(denoiser.to(context.device), autocast=context.use_fp16, digest=digest, **vars(options))
+        return cls(denoiser.to(context.device), precision=context.precision, digest=digest, **vars(options))
 
     def identity(self) -> dict[str, Any]:
         """The options, a noise level as the number of steps that it comes to, and the model."""
@@ -185,5 +186,4 @@ class ReverseChain(Adapter):
         return self.schedule.q_sample(reference, level, draw_noise(reference.shape[1:], generators, reference))
 
     def _reverse_step(self, x: Tensor, i: int) -> ReverseStep:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
-            return p_mean_variance(self.denoiser, self.schedule, x, i, self.options.clip_denoised, variance=self.variance)
+        return p_mean_variance(self.denoiser, self.schedule, x, i, self.options.clip_denoised, variance=self.variance)

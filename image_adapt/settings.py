@@ -32,7 +32,7 @@ def settings_of(config: AdaptConfig, adapter: Adapter, job: Job) -> dict[str, An
         "adapter": config.adapter,
         **adapter.identity(),
         "seed": config.seed,
-        "bfloat16": config.use_fp16,
+        "precision": config.precision,
         "rounding": config.rounding,
         "output": "png" if config.output == "npy" else config.output,  # arrays are made of the png files
         "corruption": job.cell.corruption,

@@ -167,7 +167,7 @@ def test_half_precision_is_close_and_another_setting(model: Path, tmp_path: Path
     name = "0001/000001.png"
     difference = np.abs(pixels(tmp_path / "full" / name) - pixels(tmp_path / "half" / name))
     assert difference.max() > 0 and difference.mean() < 4
-    assert json.loads((tmp_path / "half/settings.json").read_text())["bfloat16"] is True
+    assert json.loads((tmp_path / "half/settings.json").read_text())["precision"] == "float16"
 
 
 def test_classes_as_text() -> None:

@@ -28,7 +28,15 @@ from undegrade.image_adapt.launch import LaunchOptions
 from undegrade.image_adapt.mpi import World, connect
 from undegrade.image_adapt.plan import describe_plan, time_batch
 from undegrade.image_adapt.scripts.adapter_flags import Flags, add_adapter_flags, check_in_use, read_adapter_flags
-from undegrade.image_adapt.scripts.ranks import check_needed, flag_value, given_tree, launch_options, ranks_parser
+from undegrade.image_adapt.scripts.ranks import (
+    add_precision_flag,
+    check_needed,
+    flag_value,
+    given_tree,
+    launch_options,
+    published_precision,
+    ranks_parser,
+)
 from undegrade.image_adapt.sharing import Outcome
 from undegrade.image_adapt.work import plan_jobs, run_jobs
 from undegrade.models.diffusion.openai_flags import parse_flag
@@ -73,6 +81,7 @@ def _parser(schema: type[AdaptConfig]) -> tuple[ScriptParser, Flags]:
                    "C ImageNet-C, W ImageNet-W; written to <save_dir>/DiT-Syn, ImageNet-C-Syn, ImageNet-W-Syn")  # fmt: skip
     for flag, key in FLAGS.items():
         p.add_argument(f"--{flag}", metavar=key_values(schema, key), help=key_help(schema, key))
+    add_precision_flag(p)
     for flag in _WITHOUT_EFFECT:
         p.add_argument(f"--{flag}", metavar="VALUE", help="has no effect, as in the published program")
     return p, add_adapter_flags(p, schema)
@@ -120,6 +129,8 @@ def _flag_tree(args: argparse.Namespace, tree: Tree, schema: type[AdaptConfig]) 
     if args.dataset is not None:
         reads_folder = args.base_samples is not None or tree.get("input", {}).get("folder")
         values["input.layout" if reads_folder and args.dataset in LAYOUTS else "input.dataset"] = args.dataset
+    if (precision := published_precision(args)) is not None:
+        values["precision"] = precision
     if args.datatype is not None:
         values |= _datatype_keys(args, tree)
     out: Tree = {}
@@ -162,10 +173,10 @@ def adapt(
     """Open the adapter, plan, adapt; a dry run prints the plan and returns None."""
     device = choose_device(args.device, world.local_rank)
     model = None if config.model is None else config.fill(config.model)
-    context = Context(device, model, model_flags, config.runs, config.input.dataset, config.use_fp16)
+    context = Context(device, model, model_flags, config.runs, config.input.dataset, config.precision)
     adapter = ADAPTERS[config.adapter].open(getattr(config, config.adapter), context)
-    if config.use_fp16 and adapter.passes == Passes():
-        raise ValueError(f"use_fp16: the adapter {config.adapter} runs no network, leave it out")
+    if config.precision != "float32" and adapter.passes == Passes():
+        raise ValueError(f"precision {config.precision}: the adapter {config.adapter} runs no network, leave it out")
     jobs = plan_jobs(config, adapter.image_size)
     if args.dry_run:
         if world.rank == 0:
