@@ -100,3 +100,11 @@ def read_object(path: Path, mend: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no names with values: {mend}")
     return found
+
+
+def read_texts(path: Path, mend: str) -> dict[str, str]:
+    """Names and texts of a JSON file; ValueError: it is damaged or holds something else."""
+    found = read_object(path, mend)
+    if not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(f"{path} holds more than texts: {mend}")
+    return found
