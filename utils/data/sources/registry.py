@@ -153,6 +153,18 @@ def open_source(
     return preloaded(source) if dataset == "Imagenet" else source
 
 
+def source_keys_without_effect(config: SourceConfig, place: str) -> dict[str, str]:
+    """For `utils.command_line.check_effect`: the keys that the data set does not look at.
+
+    Args:
+        config: which images.
+        place: dotted place of its keys.
+    """
+    own = {"Digits": "Digits come with scikit-learn"}
+    known = "" if config.dataset in DATASETS else f"the images are those in {config.dataset}"
+    return {f"{place}.root": own.get(config.dataset, known)}
+
+
 def _digits(split: str, root: Path) -> ImageSource:
     """scikit-learn's copy of the UCI optical digits: 1,797 scans of 8 x 8 pixels, 17 grey levels,
     enlarged to 32 x 32 (bicubic).
