@@ -24,6 +24,7 @@ from undegrade.evaluation.result_files import ResultFiles
 from undegrade.evaluation.results import Result, cell_result, paired_difference, percent
 from undegrade.evaluation.robustness import CARTON, further_metrics, outcomes, outside_of_mce, summary_table
 from undegrade.evaluation.tables import table
+from undegrade.models.classification.inputs import INPUT_KEYS, checkpoint_inputs
 from undegrade.models.classification.loading import load_classifier
 from undegrade.utils.checkpoint import file_digest
 from undegrade.utils.config import to_tree
@@ -31,7 +32,7 @@ from undegrade.utils.data.cells import CLEAN, Cell
 from undegrade.utils.data.perturbations.watermark import WATERMARK
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.readable import without_broken
-from undegrade.utils.data.views import check_view, open_view
+from undegrade.utils.data.views import RAW, check_view, open_view
 from undegrade.utils.interruption import Interrupted, Interruption
 from undegrade.utils.lock import locked
 from undegrade.utils.provenance import listing_digest, provenance
@@ -89,7 +90,7 @@ def evaluate(config: EvaluationConfig, device: torch.device, interruption: Inter
     for name in used:
         check_view(member_view(config, name))
     out = Path(config.out)
-    source = without_broken(config.data.open(config.data.split), out / "logits" if config.cache else None)
+    source = without_broken(_source(config, checkpoints), out / "logits" if config.cache else None)
     members = _members(config, checkpoints, source, device)
     for name, system in config.systems.items():
         for cell in needed:
@@ -115,6 +116,25 @@ def _needed_members(config: EvaluationConfig, cells: Sequence[Cell]) -> dict[Cel
             raise ValueError(f"system {name!r} has no member for any of the cells {', '.join(c.folder for c in cells[:5])}")
     wanted = {cell: {m for s in config.systems.values() for m in members_of(s, cell, config.members)} for cell in cells}
     return {cell: [name for name in config.members if name in names] for cell, names in wanted.items()}
+
+
+def _source(config: EvaluationConfig, checkpoints: Mapping[str, Path]) -> ImageSource:
+    """The clean images; photographs as the networks want them, where these agree and no view shows
+    images that were cut before.
+    """
+    data = config.data
+    if not data.has_photographs:
+        return data.open(data.split)
+    wanted = {name: checkpoint_inputs(path, config.members[name].arch) for name, path in checkpoints.items()}
+    first, *others = set(wanted.values())
+    if first is not None and not others and {member_view(config, name) for name in checkpoints} == {RAW}:
+        data = data.fitted(*first)
+    source = data.open(data.split)
+    unlike = [f"; {name} wants {inputs}" for name, inputs in wanted.items() if inputs is not None and str(inputs) != source.frame]
+    log.info(
+        "images of %s: %s (pixels: the centre of a shorter side)%s; %s", source.name, source.frame, "".join(unlike), INPUT_KEYS
+    )
+    return source
 
 
 def result_facts(

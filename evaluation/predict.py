@@ -23,6 +23,7 @@ from undegrade.evaluation.ensemble import check_rule, cpu_batch, logits_of, mix
 from undegrade.evaluation.evaluate import member_predictor, member_view
 from undegrade.evaluation.predictors import Predictor
 from undegrade.evaluation.rules import RULES, combine, mixing_weights
+from undegrade.models.classification.inputs import INPUT_KEYS, checkpoint_inputs, described_inputs
 from undegrade.utils.checkpoint import read_description
 from undegrade.utils.choices import check_choice
 from undegrade.utils.config import build
@@ -73,10 +74,11 @@ def predict(
     out. Where an error or the user ends the call, `out` has what was done until then.
 
     Args:
-        config: of its `data` only image_size, resize and classes are used: the first two go before
-            what the first member's checkpoint says, the last is for checkpoints that do not name
-            their classes. A view other than `raw` is a folder with the file names of `path`,
-            suffixes aside, as the adaptation of a plain folder writes it.
+        config: of its `data` only image_size, resize, interpolation and classes are used: the first
+            three go before what the first member's checkpoint says (or timm, of its network), the
+            last is for checkpoints that do not name their classes. A view other than `raw` is a
+            folder with the file names of `path`, suffixes aside, as the adaptation of a plain
+            folder writes it.
         path: a folder, or one image.
         out: CSV with the columns file, class, confidence, class_2, confidence_2, ...
         device: of the members.
@@ -100,7 +102,8 @@ def predict(
     if not names:
         raise ValueError(f"system {name!r} is told the corruption of an image, which nobody knows here: choose another one")
     checkpoints = {m: find_checkpoint(fill_names(config, config.members[m].checkpoint), config.runs) for m in views}
-    files, sources = _open(path, list(views.values()), *_frame(config, next(iter(checkpoints.values()))))
+    first = next(iter(checkpoints))
+    files, sources = _open(path, list(views.values()), *_frame(config, checkpoints[first], config.members[first].arch))
     predictors, classes = _predictors(config, checkpoints, device)
     check_rule(chosen.rule, predictors, name)
     if not 1 <= top <= len(classes):
@@ -131,19 +134,22 @@ def predict(
     return done
 
 
-def _frame(config: EvaluationConfig, checkpoint: Path) -> tuple[int, Resize | None]:
+def _frame(config: EvaluationConfig, checkpoint: Path, arch: str | None) -> tuple[int, Resize | None]:
     """Side of the classifier's images, and the shorter side that they are cut from: from the
     configuration, or the checkpoint.
     """
-    size, resize, interpolation = config.data.image_size, config.data.resize, config.data.interpolation
-    if size is None:
-        described = read_description(checkpoint)
-        described = described if "image_size" in described else _images_of_run(checkpoint)
-        size, resize = int(described["image_size"]), resize or described.get("resize")
-        interpolation = described.get("interpolation") or interpolation
+    data = config.data
+    inputs = checkpoint_inputs(checkpoint, arch)
+    if inputs is None and data.image_size is None:
+        inputs = described_inputs(_images_of_run(checkpoint))
+    if inputs is not None:
+        data = data.fitted(*inputs)
+    size, resize = data.image_size or 0, data.resize
     if not 1 <= size <= (resize or size):
         raise ValueError(f"images of {size} px cannot be cut from a shorter side of {resize}: choose --data.resize above it")
-    return size, None if resize is None else Resize(resize, interpolation)
+    frame = None if resize is None else Resize(resize, data.interpolation or "bilinear")
+    log.info("images: %d px, the centre of a shorter side of %d; %s", size, resize or size, INPUT_KEYS)
+    return size, frame
 
 
 def _images_of_run(checkpoint: Path) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from undegrade.image_adapt.generator import GenerateConfig, ImageGenerator, Opened
 from undegrade.image_adapt.job import Job
+from undegrade.image_adapt.launch import LaunchOptions, sole_writer
 from undegrade.image_adapt.mpi import World
 from undegrade.image_adapt.output import Stored, find_outputs, write_manifest
 from undegrade.image_adapt.settings import check_settings, prepare
-from undegrade.image_adapt.work import BatchResult, Outcome, cut_pieces, finished, share_out, sift
+from undegrade.image_adapt.sharing import BatchResult, Outcome, conclude, cut_pieces, finished, share_out, sift
 from undegrade.utils.costs import BYTES_A_PIXEL
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.sources.folders import CLASS_MAP
@@ -93,14 +94,16 @@ def settings_of(opened: Opened, config: GenerateConfig) -> dict[str, Any]:
     }
 
 
-def generate(opened: Opened, config: GenerateConfig, world: World, verify: bool = False) -> Outcome:
+def generate(opened: Opened, config: GenerateConfig, world: World, options: LaunchOptions | None = None) -> Outcome:
     """Make every image that has no file yet. The same call again goes on where the last one was
-    stopped. `verify`: see `image_adapt.output.find_outputs`.
+    stopped.
 
     Raises:
-        ValueError: images of other settings in the folder; a class that the generator does not
-            have.
+        ValueError: images of other settings in the folder; another launch that writes there; a
+            class that the generator does not have.
+        Interrupted, Stopped: see `image_adapt.work.run_jobs`.
     """
+    options = options or LaunchOptions()
     generator, folder = opened.generator, Path(config.fill(config.save_dir))
     numbers = _asked(config, generator)
 
@@ -112,21 +115,23 @@ def generate(opened: Opened, config: GenerateConfig, world: World, verify: bool 
         return finished(job, rows, images[: len(rows)].cpu(), "the generator", config.batch_size)
 
     job = _job(numbers, opened, folder)
-    there: list[dict[int, Stored]] = []
-    if world.rank == 0:
-        settings = settings_of(opened, config)
-        prepare(_job({*numbers, *_present(folder, generator.num_classes)}, opened, folder), settings, config.overwrite)
-        everything = _job({*numbers, *_present(folder, generator.num_classes)}, opened, folder)  # without those of other settings
-        before = _by_key(everything, sift(everything, settings, verify))
-        there.append({i: before[key] for i, key in enumerate(job.source.keys) if key in before})
-        if opened.class_names:
-            lines = [f"{c:04d} {name}\n" for c, name in enumerate(opened.class_names)]
-            write_atomic(folder / CLASS_MAP, "".join(lines))
-    outcome = share_out([job], there, compute, world, config.batch_size, "png", "generating")
-    if world.rank == 0:
-        now = before | _by_key(job, outcome.there[0])
-        rows = {i: now[key] for i, key in enumerate(everything.source.keys) if key in now}
-        write_manifest(everything, settings, rows, [entry for _, entry in outcome.broken])
+    with sole_writer(world, [job], "generation"):
+        there: list[dict[int, Stored]] = []
+        if world.rank == 0:
+            settings = settings_of(opened, config)
+            prepare(_job({*numbers, *_present(folder, generator.num_classes)}, opened, folder), settings, config.overwrite)
+            everything = _job({*numbers, *_present(folder, generator.num_classes)}, opened, folder)  # without those of others
+            before = _by_key(everything, sift(everything, settings, options.verify))
+            there.append({i: before[key] for i, key in enumerate(job.source.keys) if key in before})
+            if opened.class_names:
+                lines = [f"{c:04d} {name}\n" for c, name in enumerate(opened.class_names)]
+                write_atomic(folder / CLASS_MAP, "".join(lines))
+        outcome = share_out([job], there, compute, world, config.batch_size, "png", "generating", options)
+        if world.rank == 0:
+            now = before | _by_key(job, outcome.there[0])
+            rows = {i: now[key] for i, key in enumerate(everything.source.keys) if key in now}
+            write_manifest(everything, settings, rows, [entry for _, entry in outcome.broken])
+    conclude(outcome, world)
     return outcome
 
 

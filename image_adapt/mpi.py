@@ -1,5 +1,5 @@
-"""Ranks of an `mpiexec` or `srun` launch. They share the file system, one list of work and a
-progress counter, nothing else.
+"""Ranks of an `mpiexec` or `srun` launch. They share the file system and one list of work, nothing
+else.
 
 Ranks may lie on several machines, with GPUs or without. Without mpi4py, or without a launcher, a
 single process does the same work.
@@ -15,9 +15,9 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from tqdm import tqdm
+from undegrade.utils.errors import Stopped
+from undegrade.utils.interruption import STATUS, Interrupted
 
-_PROGRESS_TAG = 7
 # environment variable of a launcher with the number of processes that it started; the last is
 # torchrun's
 _LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS", "WORLD_SIZE")
@@ -57,12 +57,18 @@ class World:
             yield
         except SystemExit:  # --help and mistakes in a flag, on every rank alike
             raise
+        except Interrupted:  # likewise: ranks agree on it
+            if self.rank:
+                sys.exit(STATUS)
+            raise
         except BaseException as error:
             if self.size == 1:
                 raise
             if self.rank:
-                time.sleep(1)  # mistakes in the command hit every rank: rank 0 says so, once
-            if isinstance(error, ValueError | FileNotFoundError) and not os.environ.get("UNDEGRADE_TRACEBACK"):
+                time.sleep(5)  # mistakes in the command hit every rank: rank 0 says so, once
+            if isinstance(error, KeyboardInterrupt):
+                print("interrupted; nothing that was finished is lost", file=sys.stderr, flush=True)
+            elif isinstance(error, ValueError | OSError | Stopped) and not os.environ.get("UNDEGRADE_TRACEBACK"):
                 print(f"error: {error}", file=sys.stderr, flush=True)
             else:
                 traceback.print_exc()
@@ -94,50 +100,3 @@ def connect() -> World:
             "of that MPI (inside a SLURM allocation too), or srun with the --mpi that it supports (`srun --mpi=list`: pmi2, pmix)"
         )
     return World(MPI.COMM_WORLD)
-
-
-class Progress:
-    """One bar over the images of all ranks, drawn by rank 0.
-
-    The other ranks send how many images they finished; rank 0 takes these in whenever it finishes
-    some itself, and at the end waits for the rest.
-    """
-
-    def __init__(self, world: World, total: int, done: int, description: str) -> None:
-        self.world, self.total, self.seen = world, total, done
-        self.bar = tqdm(
-            total=total,
-            initial=done,
-            desc=description,
-            unit="img",
-            disable=world.rank != 0,
-            dynamic_ncols=True,
-            mininterval=1.0,
-        )
-        self._pending: list[Any] = []
-
-    def add(self, images: int) -> None:
-        """This rank finished `images` more."""
-        if self.world.rank:
-            self._pending.append(self.world.communicator.isend(images, dest=0, tag=_PROGRESS_TAG))
-            return
-        self._count(images)
-        self.take_in()
-
-    def take_in(self) -> None:
-        """On the first rank: count what the others have reported."""
-        while self.world.size > 1 and self.world.communicator.iprobe(tag=_PROGRESS_TAG):
-            self._count(self.world.communicator.recv(tag=_PROGRESS_TAG))
-
-    def finish(self) -> None:
-        """Wait until every rank has reported all its images."""
-        if self.world.rank == 0:
-            while self.seen < self.total:
-                self._count(self.world.communicator.recv(tag=_PROGRESS_TAG))
-        for request in self._pending:
-            request.wait()
-        self.bar.close()
-
-    def _count(self, images: int) -> None:
-        self.seen += images
-        self.bar.update(images)

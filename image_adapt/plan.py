@@ -14,7 +14,8 @@ from undegrade.image_adapt.config import AdaptConfig
 from undegrade.image_adapt.job import Job
 from undegrade.image_adapt.output import find_outputs
 from undegrade.image_adapt.settings import check_settings, settings_of
-from undegrade.image_adapt.work import Piece, adapt_rows, cut_pieces
+from undegrade.image_adapt.sharing import Piece, cut_pieces
+from undegrade.image_adapt.work import adapt_rows
 from undegrade.utils.costs import BYTES_A_PIXEL
 
 

@@ -1,19 +1,14 @@
-"""Adaptation as a list of images to be done: what is missing is shared out over ranks, written, and
-listed in a manifest.
-"""
+"""Adaptation: which images are made of which, and by whom."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import logging
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,12 +17,12 @@ from undegrade.image_adapt.arrays import check_arrays, write_arrays
 from undegrade.image_adapt.config import DATATYPES, AdaptConfig
 from undegrade.image_adapt.inputs import open_inputs
 from undegrade.image_adapt.job import Job
-from undegrade.image_adapt.mpi import Progress, World
-from undegrade.image_adapt.output import ENCODINGS, Stored, discard, encode, find_outputs, store, write_manifest
+from undegrade.image_adapt.launch import LaunchOptions, sole_writer
+from undegrade.image_adapt.mpi import World
+from undegrade.image_adapt.output import ENCODINGS, Stored, write_manifest
 from undegrade.image_adapt.settings import copy_class_map, prepare, settings_of
-from undegrade.image_adapt.work_queue import dequeue
-from undegrade.utils.data.manifest import MANIFEST
-from undegrade.utils.data.pixels import from_signed, to_signed
+from undegrade.image_adapt.sharing import BatchResult, Outcome, conclude, finished, share_out, sift
+from undegrade.utils.data.pixels import to_signed
 from undegrade.utils.data.sources.image_source import Broken
 from undegrade.utils.seeding import torch_generator
 
@@ -85,30 +80,6 @@ def adapt_batch(adapter: Adapter, images: Tensor, keys: Sequence[str], seed: int
     return adapted[: len(keys)].cpu()
 
 
-@dataclasses.dataclass
-class Outcome:
-    """What a launch did: images found finished, written now, broken (with their job), and
-    seconds.
-
-    On the first rank also `there`, the images of each job that are there at the end.
-    """
-
-    found: int
-    written: int
-    broken: list[tuple[int, Broken]]
-    seconds: float
-    there: list[dict[int, Stored]]
-
-    @property
-    def speed(self) -> float:
-        """Images a second."""
-        return self.written / self.seconds if self.seconds else 0.0
-
-
-# rows that could be read, their new images uint8 [3, H, W], what is wrong with the others
-BatchResult = tuple[list[int], list[np.ndarray], list[Broken]]
-
-
 def adapt_rows(job: Job, rows: list[int], adapter: Adapter, config: AdaptConfig, device: torch.device) -> BatchResult:
     """Read and adapt a batch of a job."""
     readable, images, broken = job.source.readable(rows)
@@ -126,127 +97,45 @@ def adapt_rows(job: Job, rows: list[int], adapter: Adapter, config: AdaptConfig,
     return made, pixels, broken + failed
 
 
-def finished(job: Job, rows: list[int], images: Tensor, by: str, batch_size: int, rounding: str = "round") -> BatchResult:
-    """Images [B, 3, H, W], about [-1, 1], as pixels. One with a number that is not finite is no
-    image.
-
-    Raises:
-        ValueError: a full batch without one image.
-    """
-    finite = torch.isfinite(images).flatten(1).all(1).tolist()
-    failed = [
-        Broken(job.source.keys[i], f"{by} made numbers of it that are not finite")
-        for i, fine in zip(rows, finite, strict=True)
-        if not fine
-    ]
-    if len(failed) == batch_size > 1:
-        raise ValueError(f"{by} makes numbers that are not finite of all {batch_size} images of a batch, e.g. {failed[0].key}: "
-                         "its weights or its options are at fault")  # fmt: skip
-    pixels = from_signed(images[finite], rounding).numpy()
-    return [i for i, fine in zip(rows, finite, strict=True) if fine], list(pixels), failed
-
-
 def run_jobs(
-    jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, world: World, device: torch.device, verify: bool = False
+    jobs: Sequence[Job],
+    adapter: Adapter,
+    config: AdaptConfig,
+    world: World,
+    device: torch.device,
+    options: LaunchOptions | None = None,
 ) -> Outcome:
     """Adapt every image that has no output yet. The same call again goes on where the last one was
-    stopped. `verify`: read and decode all that is there, see `find_outputs`.
+    stopped.
+
+    Raises:
+        ValueError: another launch writes into one of the folders; images of other settings.
+        Interrupted: it was asked for; what is done is written.
+        Stopped: a rank hangs; what others could do is done and written.
     """
-    settings: list[dict[str, Any]] = []
-    there: list[dict[int, Stored]] = []
-    if world.rank == 0:
-        settings = [settings_of(config, adapter, job) for job in jobs]
-        for job, wanted in zip(jobs, settings, strict=True):
-            prepare(job, wanted, config.overwrite)
-            there.append(sift(job, wanted, verify))
-        copy_class_map(config)
+    options = options or LaunchOptions()
     adapt = functools.partial(adapt_rows, adapter=adapter, config=config, device=device)
-    outcome = share_out(jobs, there, adapt, world, config.batch_size, config.output, "adapting")
-    if world.rank == 0:
-        for j, job in enumerate(jobs):
-            write_manifest(job, settings[j], outcome.there[j], [entry for k, entry in outcome.broken if k == j])
-        if config.output == "npy" and outcome.broken:
-            log.warning("the arrays are not written: they hold every image of a test set")
-        elif config.output == "npy":
-            write_arrays(jobs, Path(config.fill(config.save_dir)))
+    with sole_writer(world, jobs, "adaptation"):
+        settings: list[dict[str, Any]] = []
+        there: list[dict[int, Stored]] = []
+        if world.rank == 0:
+            settings = [settings_of(config, adapter, job) for job in jobs]
+            for job, wanted in zip(jobs, settings, strict=True):
+                prepare(job, wanted, config.overwrite)
+                there.append(sift(job, wanted, options.verify))
+            copy_class_map(config)
+        outcome = share_out(jobs, there, adapt, world, config.batch_size, config.output, "adapting", options)
+        if world.rank == 0:
+            for j, job in enumerate(jobs):
+                write_manifest(job, settings[j], outcome.there[j], [entry for k, entry in outcome.broken if k == j])
+            if config.output == "npy":
+                _write_arrays(jobs, outcome, Path(config.fill(config.save_dir)))
+    conclude(outcome, world)
     return outcome
 
 
-def sift(job: Job, settings: Mapping[str, Any], verify: bool = False) -> dict[int, Stored]:
-    """The images that are there. Damaged ones are removed, and the lines of the manifest about
-    those that will be made.
-    """
-    found = find_outputs(job, verify)
-    if found.damaged:
-        log.warning(
-            "%s: %d images are not what was written, they are made again: %s", job.folder, len(found.damaged),
-            ", ".join(job.source.keys[i] for i in found.damaged[:5]) + ", ..." * (len(found.damaged) > 5),
-        )  # fmt: skip
-        discard(job, found.damaged)
-    if len(found.there) < len(job.source) and (job.folder / MANIFEST).is_file():
-        write_manifest(job, settings, found.there)
-    return found.there
-
-
-def share_out(
-    jobs: Sequence[Job],
-    there: Sequence[dict[int, Stored]],
-    compute: Callable[[Job, list[int]], BatchResult],
-    world: World,
-    batch_size: int,
-    output: str,
-    doing: str,
-) -> Outcome:
-    """Compute and save every image that is not there yet, shared out over the ranks in batches or
-    shards, under one progress bar.
-
-    Args:
-        jobs: images and their files.
-        there: on the first rank what is there of each job: it looks once, for all.
-        compute: gives the images of a batch of a job, by their rows.
-        world: all ranks call this together.
-        batch_size: images of a batch, at most.
-        output: name in `image_adapt.output.ENCODINGS`.
-        doing: what the progress bar says.
-    """
-    pieces = world.broadcast(cut_pieces(jobs, there, batch_size) if world.rank == 0 else None)
-    pending = sum(len(rows) for _, rows in pieces)
-    total = sum(len(job.source) for job in jobs)
-    progress = Progress(world, total, total - pending, doing)
-    broken: list[tuple[int, Broken]] = []
-    stored: list[tuple[int, dict[int, Stored]]] = []
-    start = time.perf_counter()
-    for j, rows in (pieces[p] for p in dequeue(world, len(pieces), progress.take_in)):
-        files: dict[int, bytes] = {}
-        for batch in jobs[j].batches(rows, batch_size):
-            computed, images, bad = compute(jobs[j], batch)
-            broken += [(j, entry) for entry in bad]
-            files |= {i: encode(image, output) for i, image in zip(computed, images, strict=True)}
-            progress.add(len(batch))
-        written, bad = store(jobs[j], rows, files)
-        broken += [(j, entry) for entry in bad]
-        stored.append((j, written))
-    progress.finish()
-    seconds = time.perf_counter() - start
-    everyone = [entry for part in world.gather(broken) or [] for entry in part]
-    found = sum(map(len, there))
-    now = [dict(before) for before in there]
-    for j, written in (entry for part in world.gather(stored) or [] for entry in part):
-        now[j] |= written
-    return Outcome(found, sum(map(len, now)) - found, sorted(everyone, key=lambda entry: entry[1]), seconds, now)
-
-
-Piece = tuple[int, list[int]]  # a job, and images of it that one rank computes and writes
-
-
-def cut_pieces(jobs: Sequence[Job], there: Sequence[Collection[int]], batch_size: int) -> list[Piece]:
-    """What is not there yet of each job: batches of at most `batch_size`, or all that a shard
-    lacks.
-    """
-    pieces: list[Piece] = []
-    for j, job in enumerate(jobs):
-        rows = [i for i in (range(len(job.source)) if job.shard_size is None else job.by_key) if i not in there[j]]
-        for shard, group in ((shard, list(group)) for shard, group in itertools.groupby(rows, job.shard)):
-            size = batch_size if shard is None else len(group)
-            pieces += [(j, group[k : k + size]) for k in range(0, len(group), size)]
-    return pieces
+def _write_arrays(jobs: Sequence[Job], outcome: Outcome, save_dir: Path) -> None:
+    if all(len(there) == len(job.source) for job, there in zip(jobs, outcome.there, strict=True)):
+        write_arrays(jobs, save_dir)
+    else:
+        log.warning("the arrays are not written: they hold every image of a test set")

@@ -142,7 +142,7 @@ def adapt_black(path: Path) -> None:
     [
         ("settings.json", "{", "is damaged"),
         ("settings.json", "[" * 100_000, "is damaged"),
-        ("settings.json", "[]", "holds no settings"),
+        ("settings.json", "[]", "holds no names with values"),
         ("manifest.jsonl", "{", "line 1 is damaged"),
         ("manifest.jsonl", '{"key": "a"}', "expected an object with the texts key and file"),
         ("manifest.jsonl", '{"key": "a", "file": "/etc/passwd"}', "would leave the output folder"),

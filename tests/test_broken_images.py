@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 import torch
 
+from tests.checkpoints import save_random
 from tests.scripts import run_script
 from tests.test_folders import write_images
 from undegrade.utils.data.augmentation import AugmentConfig
 from undegrade.utils.data.batches import BatchLoader, BatchSet
+from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.sources import folders
 from undegrade.utils.data.sources.folders import folder_source
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.readable import without_broken
 from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.data.views import FolderTree
 
 FLIP = AugmentConfig(flip=True)
 GONE = ("cat/im01", "cat/im02", "dog/im03")
@@ -94,6 +97,23 @@ def test_an_evaluation_is_of_the_images_that_can_be_read(
     assert without_broken(lazy, tmp_path / "out").keys == whole.keys
     (remembered,) = (tmp_path / "out").iterdir()
     assert {key for key, _ in json.loads(remembered.read_text())} == set(GONE)
+
+
+def test_predict_writes_names_that_are_not_utf8(tmp_path: Path) -> None:
+    network = save_random(tmp_path / "net.safetensors", image_size=12)
+    write_images(tmp_path, ["photos"], 2, size=(12, 12))
+    (tmp_path / "photos/im01.png").rename(tmp_path / "photos/caf\udce9.png")
+    (tmp_path / "photos/b\udcff.png").write_bytes(b"no image")
+    done = run_script("test.py", "-r", network, "--predict", tmp_path / "photos", "--out", tmp_path / "p.csv").check()
+    assert [line.split(",")[0] for line in (tmp_path / "p.csv").read_text().splitlines()] == ["file", "caf\\xe9.png", "im00.png"]
+    assert f"{tmp_path}/photos/b\\xff.png: none of the image formats" in done.err
+
+
+def test_trees_of_names_that_are_not_utf8_have_an_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "c\udce9/fog/5", ["caf\udce9", "tea"], 1)
+    clean = folder_source(tmp_path / "c\udce9/fog/5", None, "photos")
+    view = FolderTree(tmp_path / "c\udce9", clean)
+    assert view.identity(Cell("fog", 5)) and view.source(Cell("fog", 5)).keys == clean.keys
 
 
 def test_test_py_counts_the_others(tmp_path: Path, classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:

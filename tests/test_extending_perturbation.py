@@ -62,8 +62,8 @@ def command(number: int, *words: object) -> Done:
 
 def test_it_trains_sweeps_evaluates_and_adapts_by_the_commands_of_the_document(module: str, ddpm: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    command(0, "--save_dir", runs, "--run_id", "one", "--data.perturbations.vignette.power", 3)
-    config = read_yaml(runs / "ind/Digits/ResNet20_clean/one/config.yaml")
+    command(0, "--save_dir", runs, "--run_id", "one", "--data.limit", 40, "--data.perturbations.vignette.power", 3)
+    config = read_yaml(runs / "vignette/one/config.yaml")
     assert config["data"]["degradations"] == ["vignette"] and config["data"]["perturbations"] == {"vignette": {"power": 3}}
 
     few = ("--runs", runs, "--limit", 20)

@@ -18,6 +18,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from undegrade.models.classification.inputs import INPUT_KEYS, checkpoint_inputs, timm_inputs
 from undegrade.trainers.config import TrainConfig, fill
 from undegrade.trainers.method import Context
 from undegrade.trainers.methods import METHODS
@@ -32,6 +33,7 @@ from undegrade.utils.data.batches import BatchLoader
 from undegrade.utils.data.cells import drawn_cell
 from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.data.training import DataConfig
 from undegrade.utils.data.views import FolderTree
 from undegrade.utils.device import choose_device
 from undegrade.utils.files import write_atomic
@@ -127,6 +129,7 @@ def run(
     """
     kind = METHODS.get_row(config.method.get("name", ""), "config key 'method.name'")
     model: Any = build(kind.model, config.model, "model")
+    config = dataclasses.replace(config, data=_fitted(config.data, model))
     method_config: Any = build(kind.method, config.method, "method")
     for name in config.data.degradations:
         find_perturbation(name)
@@ -171,6 +174,18 @@ def run(
         log.info("finished %s: best epoch %d, %s", folder, trainer.progress.best_epoch,
                  ", ".join(f"{k} {v:.4f}" for k, v in best.items() if k.startswith("validation")))  # fmt: skip
     return folder
+
+
+def _fitted(data: DataConfig, model: Any) -> DataConfig:
+    """Photographs as the weights that the network starts from want them, unless `data` says."""
+    start = getattr(model, "init_from", None)
+    inputs = timm_inputs(model.arch) if getattr(model, "pretrained", False) else None
+    if start is not None and Path(start).is_file():
+        inputs = checkpoint_inputs(Path(start), model.arch)
+    if inputs is None or not data.has_photographs or (fitted := data.fitted(*inputs)) == data:
+        return data
+    log.info("images: as %s wants them, %s (pixels: the centre of a shorter side); %s", start or model.arch, inputs, INPUT_KEYS)
+    return fitted
 
 
 def _loader(config: TrainConfig, source: ImageSource, train: bool, accelerator: Accelerator) -> BatchLoader:

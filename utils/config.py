@@ -148,6 +148,8 @@ def _in_words(hint: Any) -> str:
 
 def _range(limits: Interval) -> str:
     """A range as it follows the name of what it is a range of."""
+    if limits.ge is not None and limits.le is not None:
+        return f"from {limits.ge} to {limits.le}"
     words = {"of at least": limits.ge, "above": limits.gt, "of at most": limits.le, "below": limits.lt}
     return " and ".join(f"{word} {limit}" for word, limit in words.items() if limit is not None)
 

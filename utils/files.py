@@ -1,14 +1,16 @@
-"""Writing a file so that a reader never meets half of it."""
+"""Writing a file so that a reader never meets half of it, and reading JSON that may be damaged."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -80,3 +82,21 @@ def _share(file: Path) -> None:
         umask = os.umask(0o077)  # setting it is the only way to read it
         os.umask(umask)
         file.chmod(0o666 & ~umask)
+
+
+def parse_json(text: str | bytes, where: object, mend: str) -> Any:
+    """What a JSON text says; ValueError: damaged, in one line that names where it is and the
+    mend.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is damaged ({type(error).__name__}: {error}): {mend}") from error
+
+
+def read_object(path: Path, mend: str) -> dict[str, Any]:
+    """Names and values of a JSON file; ValueError: it is damaged or holds something else."""
+    found = parse_json(path.read_bytes(), path, mend)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no names with values: {mend}")
+    return found

@@ -21,11 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from undegrade.utils.choices import check_choice
+from undegrade.utils.command_line import typed
 from undegrade.utils.composition import find_config
 from undegrade.utils.config import build, read_all, read_yaml
 from undegrade.utils.costs import USUAL_SPEED, plan
 from undegrade.utils.errors import Stopped, run_main
-from undegrade.utils.files import write_atomic
+from undegrade.utils.files import read_object, write_atomic
+from undegrade.utils.ranges import Positive
 from undegrade.utils.stages import COUNTS, SCRIPTS, Command, PipelineConfig, Variables, all_variables, commands, escaped
 
 log = logging.getLogger("pipeline")
@@ -76,8 +78,8 @@ def run_stages(stages: Sequence[Command], out: Path) -> dict[str, float]:
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"PATH": path}
     for number, stage in enumerate(stages, 1):
         marker = out / "stages" / f"{stage.name}.json"
-        done = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
-        if done.get("identity") == stage.identity:
+        done = read_object(marker, "remove it, and the stage runs again") if marker.is_file() else {}
+        if done.get("identity") == stage.identity and isinstance(done.get("seconds"), (int, float)):
             seconds[stage.name] = done["seconds"]
             log.info("[%d/%d] %s: done before (%.0f s)", number, len(stages), stage.name, done["seconds"])
             continue
@@ -107,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("-c", "--config", required=True, help="pipeline YAML")
     p.add_argument("--out", help="folder for everything that the pipeline writes")
     p.add_argument("--dry_run", action="store_true", help="print the commands and what they come to, and stop")
-    p.add_argument("--speed", type=float, default=USUAL_SPEED, help="with --dry_run: of a device, TFLOP a second, for the hours")
+    p.add_argument(
+        "--speed", type=typed(Positive), default=USUAL_SPEED, help="with --dry_run: of a device, TFLOP a second, for the hours"
+    )
     args, rest = p.parse_known_args(argv)
     if not args.speed > 0:
         raise ValueError(f"--speed {args.speed:g} is no speed: give TFLOP a second, above 0")

@@ -17,6 +17,7 @@ from undegrade.utils.choices import check_choice, fill_names
 from undegrade.utils.config import dump_yaml, read_yaml
 from undegrade.utils.data.sources.registry import DATASETS
 from undegrade.utils.processes import TORCHRUN, shared_out, visible_gpus
+from undegrade.utils.ranges import Count
 
 log = logging.getLogger("pipeline")
 
@@ -59,7 +60,7 @@ class StageConfig:
     args: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     mpi: bool = False
-    recipe_processes: str | int = 1
+    recipe_processes: str | Count = 1
     each: list[str] = field(default_factory=list)
     once: bool = False
     when: str = "always"

@@ -23,9 +23,10 @@ import torch
 
 from undegrade.image_adapt.generate import describe_generation, generate, parse_classes
 from undegrade.image_adapt.generator import NETWORKS, GenerateConfig, open_generator
+from undegrade.image_adapt.launch import LaunchOptions
 from undegrade.image_adapt.mpi import World, connect
-from undegrade.image_adapt.scripts.ranks import check_needed, flag_value, given_tree, ranks_parser
-from undegrade.image_adapt.work import Outcome
+from undegrade.image_adapt.scripts.ranks import check_needed, flag_value, given_tree, launch_options, ranks_parser
+from undegrade.image_adapt.sharing import Outcome
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.config import Tree, build
@@ -126,7 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         setup_logging(quiet=world.rank != 0)
         config, args = parse(argv)
         torch.set_num_threads(args.threads)
-        outcome = run(config, world, args)
+        options = launch_options(args)
+        with options.interruption.listening():
+            outcome = run(config, world, args, options)
     if world.rank == 0 and outcome:
         log.info(
             "generated %d images in %.1f s (%.2f images/s), %d were there already -> %s",
@@ -138,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(config: GenerateConfig, world: World, args: argparse.Namespace) -> Outcome | None:
+def run(config: GenerateConfig, world: World, args: argparse.Namespace, options: LaunchOptions) -> Outcome | None:
     """Load the model and generate; a dry run prints the plan and returns None."""
     device = choose_device(args.device, world.local_rank)
     opened = open_generator(config, device)
@@ -151,7 +154,7 @@ def run(config: GenerateConfig, world: World, args: argparse.Namespace) -> Outco
         return None
     log.info("%s: %d classes of %d px, %d rank(s) on %s", opened.path, opened.generator.num_classes,
              opened.generator.image_size, world.size, device.type)  # fmt: skip
-    return generate(opened, config, world, args.verify)
+    return generate(opened, config, world, options)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,13 @@ import torch
 
 from undegrade.image_adapt.adapters import ADAPTERS, DEFAULT, Context, Passes
 from undegrade.image_adapt.config import DATATYPES, LAYOUTS, AdaptConfig, adapt_schema
+from undegrade.image_adapt.launch import LaunchOptions
 from undegrade.image_adapt.mpi import World, connect
 from undegrade.image_adapt.plan import describe_plan, time_batch
 from undegrade.image_adapt.scripts.adapter_flags import Flags, add_adapter_flags, check_in_use, read_adapter_flags
-from undegrade.image_adapt.scripts.ranks import check_needed, flag_value, given_tree, ranks_parser
-from undegrade.image_adapt.work import Outcome, plan_jobs, run_jobs
+from undegrade.image_adapt.scripts.ranks import check_needed, flag_value, given_tree, launch_options, ranks_parser
+from undegrade.image_adapt.sharing import Outcome
+from undegrade.image_adapt.work import plan_jobs, run_jobs
 from undegrade.models.diffusion.openai_flags import parse_flag
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
@@ -148,11 +150,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         setup_logging(quiet=world.rank != 0)
         config, model_flags, args = parse(argv)
         torch.set_num_threads(args.threads)
-        outcome = adapt(config, model_flags, world, args)
+        options = launch_options(args)
+        with options.interruption.listening():
+            outcome = adapt(config, model_flags, world, args, options)
     return report(outcome, config) if world.rank == 0 and outcome else 0
 
 
-def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, args: argparse.Namespace) -> Outcome | None:
+def adapt(
+    config: AdaptConfig, model_flags: dict[str, str], world: World, args: argparse.Namespace, options: LaunchOptions
+) -> Outcome | None:
     """Open the adapter, plan, adapt; a dry run prints the plan and returns None."""
     device = choose_device(args.device, world.local_rank)
     model = None if config.model is None else config.fill(config.model)
@@ -169,7 +175,7 @@ def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, args: 
     images = sum(len(job.source) for job in jobs)
     log.info("%d images in %d cells, %d rank(s) on %s, batches of %d", images, len(jobs), world.size, device.type,
              config.batch_size)  # fmt: skip
-    return run_jobs(jobs, adapter, config, world, device, args.verify)
+    return run_jobs(jobs, adapter, config, world, device, options)
 
 
 def report(outcome: Outcome, config: AdaptConfig) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from undegrade.image_adapt.launch import LaunchOptions
 from undegrade.models.diffusion.openai_flags import parse_flag
 from undegrade.utils.command_line import ScriptParser, typed
 from undegrade.utils.config import Tree, dotted_keys, merge, parse_value, read_all
+from undegrade.utils.interruption import Interruption, parse_duration
 from undegrade.utils.key_help import key_types
 from undegrade.utils.ranges import Count
 
@@ -28,7 +30,18 @@ def ranks_parser(description: str | None, schema: type, listed_in: str) -> Scrip
         "--verify", action="store_true", help="decode all images that are there and compare their digests with the manifest's; "
         "what differs is made again (without the flag: sizes, and digests of files that changed since)"
     )  # fmt: skip
+    p.add_argument("--max_time", help="end after so much time, such as 3h50m, in good order and with the status 75")
+    p.add_argument(
+        "--rank_timeout", help="a rank that finishes no batch for so long hangs: another makes its images, and the launch ends "
+        "with an error that names it (default: ten times the slowest batch so far, at least 10m)"
+    )  # fmt: skip
     return p
+
+
+def launch_options(args: argparse.Namespace) -> LaunchOptions:
+    """What the flags of `ranks_parser` say of the launch."""
+    max_time, rank_timeout = (text and parse_duration(text) for text in (args.max_time, args.rank_timeout))
+    return LaunchOptions(args.verify, Interruption(max_time), rank_timeout)
 
 
 def given_tree(args: argparse.Namespace, overrides: Tree) -> Tree:

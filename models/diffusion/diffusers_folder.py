@@ -4,7 +4,6 @@ folder of networks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from undegrade.utils.checkpoint import load_checkpoint
 from undegrade.utils.choices import check_choice
+from undegrade.utils.files import read_object
 
 CONFIG = "config.json"
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -93,13 +93,7 @@ def settings_of_scheduler(path: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Names and values of a JSON file (ValueError: it holds something else)."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, names and values are needed")
-    return content
+    return read_object(path, "take another copy of that folder")
 
 
 def without_private(config: dict[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,11 @@ Both may come from strangers: whatever they hold is checked before it is used.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+from undegrade.utils.files import parse_json, read_object
 from undegrade.utils.paths import inside
 
 MANIFEST = "manifest.jsonl"
@@ -32,7 +32,7 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
     parents: set[str] = set()  # known to lie inside: each is looked at once
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         where = f"{path}, line {number}"
-        row = _parse(line, where)
+        row = parse_json(line, where, _MEND)
         if isinstance(row, dict) and "error" in row:
             continue
         mistake = _mistake(row) or (f"the key {row['key']!r} is there twice" if row["key"] in rows else "")
@@ -60,17 +60,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS
     if not path.is_file():
         return {}
-    found = _parse(path.read_bytes(), str(path), "make the images anew, with --overwrite true")
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no settings: make the images anew, with --overwrite true")
-    return found
-
-
-def _parse(text: bytes, where: str, mend: str = _MEND) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is damaged ({type(error).__name__}: {error}): {mend}") from error
+    return read_object(path, "make the images anew, with --overwrite true")
 
 
 def _mistake(row: Any) -> str:

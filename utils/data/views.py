@@ -228,7 +228,7 @@ class FolderTree:
 
 
 def _digest(*parts: object) -> str:
-    return hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).hexdigest()[:16]
+    return hashlib.sha256("\x1f".join(str(p) for p in parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def open_view(text: str, clean: ImageSource, seed: int, options: PerturbationOptions | None = None) -> View:

@@ -57,7 +57,7 @@ def image_folder(
     tenth is for validation, none for testing.
     """
     folders = {s: next((root / a for a in names if (root / a).is_dir()), None) for s, names in _SPLITS.items()}
-    name, named = root.resolve().name, read_class_map(root) or _numbered(folders["train"] or root, classes)
+    name, named = utf8(root.resolve().name), read_class_map(root) or _numbered(folders["train"] or root, classes)
     if folders["train"] is None:
         below = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         if below and set(below) <= {alias for names in _SPLITS.values() for alias in names}:

@@ -15,7 +15,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,7 @@ from undegrade.utils.data.sources.splits import TEST_SHARE, cut, train_validatio
 from undegrade.utils.data.sources.tiny_imagenet import tiny_imagenet
 from undegrade.utils.ranges import Count
 
+Data = TypeVar("Data", bound="SourceConfig")
 SPLITS = ("train", "validation", "test", "trainval")
 
 
@@ -46,11 +47,12 @@ class SourceConfig(PerturbationOptions):
         root: where downloaded data sets lie. Without clean images the test part of Imagenet,
             CIFAR10 and CIFAR100 takes keys and labels from a root that is ImageNet-C, CIFAR-10-C or
             CIFAR-100-C, for views of the images in it.
-        image_size: side in pixels, for image folders (null: of the first image) and Imagenet (null:
-            224 of a shorter side of 256).
+        image_size: side in pixels, for image folders and Imagenet (null: as the network wants it;
+            where that is not known, of the first image, and 224 of a shorter side of 256).
         resize: for both: side to which the shorter side is brought before the centre of image_size
-            is cut (null: image_size; 256 for Imagenet at 224).
-        interpolation: bilinear | bicubic: how it is brought to `resize`.
+            is cut (null: as the network wants it, else image_size; 256 for Imagenet at 224).
+        interpolation: bilinear | bicubic: how it is brought to `resize` (null: as the network wants
+            it, else bilinear).
         classes: for both: the list that numbers the classes, `imagenet-1k` or a file (null: the
             training folders; imagenet-1k).
         subset: file that names the images to use, one a line, by key (`<class>/<name>`) or path
@@ -63,10 +65,24 @@ class SourceConfig(PerturbationOptions):
     root: str = "data"
     image_size: Count | None = None
     resize: Count | None = None
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal["bilinear", "bicubic"] | None = None
     classes: str | None = None
     subset: str | None = None
     limit: Count | None = None
+
+    @property
+    def has_photographs(self) -> bool:
+        """Whether the images are files of any size."""
+        return self.dataset == "Imagenet" or _is_folder(self.dataset)
+
+    def fitted(self: Data, image_size: int, resize: int | None, interpolation: str | None) -> Data:
+        """With these in place of what is not given, unless an image size is given that is
+        another.
+        """
+        if self.image_size not in (None, image_size):
+            return self
+        wanted: Any = {"resize": self.resize or resize, "interpolation": self.interpolation or interpolation}
+        return dataclasses.replace(self, image_size=image_size, **wanted)
 
     def open(self, split: str) -> ImageSource:
         """The images of a split (see `open_source`)."""
@@ -84,7 +100,7 @@ def open_source(
     limit: int | None = None,
     *,
     resize: int | None = None,
-    interpolation: str = "bilinear",
+    interpolation: str | None = None,
     classes: str | None = None,
     subset: str | None = None,
 ) -> ImageSource:
@@ -102,7 +118,7 @@ def open_source(
         resize: for image folders and Imagenet: side to which the shorter side of the files is
             brought before the centre of `image_size` is cut (default: `image_size` itself; 256 for
             Imagenet at 224).
-        interpolation: bilinear | bicubic: how it is brought to `resize`.
+        interpolation: bilinear | bicubic: how it is brought to `resize` (default: bilinear).
         classes: for image folders and Imagenet: the list that numbers the classes
             (`imagenet.read_classes`; default: the sorted names of the training folders; the 1,000
             classes for Imagenet).
@@ -119,14 +135,14 @@ def open_source(
     check_choice(split, SPLITS, "split")
     if resize is not None and resize < (image_size or 1):
         raise ValueError(f"data.resize {resize} is smaller than data.image_size {image_size}: nothing could be cut from it")
-    check_choice(interpolation, INTERPOLATIONS, "data.interpolation")
-    is_folder = dataset not in DATASETS and Path(dataset).is_dir()
+    is_folder = _is_folder(dataset)
     if dataset == "Imagenet":
         image_size = image_size or IMAGE_SIZE
         resize = RESIZE if resize is None and image_size == IMAGE_SIZE else resize
-    if resize is None and interpolation != "bilinear":
+    if resize is None and interpolation is not None:
         raise ValueError(f"data.interpolation {interpolation} is how the files are brought to data.resize: give that, too")
-    frame = None if resize is None else Resize(resize, interpolation)
+    chosen = check_choice(interpolation or "bilinear", INTERPOLATIONS, "data.interpolation")
+    frame = None if resize is None else Resize(resize, chosen)
     order = read_classes(classes) if classes is not None else None
     if dataset == "Imagenet":
         assert image_size is not None
@@ -163,6 +179,10 @@ def source_keys_without_effect(config: SourceConfig, place: str) -> dict[str, st
     own = {"Digits": "Digits come with scikit-learn"}
     known = "" if config.dataset in DATASETS else f"the images are those in {config.dataset}"
     return {f"{place}.root": own.get(config.dataset, known)}
+
+
+def _is_folder(dataset: str) -> bool:
+    return dataset not in DATASETS and Path(dataset).is_dir()
 
 
 def _digits(split: str, root: Path) -> ImageSource:
