@@ -151,7 +151,7 @@ def open_source(
         source = image_folder(Path(dataset), split, image_size, frame, order)
         source = dataclasses.replace(source, class_order=class_order(Path(dataset), source.classes))
     elif dataset in DATASETS:
-        for name, value in (("resize", resize), ("classes", classes)):
+        for name, value in (("image_size", image_size), ("resize", resize), ("classes", classes)):
             if value is not None:
                 raise ValueError(f"data.{name} is for Imagenet and image folders, {dataset} has its own: leave it out")
         source = DATASETS[dataset](split, Path(root))
