@@ -19,10 +19,12 @@ from undegrade.evaluation.command_line import (
     evaluation_parser,
     interruption_of,
     keys_of_view,
+    of_evaluation,
     run_data,
     test_keys,
 )
 from undegrade.evaluation.config import EvaluationConfig
+from undegrade.evaluation.effect import check_keys, check_keys_of_prediction, check_own_flags
 from undegrade.evaluation.evaluate import evaluate, print_outcome
 from undegrade.evaluation.predict import print_predictions
 from undegrade.utils.config import Tree, build, merge, read_yaml
@@ -40,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument(
         "-c", "--config", nargs="+", default=[],
-        help="YAML whose `data:` section says what to evaluate on (default: the run's); keys of training alone are ignored",
+        help="YAML whose `data:` section says what to evaluate on (default: the run's); of a training YAML not limit, subset, seed",
     )  # fmt: skip
     parser.add_argument(
         "--view", default=RAW,
@@ -48,7 +50,10 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("-m", "--mode", default="eval", help="folder below the run for the results")
     args, overrides = parser.parse(argv)
-    check_prediction(parser, args, overrides, ("dataset", "view"))
+    check_prediction(parser, args, overrides, ("dataset", "view", "mode"))
+    check_own_flags(overrides)
+    if args.out and args.mode != parser.get_default("mode"):
+        raise ValueError(f"--mode {args.mode} is the folder below the run, --out {args.out} is another one: give one of them")
     interruption = interruption_of(args)
     checkpoint = find_checkpoint(args.resume, args.runs)
     trained = run_data(checkpoint)
@@ -56,11 +61,12 @@ def main(argv: list[str] | None = None) -> None:
     for path in args.config:
         given = read_yaml(path)
         trained = merge(trained, given.get("data", {}))
-        tree = merge(tree, {"data": given.get("data", {}) if "systems" in given else test_keys(trained)})
-    tree = merge(merge(tree, data_overrides(args)), overrides)
-    tree |= {"runs": args.runs, "members": {"model": {"checkpoint": str(checkpoint), "arch": args.arch, "view": args.view}}}
-    tree["systems"] = {_shown(checkpoint): {"members": ["model"]}}
+        tree = merge(tree, {"data": of_evaluation(given).get("data", {})})
+    given = merge(data_overrides(args), overrides)
+    own: Tree = {"runs": args.runs, "members": {"model": {"checkpoint": str(checkpoint), "arch": args.arch, "view": args.view}}}
+    tree = merge(tree | own | {"systems": {_shown(checkpoint): {"members": ["model"]}}}, given)
     if args.predict is not None:
+        check_keys_of_prediction(build(EvaluationConfig, tree), overrides, None)
         with interruption.listening():
             asked = args.predict, args.out, choose_device(args.device), args.top
             print_predictions(build(EvaluationConfig, tree), *asked, interruption=interruption)
@@ -74,6 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     what += "" if args.view == RAW else f"-{Path(args.view).name}"
     tree["out"] = args.out or str(checkpoint.parent / args.mode / what)
     config = keys_of_view(build(EvaluationConfig, tree), "model", overrides)
+    check_keys(config, given)
     with interruption.listening():
         print_outcome(evaluate(config, choose_device(args.device), interruption))
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from undegrade.evaluation.config import EvaluationConfig
+from undegrade.evaluation.config import EvaluationConfig, TestDataConfig
 from undegrade.evaluation.evaluate import member_view
 from undegrade.utils.command_line import ScriptParser, typed
 from undegrade.utils.config import Tree, dotted_keys, read_yaml
@@ -114,6 +114,17 @@ def keys_of_view(config: EvaluationConfig, member: str, given: Tree) -> Evaluati
     if view == RAW or "root" in given.get("data", {}) or not is_released(config.data.dataset, Path(view)):
         return config
     return dataclasses.replace(config, data=dataclasses.replace(config.data, root=view))
+
+
+def of_evaluation(tree: Tree) -> Tree:
+    """What a YAML over others says of an evaluation: all of it, or of a training YAML its
+    `test_keys`.
+
+    A training YAML is one with a key that an evaluation does not know.
+    """
+    own, data = ({field.name for field in dataclasses.fields(schema)} for schema in (EvaluationConfig, TestDataConfig))
+    ours = tree.keys() <= own and tree.get("data", {}).keys() <= data
+    return tree if ours else {"data": test_keys(tree.get("data", {}))}
 
 
 def test_keys(data: Tree) -> Tree:

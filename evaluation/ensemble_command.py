@@ -20,9 +20,10 @@ from undegrade.evaluation.command_line import (
     evaluation_parser,
     interruption_of,
     keys_of_view,
-    test_keys,
+    of_evaluation,
 )
 from undegrade.evaluation.config import EvaluationConfig
+from undegrade.evaluation.effect import check_keys, check_keys_of_prediction
 from undegrade.evaluation.evaluate import evaluate, print_outcome
 from undegrade.evaluation.predict import print_predictions
 from undegrade.evaluation.rules import RULES
@@ -77,15 +78,19 @@ def main(argv: list[str] | None = None) -> None:
     _check_positional(args)
     tree = read_yaml(published_config(paths[0]))
     for path in paths[1:]:
-        tree = merge(tree, {"data": test_keys(read_yaml(path).get("data", {}))})
+        tree = merge(tree, of_evaluation(read_yaml(path)))
     if args.positional:
         tree = merge(tree, two_members(args.positional[0], args, tree.get("arch")))
         tree["systems"] = two_member_systems(args.ensemble or "sum")
     elif args.arch:
         tree["arch"] = args.arch
-    tree = merge(merge(tree, data_overrides(args)), overrides)
+    given = merge(data_overrides(args), overrides)
+    tree = merge(tree, given)
     tree["runs"] = args.runs
+    if args.arch and not args.positional:
+        given["arch"] = args.arch
     if args.predict is not None:
+        check_keys_of_prediction(build(EvaluationConfig, tree), overrides, args.system)
         with interruption.listening():
             asked = args.predict, args.out, choose_device(args.device), args.top, args.system
             print_predictions(build(EvaluationConfig, tree), *asked, interruption=interruption)
@@ -95,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     config = build(EvaluationConfig, tree)
     if args.positional:
         config = keys_of_view(config, "first", overrides)
+    check_keys(config, given)
     with interruption.listening():
         evaluation = evaluate(config, choose_device(args.device), interruption)
     print_outcome(evaluation)

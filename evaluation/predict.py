@@ -201,8 +201,13 @@ def _predictors(
     """
     descriptions = {path: read_description(path) for path in checkpoints.values()}
     names, order = next(((d["classes"], f"as in {path}") for path, d in descriptions.items() if d.get("classes")), (None, None))
-    if names is None and config.data.classes is not None:
-        names, order = read_classes(config.data.classes), f"by data.classes {config.data.classes}"
+    if config.data.classes is not None:
+        listed = read_classes(config.data.classes)
+        if names is not None and list(names) != list(listed):
+            raise ValueError(
+                f"a checkpoint names its {len(names)} classes itself, data.classes {config.data.classes}: leave it out"
+            )
+        names, order = listed, f"by data.classes {config.data.classes}"
     foreign = [path for path, description in descriptions.items() if not description]
     if foreign and names is None:
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from undegrade.utils.command_line import ScriptParser
+from undegrade.utils.command_line import ScriptParser, check_effect
 
 
 @pytest.fixture
@@ -28,6 +28,23 @@ def test_a_key_without_value_takes_no_flag_for_it(parser: ScriptParser) -> None:
     with pytest.raises(ValueError, match=r"option --data\.limit has no value"):
         parser.parse(["--data.limit", "-r", "runs/x"])
     assert parser.parse(["--data.limit", "-3"])[1] == {"data": {"limit": -3}}
+
+
+def test_printing_a_configuration_checks_the_keys_over_it(parser: ScriptParser, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"unknown config key 'data.limt': did you mean 'data.limit'\?"):
+        parser.parse(["--print_config", "--data.limt", "3"])
+    with pytest.raises(SystemExit):
+        parser.parse(["--print_config", "--data.limit", "3"])
+    assert capsys.readouterr().out == "data:\n  limit: 3\n"
+
+
+def test_keys_of_the_command_line_that_would_change_nothing_are_refused_with_the_reason() -> None:
+    given = {"data": {"seed": 3, "limit": 5}, "members": {"b": {"mean": [0.5], "predictor": {}}}}
+    check_effect(given, {"data.seed": "", "data.lim": "of another key", "members.a": "nobody has it"})
+    with pytest.raises(ValueError, match=r"^--data\.limit has no effect here: all of them are used$"):
+        check_effect(given, {"data.limit": "all of them are used"})
+    with pytest.raises(ValueError, match=r"^--members\.b\.mean has no effect here: nobody has it$"):
+        check_effect(given, {"members.b": "nobody has it"})
 
 
 @pytest.mark.parametrize(

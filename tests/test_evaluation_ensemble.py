@@ -141,7 +141,7 @@ def test_published_command_line_takes_two_checkpoints_and_every_rule(
     rows = {row["rule"]: row for row in rows_of(tmp_path / "out")}
     assert list(rows) == list(RULES)
     own = ensemble_yaml(tmp_path / "e.yaml", classifier, other, adapted, {"sum": {"members": ["plain", "mirrored"], "rule": "sum"}})
-    words = ("--corruption", "jpeg", "--out", tmp_path / "own", "--data.constants", "imagenet")
+    words = ("--corruption", "jpeg", "--out", tmp_path / "own")
     run_script("test_ensemble.py", "-c", own, *words).check()
     assert rows_of(tmp_path / "own")[0] == rows["sum"]
     anew = ("--overwrite", "true")

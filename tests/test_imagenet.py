@@ -292,7 +292,7 @@ def test_every_data_set_has_subsets(tmp_path: Path) -> None:
     assert open_source("Digits", "test", subset=str(tmp_path / "two.txt")).keys == ["1/0001", "2/0002"]
 
 
-@pytest.mark.parametrize("option", [{"resize": 40}, {"classes": "imagenet-1k"}])
+@pytest.mark.parametrize("option", [{"image_size": 64}, {"resize": 40}, {"classes": "imagenet-1k"}])
 def test_options_that_a_data_set_does_not_have_are_refused(option: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=rf"data\.{next(iter(option))} is for Imagenet and image folders, Digits has its own"):
         open_source("Digits", "test", **option)  # type: ignore[arg-type]

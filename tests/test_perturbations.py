@@ -10,8 +10,10 @@ import torch
 from tests.perturbing import corrupt, draw, perturb
 from tests.photo_like import photo_like
 from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS
+from undegrade.utils.data.perturbations.degradation_functions import DegradationCompat
 from undegrade.utils.data.perturbations.degradations import DEGRADATIONS, NAMED_SEQUENCES
-from undegrade.utils.data.perturbations.registry import find_perturbation
+from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
+from undegrade.utils.data.perturbations.registry import find_perturbation, options_without_effect
 from undegrade.utils.random_fields import RandomFields
 
 SEQUENCE = "blur+noise+jpeg"
@@ -134,3 +136,22 @@ def test_keys_that_are_not_one_an_image_are_counted_and_not_listed(keys: list[st
     message = f"got {len(IMAGES)} images and {given}: pass a list with one string for each image"
     with pytest.raises(ValueError, match=f"^{message}$"):
         perturb(IMAGES, "jpeg", 5, keys=keys, seed=0)
+
+
+@pytest.mark.parametrize("name", [*DEGRADATIONS, *NAMED_SEQUENCES, "blur+saltpepper", "clean"])
+def test_options_that_a_perturbation_does_not_read_change_nothing(name: str) -> None:
+    row, images, keys = find_perturbation(name), photo_like(2, 16), ["a", "b"]
+    level = (
+        torch.tensor([[2.0, 0.2]] * 2) if "+" in name else {"jpeg": 30.0, "saltpepper": 0.2}.get(name, 2.0 * (name in DEGRADATIONS))
+    )
+    usual = row.apply(images, level, keys, 0)
+    unread = options_without_effect([name], "data")
+    for key, value in (("rounding", "truncate"), ("salt_value", 1), ("blur_intermediate", "uint8")):
+        options = PerturbationOptions(compat=DegradationCompat(**{key: value}))  # type: ignore[arg-type]
+        assert torch.equal(row.apply(images, level, keys, 0, options), usual) == (f"data.compat.{key}" in unread), key
+    assert "data.constants" in unread and "data.compat.watermark_font" in unread
+
+
+def test_options_are_read_by_some_perturbation_of_several() -> None:
+    assert options_without_effect(["fog", "blur", "watermark", "saltpepper"], "data") == {}
+    assert options_without_effect(["fog"], "input")["input.compat.rounding"] == "it is not for fog, leave it out"

@@ -257,7 +257,9 @@ def test_members_of_an_ensemble_see_their_views_and_the_last_system_is_written(
     done = run_script("test_ensemble.py", *words).check()
     check(rows_of(tmp_path / "p.csv"), both[:-1], ((first + second) / 2)[:-1])
     assert "left out 1 of 5 images that cannot be read" in done.err
-    run_script("test_ensemble.py", *words, "--system", "alone").check()
+    done = run_script("test_ensemble.py", *words, "--system", "alone")
+    assert done.status == 2 and "--views.adapted has no effect here: no member looks at this view" in done.err
+    run_script("test_ensemble.py", *words[:4], *words[6:], "--system", "alone").check()
     check(rows_of(tmp_path / "p.csv"), NAMES, shares_of(network, photos, NAMES))
 
 

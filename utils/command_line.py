@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from undegrade.utils.choices import check_choice
@@ -43,6 +43,29 @@ def _resolved(paths: Sequence[str], overrides: Tree) -> str:
         files = [found.dataset, found.recipe, found.network] if isinstance(found, Composition) else [found]
         lines.append(f"# {path}: {' < '.join(os.path.relpath(file) for file in files if file)}")
     return "\n".join([*lines, dump_yaml(merge(read_all(paths), overrides))])
+
+
+def leaves(tree: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """The dotted keys of a tree's values."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}"
+
+
+def check_effect(given: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
+    """Raise ValueError for a key of the command line that would change nothing.
+
+    Args:
+        given: the keys that it gives.
+        reasons: dotted key, or the section that keys are in -> why it has no effect here, and what
+            to use; "" where it has one.
+    """
+    for key in leaves(given):
+        reason = next((reason for place, reason in reasons.items() if reason and f"{key}.".startswith(f"{place}.")), "")
+        if reason:
+            raise ValueError(f"--{key} has no effect here: {reason}")
 
 
 class ScriptParser(argparse.ArgumentParser):
@@ -91,6 +114,9 @@ class ScriptParser(argparse.ArgumentParser):
             raise ValueError(f"unexpected arguments {left}: {LISTS}; --help names the flags")
         overrides = read_overrides(others, self.keys)
         if known.print_config:
+            for key in leaves(overrides):
+                if not any(f"{key}.".startswith(f"{known_key}.") for known_key in self.keys):
+                    check_choice(key, self.keys, "config key")
             given = getattr(known, "config", None) or []
             print(_resolved([given] if isinstance(given, str) else given, overrides), end="")
             self.exit()

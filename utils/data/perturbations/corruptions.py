@@ -58,6 +58,10 @@ class Corruption(Perturbation):
     def identity(self, options: PerturbationOptions, image_size: int) -> dict[str, Any]:
         return {"constants": self._set(options, image_size)}
 
+    @property
+    def reads(self) -> set[str]:
+        return {"constants"}
+
     def _set(self, options: PerturbationOptions, image_size: int) -> str:
         if options.constants is None:
             return default_constants(image_size, self.constants)

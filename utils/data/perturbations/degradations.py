@@ -65,6 +65,10 @@ class Composed(Perturbation):
     def identity(self, options: PerturbationOptions, image_size: int) -> dict[str, Any]:
         return {key: value for row in self.rows for key, value in row.identity(options, image_size).items()}
 
+    @property
+    def reads(self) -> set[str]:
+        return {key for row in self.rows for key in row.reads}
+
 
 def sequence_of(name: str) -> Composed:
     """The sequence "a+b+...".
@@ -91,7 +95,17 @@ class _OfImagedegrade(Perturbation):
 
 @dataclass(frozen=True, kw_only=True)
 class _One(_OfImagedegrade, Degradation):
-    """One of the four operators."""
+    """One of the four operators.
+
+    Attributes:
+        compat: the keys of `DegradationCompat` that it looks at.
+    """
+
+    compat: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> set[str]:
+        return {f"compat.{key}" for key in self.compat}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +127,10 @@ class NamedSequence(_OfImagedegrade):
     def levels(self, side: int) -> dict[str, float]:
         """Degradation -> level, in order, for an image whose shorter side has `side` pixels."""
         return {"blur": self.blur_fraction * side, "noise": self.noise, "jpeg": self.quality}
+
+    @property
+    def reads(self) -> set[str]:
+        return {key for name in self.levels(1) for key in DEGRADATIONS[name].reads}
 
     def perturbed(self, images: Tensor, levels: Tensor, keys: Sequence[str], seed: int, options: PerturbationOptions) -> Tensor:
         fixed = self.levels(min(images.shape[-2:]))
@@ -152,14 +170,16 @@ DEGRADATIONS: dict[str, Degradation] = {
             description="JPEG quality, 4:2:0 chroma; 101 is untouched",
         ),
         _One(
-            name="noise", function=noise, sweep=steps(0, 50), description="standard deviation of Gaussian noise in grey levels"
+            name="noise", function=noise, sweep=steps(0, 50), description="standard deviation of Gaussian noise in grey levels",
+            compat=("rounding",),
         ),
         _One(
-            name="blur", function=blur, sweep=steps(0, 50, 10), description="standard deviation of the Gaussian in pixels"
+            name="blur", function=blur, sweep=steps(0, 50, 10), description="standard deviation of the Gaussian in pixels",
+            compat=("rounding", "blur_intermediate"),
         ),
         _One(
             name="saltpepper", function=saltpepper, sweep=steps(0, 25, 100),
-            description="probability that a channel value is hit",
+            description="probability that a channel value is hit", compat=("salt_value",),
         ),
     )
 }  # fmt: skip

@@ -226,6 +226,13 @@ class Perturbation(abc.ABC):
         return ", ".join(f"{level:g}" for level in self.sweep)
 
     @property
+    def reads(self) -> set[str]:
+        """The keys of `PerturbationOptions` that make a difference: `constants`,
+        `compat.<key>`, or `perturbations.<name>`.
+        """
+        return set() if self.options is None else {f"perturbations.{self.name}"}
+
+    @property
     def stages(self) -> Sequence[Perturbation]:
         """What has a level each: the perturbation itself, or those that make up a sequence."""
         return (self,)

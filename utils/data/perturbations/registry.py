@@ -7,11 +7,12 @@ differs between degradations, sequences, corruptions and the watermark is asked 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from undegrade.utils.data.perturbations.degradation_functions import DegradationCompat
 from undegrade.utils.data.perturbations.degradations import sequence_of
 from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS, Perturbation, PerturbationOptions
 
@@ -33,6 +34,21 @@ def with_severities() -> list[str]:
     like.
     """
     return [name for name, row in PERTURBATIONS.items() if row.by_severity]
+
+
+def options_without_effect(names: Sequence[str], place: str) -> dict[str, str]:
+    """For `utils.command_line.check_effect`: the keys of `PerturbationOptions` that none of these
+    perturbations reads.
+
+    Args:
+        names: of the perturbations, sequences among them.
+        place: dotted place of the options.
+    """
+    own = [f"perturbations.{name}" for name, row in PERTURBATIONS.items() if row.options is not None]
+    every = ["constants", *(f"compat.{field.name}" for field in fields(DegradationCompat)), *own]
+    read = {key for name in names for key in find_perturbation(name).reads}
+    shown = ", ".join(dict.fromkeys(names)) or "clean images"
+    return {f"{place}.{key}": f"it is not for {shown}, leave it out" for key in every if key not in read}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,6 +66,10 @@ class _Watermark(Perturbation):
         font = font_file(options.compat.watermark_font)
         return {"font": f"{font.name} {file_digest(font)}"}
 
+    @property
+    def reads(self) -> set[str]:
+        return {"compat.watermark_font"}
+
 
 PERTURBATIONS.add(WATERMARK, _Watermark(name=WATERMARK, description="one level", sweep=(0,), released_as="val"))
 

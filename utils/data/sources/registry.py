@@ -151,7 +151,7 @@ def open_source(
         source = image_folder(Path(dataset), split, image_size, frame, order)
         source = dataclasses.replace(source, class_order=class_order(Path(dataset), source.classes))
     elif dataset in DATASETS:
-        for name, value in (("resize", resize), ("classes", classes)):
+        for name, value in (("image_size", image_size), ("resize", resize), ("classes", classes)):
             if value is not None:
                 raise ValueError(f"data.{name} is for Imagenet and image folders, {dataset} has its own: leave it out")
         source = DATASETS[dataset](split, Path(root))
@@ -167,6 +167,18 @@ def open_source(
         source = source.listed(subset, "data.subset", partly=split != "test")
     source = source.limited(limit)
     return preloaded(source) if dataset == "Imagenet" else source
+
+
+def source_keys_without_effect(config: SourceConfig, place: str) -> dict[str, str]:
+    """For `utils.command_line.check_effect`: the keys that the data set does not look at.
+
+    Args:
+        config: which images.
+        place: dotted place of its keys.
+    """
+    own = {"Digits": "Digits come with scikit-learn"}
+    known = "" if config.dataset in DATASETS else f"the images are those in {config.dataset}"
+    return {f"{place}.root": own.get(config.dataset, known)}
 
 
 def _is_folder(dataset: str) -> bool:
