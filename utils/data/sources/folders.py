@@ -265,7 +265,7 @@ def preloaded(source: ImageSource) -> ImageSource:
         good += found
         broken += [entry.reason for entry in bad]
     say_broken(broken, len(source))
-    return dataclasses.replace(source.subset(good), read=array_reader(images[: len(good)]), files=None)
+    return dataclasses.replace(source.subset(good), read=array_reader(images[: len(good)]), in_memory=True)
 
 
 def say_broken(reasons: Sequence[str], count: int) -> None:

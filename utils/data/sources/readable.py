@@ -29,7 +29,7 @@ def without_broken(source: ImageSource, folder: Path | None) -> ImageSource:
     Raises:
         ValueError: none can be decoded.
     """
-    if source.files is None or source.listing_of is not None:
+    if source.files is None or source.in_memory or source.listing_of is not None:
         return source
     path = folder and folder / f"broken-{_digest(source)}.json"
     if path and path.is_file():
