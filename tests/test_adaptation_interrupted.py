@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.adapting import SCRIPT, manifest_of, pngs
+from tests.adapting import SCRIPT, files, manifest_of, pngs
 from tests.chaos.launches import ADAPT, assert_one_line, needs_mpiexec, ranks, wait_until
 from tests.chaos.toys import PAUSE
 from tests.scripts import Done, run_script
@@ -46,10 +46,6 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 def adapt(save_dir: Path, *words: object) -> Done:
     given = ("--adapter", "signalled", "--corruption", "jpeg,fog", "--limit", 10, "--batch_size", 2)
     return run_script(SCRIPT, *given, "--save_dir", save_dir, *words)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.parametrize("words", [(), TAR])
