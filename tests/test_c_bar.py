@@ -50,7 +50,7 @@ def _statistics(image: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, float
     return means, draws.var(0).mean(), spectrum(draws - draws.mean(0))
 
 
-@pytest.mark.parametrize("constants", MEASURED)
+@pytest.mark.parametrize("constants", ["cifar", pytest.param("imagenet", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TEN)
 def test_distribution_is_the_public_generators(name: str, constants: str) -> None:
     image, count = photo_like(1, 32), 200
