@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from undegrade.trainers.classification import ClassifierConfig
+from undegrade.trainers.consistency import ConsistencyConfig, ConsistentDenoiserConfig, build_consistency
 from undegrade.trainers.denoising import DenoiserConfig, DenoisingConfig, build_denoising
 from undegrade.trainers.distillation import DistillationConfig, build_distillation
 from undegrade.trainers.method import Context, Method
@@ -35,3 +36,4 @@ METHODS: Registry[MethodKind] = Registry("method", "undegrade.methods")
 METHODS.add("supervised", MethodKind(ClassifierConfig, SupervisedConfig, build_supervised))
 METHODS.add("distillation", MethodKind(ClassifierConfig, DistillationConfig, build_distillation))
 METHODS.add("denoising", MethodKind(DenoiserConfig, DenoisingConfig, build_denoising))
+METHODS.add("consistency", MethodKind(ConsistentDenoiserConfig, ConsistencyConfig, build_consistency))
