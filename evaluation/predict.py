@@ -213,7 +213,7 @@ def _batches(
         for start in range(0, count, batch_size):
             batch = list(range(start, min(start + batch_size, count)))
             read = {view: source.readable(batch) for view, source in sources.items()}
-            broken += dict.fromkeys(line.partition("\t")[2] for _, _, bad in read.values() for line in bad)
+            broken += dict.fromkeys(entry.reason for _, _, bad in read.values() for entry in bad)
             rows = sorted(set(batch).intersection(*(good for good, _, _ in read.values())))
             if rows:
                 yield rows, {view: images[[good.index(row) for row in rows]] for view, (good, images, _) in read.items()}

@@ -7,8 +7,9 @@ unbiased variance over classes. Sources: DiffAUD (CVPRW 2024) and DDA (CVPR 2023
 
 The reference programs hand probabilities to rules that apply softmax again, so H and C come from q
 = softmax(p), which is almost flat: with 1000 classes H lies in [6.9068, 6.9078] whatever the member
-says. `double_softmax=True` reproduces this; V is of p in both. All arithmetic is float64, so that
-members tie only when their logits say the same, not because float32 ran out of digits.
+says. `double_softmax=True` reproduces this, in float32 as there: H of two members is often equal in
+its digits, and equals go to the later member; V is of p in both. All other arithmetic is float64,
+so that members tie only when their logits say the same.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _apply(name: str, logits: Tensor, double_softmax: bool) -> Tensor:
         raise ValueError(
             f"ensemble rule {name!r} needs exactly 2 members, not {logits.shape[0]}: give two or choose one of: {allowed}"
         )
-    return rule.function(logits.double(), double_softmax)
+    return rule.function(logits.float() if double_softmax else logits.double(), double_softmax).double()
 
 
 def _probabilities(logits: Tensor, double_softmax: bool) -> Tensor:

@@ -35,6 +35,7 @@ from undegrade.image_adapt.output import (
 )
 from undegrade.image_adapt.work_queue import dequeue
 from undegrade.utils.data.pixels import from_signed, to_signed
+from undegrade.utils.data.sources.image_source import Broken
 from undegrade.utils.seeding import torch_generator
 
 
@@ -103,15 +104,15 @@ def adapt_batch(
 
 @dataclasses.dataclass
 class Outcome:
-    """What a launch did: images found finished, written now, broken (job, then key, tab, reason),
-    and seconds.
+    """What a launch did: images found finished, written now, broken (with their job), and
+    seconds.
 
     On the first rank also `places`, those of the images of each job in its shards.
     """
 
     found: int
     written: int
-    broken: list[tuple[int, str]]
+    broken: list[tuple[int, Broken]]
     seconds: float
     places: list[dict[int, Place | None]]
 
@@ -121,9 +122,8 @@ class Outcome:
         return self.written / self.seconds if self.seconds else 0.0
 
 
-# rows that could be read, their new images uint8 [3, H, W], what is wrong with the others (key,
-# tab, reason)
-BatchResult = tuple[list[int], list[np.ndarray], list[str]]
+# rows that could be read, their new images uint8 [3, H, W], what is wrong with the others
+BatchResult = tuple[list[int], list[np.ndarray], list[Broken]]
 
 
 def adapt_rows(job: Job, rows: list[int], adapter: Adapter, config: AdaptConfig, device: torch.device) -> BatchResult:
@@ -148,7 +148,7 @@ def run_jobs(jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, world: 
     outcome = share_out(jobs, adapt, world, config.batch_size, config.output, "adapting")
     if world.rank == 0:
         for j, job in enumerate(jobs):
-            broken = {line.split("\t")[0] for k, line in outcome.broken if k == j}
+            broken = {entry.key for k, entry in outcome.broken if k == j}
             write_manifest(job, settings_of(config, adapter, job), broken, outcome.places[j])
         if config.output == "npy":
             write_arrays(jobs, Path(config.fill(config.save_dir)))
@@ -175,14 +175,14 @@ def share_out(
     pieces = world.broadcast(cut_pieces(jobs, there, batch_size) if world.rank == 0 else None)
     total, pending = sum(len(job.source) for job in jobs), sum(len(rows) for _, rows in pieces)
     progress = Progress(world, total, total - pending, doing)
-    broken: list[tuple[int, str]] = []
+    broken: list[tuple[int, Broken]] = []
     stored: list[tuple[int, dict[int, Place]]] = []
     start = time.perf_counter()
     for j, rows in (pieces[p] for p in dequeue(world, len(pieces), progress.take_in)):
         files: dict[int, bytes] = {}
         for batch in jobs[j].batches(rows, batch_size):
             computed, images, bad = compute(jobs[j], batch)
-            broken += [(j, line) for line in bad]
+            broken += [(j, entry) for entry in bad]
             files |= {i: encode(image, output) for i, image in zip(computed, images, strict=True)}
             progress.add(len(batch))
         stored.append((j, store(jobs[j], files)))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import struct
+import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,94 @@ def test_a_photograph_is_turned_upright_by_its_exif_tag(tmp_path: Path) -> None:
     exif[0x0112] = 6  # orientation: turn clockwise by 90 degrees to view, so that it is upper right
     Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
     assert np.argwhere(read_image(tmp_path / "a.png", 8)[0]).tolist() == [[0, 7]]
+
+
+def exif_of(*entries: tuple[int, int, bytes]) -> bytes:
+    """EXIF of one value an entry: tag, type, the four bytes of the value or of its place."""
+    rows = b"".join(struct.pack("<HHI", tag, kind, 1) + value for tag, kind, value in sorted(entries))
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + rows + struct.pack("<I", 0)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        (0x011A, 2, b"72\0\0"),
+        (0x829A, 5, struct.pack("<I", 1 << 30)),
+        (0x011A, 3, b"\1\0\0\0"),
+        (0x8769, 2, b"x\0\0\0"),
+        (0x0100, 99, b"abcd"),
+    ],
+    ids=["text for a rational", "a rational outside", "a short for a rational", "text for a place", "an unknown type"],
+)
+def test_damaged_exif_costs_nothing_but_itself(tmp_path: Path, entry: tuple[int, int, bytes]) -> None:
+    stored = np.zeros((16, 16, 3), np.uint8)
+    stored[:8, :8] = 255
+    turn = (0x0112, 3, struct.pack("<HH", 6, 0))
+    Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif_of(turn, entry), quality=100)
+    assert (read_image(tmp_path / "a.jpg", 16)[0, :8, 8:] > 250).all()
+
+
+@pytest.mark.parametrize("value", [b"abcd", struct.pack("<I", 1 << 30), struct.pack("<HH", 9, 0)])
+def test_an_orientation_that_is_none_turns_nothing(tmp_path: Path, value: bytes) -> None:
+    for kind in (2, 3, 5, 10, 12):
+        Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif_of((0x0112, kind, value)))
+        assert read_image(tmp_path / "a.jpg", None).shape == (3, 4, 8)
+
+
+def test_other_formats_of_pillow_start_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(BrokenImageError, match=r"a\.png: none of the image formats"):
+        read_image(tmp_path / "a.png", 8)
+    for name in ("a.ico", "a.pcx", "a.im"):
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+        with pytest.raises(BrokenImageError):
+            read_image(tmp_path / name, 8)
+
+
+@pytest.mark.parametrize("name", ["a.pgm", "a.pnm", "a.jfif", "a.jpe", "a.jp2", "a.tga", "a.tif", "a.webp", "a.dib", "a.apng"])
+def test_formats_of_many_suffixes_are_read(tmp_path: Path, name: str) -> None:
+    Image.new("L", (6, 6), 90).convert("L" if name in ("a.pgm", "a.jp2") else "RGB").save(
+        tmp_path / name, **({"format": "JPEG"} if name in ("a.jfif", "a.jpe") else {"format": "PNG"} if name == "a.apng" else {})
+    )
+    assert (abs(read_image(tmp_path / name, 6).astype(int) - 90) <= 1).all()
+
+
+def test_sixteen_bit_pgm_is_scaled_as_png_is(tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 65535\n" + struct.pack(">HH", 257, 65535))
+    assert read_image(tmp_path / "a.pgm", None)[0].tolist() == [[1, 255]]
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A grey PNG whose header says so; its pixels are missing."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+@pytest.mark.parametrize("side", [13000, 60000])
+def test_pixels_are_counted_before_they_are_decoded(tmp_path: Path, side: int) -> None:
+    (tmp_path / "a.png").write_bytes(png_of(side, side) + b"\0\0\0\4IDATabcd")
+    with pytest.raises(BrokenImageError, match=r"a\.png: more than the 89,478,485 pixels"):
+        read_image(tmp_path / "a.png", 8)
+
+
+@pytest.mark.parametrize("error", [struct.error("x"), TypeError("x"), zlib.error("x"), RecursionError(), MemoryError()])
+def test_whatever_a_decoder_raises_is_a_broken_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def load(_: Image.Image) -> None:
+        raise error
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.bmp")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(BrokenImageError, match=rf"a\.bmp: {type(error).__name__}"):
+        read_image(tmp_path / "a.bmp", 4)
+
+
+def test_a_message_is_one_line_of_text_whatever_the_name(tmp_path: Path) -> None:
+    name = "caf\udce9\tof\nmine.png"
+    (tmp_path / name).write_bytes(b"no image")
+    with pytest.raises(BrokenImageError) as caught:
+        read_image(tmp_path / name, 8)
+    assert str(caught.value).isprintable() and r"/caf\xe9\tof\nmine.png: none" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_double_softmax_takes_the_weights_from_softmax_of_p(rule: str) -> None:
         "entropy_sum": weighted([entropy(q) for q in q2], [entropy(q) for q in q1]),
         "confidence_sum": weighted([max(q) for q in q1], [max(q) for q in q2]),
     }[rule]
-    torch.testing.assert_close(combine(rule, logits_of(P1, P2), double_softmax=True), expected)
+    torch.testing.assert_close(combine(rule, logits_of(P1, P2), double_softmax=True), expected, rtol=1e-6, atol=0)
 
 
 def test_entropy_may_choose_another_member_under_double_softmax() -> None:
@@ -92,7 +92,21 @@ def test_entropy_may_choose_another_member_under_double_softmax() -> None:
     assert entropy(sure_once) < entropy(spread) and entropy(softmax(sure_once)) > entropy(softmax(spread))
     logits = logits_of([sure_once], [spread])
     torch.testing.assert_close(combine("entropy", logits), probabilities([sure_once])[0])
-    torch.testing.assert_close(combine("entropy", logits, double_softmax=True), probabilities([spread])[0])
+    found = combine("entropy", logits, double_softmax=True)
+    torch.testing.assert_close(found, probabilities([spread])[0], rtol=1e-6, atol=0)
+
+
+def test_double_softmax_decides_in_float32_where_equals_go_to_the_later_member() -> None:
+    """Of a thousand classes H(q) lies within 0.001 of ln 1000, 2,000 steps of float32: members of
+    different entropy are equal there.
+    """
+    logits = torch.randn(2, 4000, 1000, generator=torch.Generator().manual_seed(0))
+    in_float32 = torch.special.entr(logits.softmax(-1).softmax(-1)).sum(-1)
+    exact = torch.special.entr(logits.double().softmax(-1).softmax(-1)).sum(-1)
+    equal = (in_float32[0] == in_float32[1]) & (exact[0] < exact[1])
+    assert equal.sum() > 10
+    found = combine("entropy", logits, double_softmax=True)[equal]
+    torch.testing.assert_close(found, logits[1][equal].softmax(-1).double(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("double_softmax", [False, True])
@@ -107,7 +121,7 @@ def test_input_rules_equal_the_hand_computed_weights(double_softmax: bool) -> No
     assert set(hand) == set(OF_IMAGES)
     for rule, expected in hand.items():
         found = mixing_weights(rule, logits_of(P1, P2), double_softmax)
-        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
         assert found.shape == (2, 2)
 
 
@@ -206,9 +220,9 @@ def test_double_softmax_bounds_of_a_thousand_and_of_ten_classes() -> None:
             assert c2 == pytest.approx(0.0010, abs=1e-6) and c1 == pytest.approx(0.0027, abs=5e-5)
         for rule, bound in fuse.items():
             first = float(mixing_weights(rule, logits, double_softmax=True)[0, 0])
-            assert 0.5 < first <= bound + 5e-5
+            assert 0.5 < first <= bound + 6e-5
             if classes == 1000:
-                assert first == pytest.approx(bound, abs=5e-5)
+                assert first == pytest.approx(bound, abs=6e-5)
 
 
 def test_the_single_softmax_lets_a_sure_member_outweigh_an_unsure_one() -> None:

@@ -179,8 +179,8 @@ def report(outcome: Outcome, config: AdaptConfig) -> int:
         outcome.written, outcome.seconds, outcome.speed, outcome.found, len(outcome.broken),
         config.fill(config.save_dir),
     )  # fmt: skip
-    for _, line in outcome.broken:
-        log.warning("broken: %s", line.replace("\t", ": "))
+    for _, broken in outcome.broken:
+        log.warning("broken: %s", broken)
     if outcome.broken and not config.skip_broken:
         log.warning(
             "%d files could not be adapted; mend them and run the same command, or accept that with --skip_broken true",

@@ -10,6 +10,7 @@ on. Without class map the folders' numbers are places in the class list, if one 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -19,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from undegrade.utils.data.sources.image_source import (
     TEST_SHARE,
@@ -31,7 +31,7 @@ from undegrade.utils.data.sources.image_source import (
     one_split,
     train_validation_test,
 )
-from undegrade.utils.data.sources.images import IMAGE_SUFFIXES, BrokenImageError, FileSlice, list_images, read_image
+from undegrade.utils.data.sources.images import IMAGE_SUFFIXES, BrokenImageError, FileSlice, image_size, list_images, read_image
 
 log = logging.getLogger(__name__)
 
@@ -230,11 +230,8 @@ def first_size(paths: Sequence[Path]) -> tuple[int, int]:
         ValueError: none is.
     """
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                return image.size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            continue
+        with contextlib.suppress(BrokenImageError):
+            return image_size(path)
     raise ValueError(f"none of the {len(paths)} files under {paths[0].parent.parent} can be read as an image, e.g. {paths[0]}")
 
 

@@ -9,7 +9,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,21 @@ from torch import Tensor
 
 from undegrade.utils.data.sources.images import IMAGE_SUFFIXES, BrokenImageError
 from undegrade.utils.data.targets import Target
+from undegrade.utils.paths import escaped
 from undegrade.utils.seeding import numpy_generator
 
 VALIDATION_SHARE = 0.1
 TEST_SHARE = 0.2  # of a set that comes without a test part
+
+
+class Broken(NamedTuple):
+    """An image that cannot be read: its key and what is wrong with it."""
+
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{escaped(self.key)}: {self.reason}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +97,13 @@ class ImageSource:
         assert self.read_target is not None
         return self.read_target(np.asarray(indices, dtype=np.int64))
 
-    def readable(self, rows: list[int]) -> tuple[list[int], Tensor, list[str]]:
-        """Those of `rows` that can be decoded, their images, and of each of the others its key, a
-        tab and what is wrong with it.
-        """
+    def readable(self, rows: list[int]) -> tuple[list[int], Tensor, list[Broken]]:
+        """Those of `rows` that can be decoded, their images, and what is wrong with the others."""
         try:
             return rows, self.images(rows), []
         except BrokenImageError as error:
             if len(rows) == 1:
-                return [], torch.empty(0), [f"{self.keys[rows[0]]}\t{error}"]
+                return [], torch.empty(0), [Broken(self.keys[rows[0]], str(error))]
         parts = [self.readable([row]) for row in rows]
         good = [images for found, images, _ in parts if found]
         return sum((p[0] for p in parts), []), torch.cat(good) if good else torch.empty(0), sum((p[2] for p in parts), [])
