@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from undegrade.models.diffusion.consistency import consistent, pseudo_huber
 from undegrade.models.diffusion.denoiser import Denoiser, describe
+from undegrade.models.diffusion.editor import EditorFrame
 from undegrade.models.diffusion.loading import load_denoiser
 from undegrade.models.diffusion.sampling import clean_image, draw_noise, renoised
 from undegrade.models.diffusion.schedule import respaced_timesteps
@@ -78,7 +79,7 @@ class ConsistencyDistillation(Method):
 
     kept = ("target",)
 
-    def __init__(self, student: nn.Module, denoiser: Denoiser, config: Any) -> None:
+    def __init__(self, student: nn.Module, denoiser: Denoiser | EditorFrame, config: Any) -> None:
         super().__init__()
         self.student, self.target = student, copy.deepcopy(student).requires_grad_(False)
         self.config, self.prediction, self.schedule = config, denoiser.prediction, denoiser.schedule()
