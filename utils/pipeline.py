@@ -22,7 +22,7 @@ from pathlib import Path
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.composition import find_config
-from undegrade.utils.config import build, read_yaml
+from undegrade.utils.config import build, read_all, read_yaml
 from undegrade.utils.errors import Stopped, run_main
 from undegrade.utils.files import write_atomic
 from undegrade.utils.stages import SCRIPTS, Command, PipelineConfig, Variables, all_variables, commands, escaped
@@ -30,9 +30,9 @@ from undegrade.utils.stages import SCRIPTS, Command, PipelineConfig, Variables, 
 log = logging.getLogger("pipeline")
 
 
-def check_files(config: PipelineConfig, stages: Sequence[Command]) -> None:
+def check_files(config: PipelineConfig, stages: Sequence[Command], family: str = "") -> None:
     """Raise FileNotFoundError unless every script and configuration exists: some stages run after
-    hours.
+    hours. Of a `family` that the pipeline is not for it says why instead of which.
     """
     missing = []
     for path in dict.fromkeys(path for stage in stages for path in stage.configs):
@@ -42,8 +42,24 @@ def check_files(config: PipelineConfig, stages: Sequence[Command]) -> None:
             missing.append(str(error))
     scripts = dict.fromkeys(stage.script for stage in config.stages.values())
     missing += [f"script {script} does not exist" for script in scripts if script not in SCRIPTS and not Path(script).is_file()]
+    if missing and family in config.unfit:
+        raise FileNotFoundError(f"nothing was run, the pipeline is not for {family}: {config.unfit[family]}")
     if missing:
         raise FileNotFoundError(f"nothing was run, since stages need files that do not exist: {'; '.join(missing)}")
+
+
+def missing_weights(stages: Sequence[Command]) -> list[str]:
+    """Published weights below ckpt/ that configurations of stages name and that are not there, a
+    line each.
+    """
+    given = {"model": "--model_path", "vae": "--vae"}  # flags that name others
+    named: dict[str, str] = {}
+    for stage in stages:
+        tree = read_all(stage.configs)
+        for key, flag in given.items():
+            if flag not in stage.words and str(tree.get(key)).startswith("ckpt/"):
+                named.setdefault(tree[key], stage.configs[0])
+    return [f"{path} (see {config})" for path, config in named.items() if not Path(path).exists()]
 
 
 def run_stages(stages: Sequence[Command], out: Path) -> dict[str, float]:
@@ -94,11 +110,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         given["out"] = args.out
     stages = commands(config, given)
-    check_files(config, stages)
+    variables = all_variables(config, given)
+    check_files(config, stages, variables["family"])
     if args.dry_run:
         print("\n".join(f"{stage.name}: {shlex.join(stage.words)}" for stage in stages))
         return
-    out = Path(Variables({"out": "runs/pipeline", **all_variables(config, given)})["out"])
+    if missing := missing_weights(stages):
+        raise FileNotFoundError(f"nothing was run, since published weights are not there: {', '.join(missing)}")
+    out = Path(Variables({"out": "runs/pipeline", **variables})["out"])
     seconds = run_stages(stages, out)
     slowest = sorted(seconds.items(), key=lambda item: -item[1])[:3]
     log.info("all %d stages done in %.0f s (longest: %s) -> %s", len(stages), sum(seconds.values()),

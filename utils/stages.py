@@ -73,12 +73,14 @@ class PipelineConfig:
         repeat: `{variable: values joined by commas}`: run the stages for each value of that
             variable, for example of the seed; each repetition stands on its own, so that more
             values leave finished ones as they are.
+        unfit: data set -> why there are no configurations for it, for the message.
     """
 
     stages: dict[str, StageConfig]
     variables: dict[str, str | int | float | bool | dict[str, Any] | None] = field(default_factory=dict)
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     repeat: dict[str, str] = field(default_factory=dict)
+    unfit: dict[str, str] = field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
