@@ -236,7 +236,8 @@ class EditorConsistency(_EditorMethod, ConsistencyDistillation):
 
     def export(self, parts: Mapping[str, nn.Module]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         editor = self.edited(parts["student"])
-        editor.scheduler |= {"original_inference_steps": self.config.steps}
+        scales = {"text_weight": self.config.text_weights, "image_weight": self.config.image_weights}
+        editor.scheduler |= {"original_inference_steps": self.config.steps, "trained_scales": scales}
         return editor_state(editor), describe_editor(editor)
 
     def picture(self, parts: Mapping[str, nn.Module]) -> np.ndarray:

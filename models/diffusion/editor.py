@@ -26,6 +26,7 @@ SCHEDULER: dict[str, Any] = {
     "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
 }  # fmt: skip
+TRAINED_SCALES = {"text_weight": [5.0, 15.0], "image_weight": [1.0, 1.5]}  # of the published distillation
 TOP_IMAGE_WEIGHT = 1.8  # of the published list of image weights, at its first step
 
 
@@ -102,6 +103,7 @@ class Editor(EditorFrame):
     Attributes:
         scale_width: width of the embedding of the guidance scales that a consistency-distilled
             editor is told; None for an ordinary one.
+        trained_scales: ranges of both, of a distilled one.
 
     Raises:
         ValueError: numbers of channels that do not fit.
@@ -119,6 +121,7 @@ class Editor(EditorFrame):
             )
         self.unet = unet
         self.scale_width: int | None = unet.config.get("time_cond_proj_dim")
+        self.trained_scales: dict[str, list[float]] = self.scheduler.get("trained_scales", TRAINED_SCALES)
 
 
 def scale_embedding(text_scale: Tensor, image_scale: Tensor, width: int) -> Tensor:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from undegrade.models.diffusion.editor import Editor
 from undegrade.models.diffusion.prompt import INSTRUCTION, embed, transformers
 from undegrade.models.diffusion.unet import assign_weights
 from undegrade.models.diffusion.vae import build_vae
-from undegrade.utils.checkpoint import load_checkpoint, save_checkpoint
+from undegrade.utils.checkpoint import file_digest, load_checkpoint, save_checkpoint
 from undegrade.utils.files import replacing
 
 log = logging.getLogger(__name__)
@@ -108,6 +109,21 @@ def with_scale_embedding(unet: Any, width: int) -> Any:
     return wide
 
 
+def editor_folder(reference: str | Path) -> Path | None:
+    """The folder if `reference` is one of a diffusers pipeline, else None."""
+    path = Path(reference)
+    return path if path.is_dir() and any((path / part).is_dir() for part in ("unet", "vae", "scheduler")) else None
+
+
+def editor_digest(path: Path) -> str:
+    """16 hexadecimal digits that name the editor of `open_editor(path)`."""
+    if path.is_file():
+        return file_digest(path)
+    wanted = ("config.json", "*.safetensors", "*.bin", "scheduler_config.json", "vocab.json", "tokenizer.json", "merges.txt")
+    files = sorted({file for pattern in wanted for file in path.rglob(pattern)})
+    return hashlib.sha256("".join(f"{file.relative_to(path)} {file_digest(file)}\n" for file in files).encode()).hexdigest()[:16]
+
+
 def open_editor(reference: str | Path) -> Editor:
     """A frozen editor in eval mode, float32, from our own checkpoint, or from a folder in the
     layout of diffusers' `StableDiffusionInstructPix2PixPipeline`.
@@ -142,7 +158,8 @@ def _folder_embeddings(folder: Path) -> Tensor:
         raise ValueError(f"folder {folder} lacks {' and '.join(missing)}, and has no {EMBEDDINGS} in their place")
     package = transformers()
     tokenizer = package.CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    encoder = package.CLIPTextModel.from_pretrained(folder / "text_encoder").eval()
+    half = (folder / "text_encoder" / "model.fp16.safetensors").is_file()
+    encoder = package.CLIPTextModel.from_pretrained(folder / "text_encoder", variant="fp16" if half else None).float().eval()
     return embed(tokenizer, encoder, [INSTRUCTION, ""])
 
 

@@ -33,10 +33,12 @@ def transformers() -> Any:
 
 
 def embed(tokenizer: Any, encoder: Any, texts: list[str]) -> Tensor:
-    """Embeddings [texts, length, width] float32."""
-    tokens = tokenizer(texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+    """Embeddings [texts, length, width] float32; each text by itself, as a pipeline for one image
+    does it.
+    """
+    how = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True, "return_tensors": "pt"}
     with torch.no_grad():
-        return encoder(tokens.input_ids, attention_mask=None)[0].float()
+        return torch.cat([encoder(tokenizer([text], **how).input_ids)[0].float() for text in texts])
 
 
 def small_text_parts(width: int, folder: Path) -> tuple[Any, Any]:
