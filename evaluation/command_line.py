@@ -9,13 +9,14 @@ from pathlib import Path
 
 from undegrade.evaluation.config import EvaluationConfig
 from undegrade.evaluation.evaluate import member_view
-from undegrade.utils.command_line import ScriptParser
+from undegrade.utils.command_line import ScriptParser, typed
 from undegrade.utils.config import Tree, dotted_keys, read_yaml
 from undegrade.utils.data.cells import parse_severities
 from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.data.sources.released import is_released
 from undegrade.utils.data.training import DataConfig
 from undegrade.utils.data.views import RAW
+from undegrade.utils.ranges import Count
 
 _KEPT = {f.name for f in dataclasses.fields(SourceConfig)} - {"limit", "subset"}  # of a training YAML, for its evaluation
 _OF_LABELLED = ("dt", "corruption", "severity", "limit")
@@ -40,7 +41,7 @@ def evaluation_parser(description: str | None) -> ScriptParser:
     p.add_argument(
         "--predict", help="label the images below a folder, or one image, instead; --out is then the CSV (predictions.csv)"
     )
-    p.add_argument("--top", type=int, help="with --predict: so many classes an image, best first (1)")
+    p.add_argument("--top", type=typed(Count), help="with --predict: so many classes an image, best first (1)")
     p.add_argument("--runs", default="runs", help="root of the runs, for checkpoints by name")
     return p
 
@@ -59,7 +60,8 @@ def check_prediction(parser: ScriptParser, args: argparse.Namespace, given: Tree
             raise ValueError(f"--{alone[0]} goes with --predict <folder of images>: add that, or leave it out")
         return
     unfit = [name for name in (*_OF_LABELLED, *flags) if getattr(args, name) != parser.get_default(name)]
-    unfit += [f"data.{key}" for key in given.get("data", {}) if key not in ("dataset", "image_size", "resize", "classes")]
+    known = ("dataset", "image_size", "resize", "interpolation", "classes")
+    unfit += [f"data.{key}" for key in given.get("data", {}) if key not in known]
     if unfit:
         raise ValueError(
             f"--predict labels the images of {args.predict} as they are, --{unfit[0]} has no meaning for them: leave it out; to "

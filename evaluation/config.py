@@ -15,6 +15,7 @@ from undegrade.utils.choices import check_choice
 from undegrade.utils.data.cells import Cell, parse_cells, sweep_cells
 from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
 from undegrade.utils.data.sources.registry import SourceConfig
+from undegrade.utils.ranges import Count, Positive, Seed, Share
 
 _CORRUPTION = "{corruption}"
 
@@ -36,9 +37,9 @@ class TestDataConfig(SourceConfig):
 
     split: Literal["test", "validation", "train"] = "test"
     corruptions: list[str] = field(default_factory=list)
-    severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
+    severities: list[Count] = field(default_factory=lambda: [1, 2, 3, 4, 5])
     sweep: list[str] = field(default_factory=list)
-    seed: int = 0
+    seed: Seed = 0
 
     def cells(self) -> list[Cell]:
         """The cells asked for.
@@ -72,8 +73,8 @@ class MemberConfig:
     checkpoint: str
     view: str = "raw"
     arch: str | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    mean: list[Share] | None = None
+    std: list[Positive] | None = None
     predictor: dict[str, Any] = field(default_factory=lambda: {"name": "frozen"})
 
 
@@ -124,7 +125,7 @@ class EvaluationConfig:
     data: TestDataConfig = field(default_factory=TestDataConfig)
     out: str = "runs/evaluation"
     runs: str = "runs"
-    batch_size: int = 256
+    batch_size: Count = 256
     cache: bool = True
 
 

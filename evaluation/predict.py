@@ -31,7 +31,7 @@ from undegrade.utils.data.pixels import to_unit
 from undegrade.utils.data.sources.folders import plain_source
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.imagenet import read_classes
-from undegrade.utils.data.sources.images import list_images
+from undegrade.utils.data.sources.images import Resize, list_images
 from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.data.views import RAW
 from undegrade.utils.files import write_atomic
@@ -116,18 +116,19 @@ def predict(
     return done
 
 
-def _frame(config: EvaluationConfig, checkpoint: Path) -> tuple[int, int | None]:
+def _frame(config: EvaluationConfig, checkpoint: Path) -> tuple[int, Resize | None]:
     """Side of the classifier's images, and the shorter side that they are cut from: from the
     configuration, or the checkpoint.
     """
-    size, resize = config.data.image_size, config.data.resize
+    size, resize, interpolation = config.data.image_size, config.data.resize, config.data.interpolation
     if size is None:
         described = read_description(checkpoint)
         described = described if "image_size" in described else _images_of_run(checkpoint)
         size, resize = int(described["image_size"]), resize or described.get("resize")
+        interpolation = described.get("interpolation") or interpolation
     if not 1 <= size <= (resize or size):
         raise ValueError(f"images of {size} px cannot be cut from a shorter side of {resize}: choose --data.resize above it")
-    return size, resize
+    return size, None if resize is None else Resize(resize, interpolation)
 
 
 def _images_of_run(checkpoint: Path) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def _images_of_run(checkpoint: Path) -> dict[str, Any]:
     )
 
 
-def _open(path: Path, views: Sequence[str], size: int, resize: int | None) -> tuple[list[str], dict[str, ImageSource]]:
+def _open(path: Path, views: Sequence[str], size: int, resize: Resize | None) -> tuple[list[str], dict[str, ImageSource]]:
     """The files, and the images of each view in their order, without those that some view lacks."""
     folder, paths = (path, list_images(path)) if path.is_dir() else (path.parent, [path])
     raw = plain_source(folder, size, RAW, paths, resize)

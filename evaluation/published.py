@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
+
+from annotated_types import Interval
 
 from undegrade.evaluation.results import MEAN
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.perturbations.registry import CLEAN, find_perturbation
+from undegrade.utils.ranges import Count
 
 AVERAGE, CLEAN_HEADING, UNSEEN = "Avg", "Clean", "Unseen"  # headings that a table makes itself
 
@@ -29,15 +33,13 @@ class PublishedConfig:
 
     source: str
     columns: dict[str, str]
-    rows: dict[str, dict[str, dict[str, float]]]
-    severities: list[int] = dataclasses.field(default_factory=list)
+    rows: dict[str, dict[str, dict[str, Annotated[float, Interval(ge=0, le=100)]]]]
+    severities: list[Count] = dataclasses.field(default_factory=list)
     made_by: str = ""
 
 
 def check_published(config: PublishedConfig) -> None:
-    """Raise ValueError on an unknown corruption, a heading used twice, a cell without column or
-    outside 0..100.
-    """
+    """Raise ValueError on an unknown corruption, a heading used twice, or a cell without column."""
     headings = [AVERAGE, CLEAN_HEADING, UNSEEN]
     for name, heading in config.columns.items():
         find_perturbation(name)
@@ -50,10 +52,8 @@ def check_published(config: PublishedConfig) -> None:
         headings.append(heading)
     for dataset, approaches in config.rows.items():
         for approach, cells in approaches.items():
-            for name, value in cells.items():
+            for name in cells:
                 check_choice(name, [*config.columns, MEAN], "column", f"rows.{dataset}.{approach}")
-                if not 0 <= value <= 100:
-                    raise ValueError(f"rows.{dataset}.{approach}.{name} is {value:g}: an accuracy in percent lies in 0..100")
 
 
 def published_rows(config: PublishedConfig, key: str) -> dict[str, dict[str, float]]:

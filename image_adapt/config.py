@@ -14,6 +14,7 @@ from undegrade.utils.choices import fill_names
 from undegrade.utils.data.cells import Cell, parse_cells
 from undegrade.utils.data.perturbations.watermark import WATERMARK
 from undegrade.utils.data.sources.registry import SourceConfig
+from undegrade.utils.ranges import Count, Seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,8 @@ class InputConfig(SourceConfig):
     folder: str | None = None
     layout: Literal["plain", "imagenetc", "imagenetw", "imagenet", "cifar10", "cifar10c"] = "plain"
     corruptions: list[str] = field(default_factory=list)
-    severities: list[int] | Literal["random"] = field(default_factory=lambda: [5])
-    seed: int = 0
+    severities: list[Count] | Literal["random"] = field(default_factory=lambda: [5])
+    seed: Seed = 0
     train: bool = False
     list_file: str | None = None
     enlarge: bool = False
@@ -110,12 +111,12 @@ class AdaptConfig:
     model: str | None = None
     adapter: str = DEFAULT
     runs: str = "runs"
-    batch_size: int = 16
-    num_samples: int | None = None
+    batch_size: Count = 16
+    num_samples: Count | None = None
     output: Literal["png", "jpeg", "npy", "tar"] = "png"
-    shard_size: int = 1000
+    shard_size: Count = 1000
     rounding: Literal["round", "truncate"] = "round"
-    seed: int = 0
+    seed: Seed = 0
     use_fp16: bool = False
     skip_broken: bool = False
     overwrite: bool = False

@@ -18,6 +18,7 @@ from undegrade.models.diffusion.consistency import check_consistency, consistenc
 from undegrade.models.diffusion.denoiser import Denoiser
 from undegrade.models.diffusion.openai_flags import parse_flag
 from undegrade.models.diffusion.sampling import ReverseStep, ddim_step, draw_noise
+from undegrade.utils.ranges import Count, NotNegative
 
 
 def _of_scale(text: str, section: Mapping[str, Any]) -> float:
@@ -45,20 +46,17 @@ class DDAOptions(ChainOptions):
         steps: passes of sampler consistency, evenly spaced from start_step downwards.
 
     Raises:
-        ValueError: a weight below 0; a variance for a sampler that has none; steps for another
-            sampler, or guidance through the network with sampler consistency.
+        ValueError: a variance for a sampler that has none; steps for another sampler.
     """
 
-    guidance_weight: float = option(3.0, scale=_of_scale)
+    guidance_weight: NotNegative = option(3.0, scale=_of_scale)
     guidance_norm: Literal["per_image", "batch"] = "per_image"
     guidance: Literal["full", "jacobian_free"] = "full"
     sampler: Literal["ddpm", "ddim", "consistency"] = "ddpm"
-    steps: int | None = None
+    steps: Count | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.guidance_weight >= 0:
-            raise ValueError(f"guidance_weight {self.guidance_weight} is not >= 0: 0 leaves it out, 3 is the published strength")
         if self.sampler != "ddpm" and self.variance is not None:
             raise ValueError(f"variance {self.variance} has no meaning with sampler {self.sampler}, which has none: leave it out")
         if self.sampler != "consistency" and self.steps is not None:

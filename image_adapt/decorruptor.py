@@ -18,6 +18,7 @@ from torch import Tensor
 from undegrade.image_adapt.adapter import Adapter, Context, Passes, option
 from undegrade.models.diffusion.editor import Editor, check_weights, edit, image_weights
 from undegrade.models.diffusion.editor_loading import editor_digest, editor_folder, open_editor
+from undegrade.utils.ranges import Count, NotNegative
 from undegrade.utils.runs import find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -38,10 +39,10 @@ class DecorruptorOptions:
             which they are brought back (null: their own).
     """
 
-    steps: int | None = option(None, "num_inference_steps")
-    text_weight: float = option(7.5, "guidance_scale")
-    image_weight: float | list[float] | None = option(None, "image_guidance_scale")
-    resolution: int | None = None
+    steps: Count | None = option(None, "num_inference_steps")
+    text_weight: NotNegative = option(7.5, "guidance_scale")
+    image_weight: NotNegative | list[NotNegative] | None = option(None, "image_guidance_scale")
+    resolution: Count | None = None
 
 
 class Decorruptor(Adapter):

@@ -6,9 +6,10 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from undegrade.models.diffusion.denoiser import Denoiser
@@ -21,6 +22,7 @@ from undegrade.models.diffusion.vae import LatentAutoencoder, open_decoder
 from undegrade.utils.checkpoint import read_description
 from undegrade.utils.choices import check_choice, fill_names
 from undegrade.utils.data.sources.imagenet import read_classes
+from undegrade.utils.ranges import Count, Seed, Whole
 from undegrade.utils.runs import find_checkpoint
 from undegrade.utils.training_commands import training_command
 
@@ -76,29 +78,26 @@ class GenerateConfig:
     save_dir: str
     dataset: str = ""
     vae: str | None = None
-    num_per_class: int = 50
-    classes: str | int = "all"
+    num_per_class: Count = 50
+    classes: str | Whole = "all"
     class_names: str | None = None
-    guidance_scale: float = 1.0
-    guided_channels: int = 3
-    respacing: str | int | None = None
+    guidance_scale: Annotated[float, Interval(ge=1)] = 1.0
+    guided_channels: Count = 3
+    respacing: str | Count | None = None
     variance: Literal["learned", "fixed_large", "fixed_small"] | None = None
     clip_denoised: bool | None = None
     embedding: Literal["original", "diffusers"] | None = None
-    num_heads: int | None = None
+    num_heads: Count | None = None
     network: str | None = None
-    image_size: int | None = None
-    num_classes: int | None = None
-    batch_size: int = 16
-    seed: int = 0
+    image_size: Count | None = None
+    num_classes: Count | None = None
+    batch_size: Count = 16
+    seed: Seed = 0
     use_fp16: bool = False
     overwrite: bool = False
     runs: str = "runs"
 
     def __post_init__(self) -> None:
-        for name in ("num_per_class", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: use at least 1")
         if self.network is not None:
             check_choice(self.network, NETWORKS, "network")
 

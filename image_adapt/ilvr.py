@@ -15,6 +15,7 @@ from undegrade.image_adapt.adapter import option
 from undegrade.image_adapt.reverse import ChainOptions, ReverseChain
 from undegrade.models.diffusion.denoiser import Denoiser
 from undegrade.models.diffusion.sampling import draw_noise
+from undegrade.utils.ranges import Count, Whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,8 @@ class ILVROptions(ChainOptions):
             has reached level i - 1.
     """
 
-    downscale_factor: int = option(8, "D")
-    range_t: int = 20
+    downscale_factor: Count = option(8, "D")
+    range_t: Whole = 20
     reference_mismatch: bool = False
 
 
@@ -54,7 +55,7 @@ class ILVR(ReverseChain):
     def __init__(self, denoiser: Denoiser, **options: Any) -> None:
         super().__init__(denoiser, **options)
         range_t = self.options.range_t
-        if not 0 <= range_t < self.start_step:
+        if range_t >= self.start_step:
             raise ValueError(
                 f"range_t {range_t} is outside 0..{self.start_step - 1}: steps from levels above it are held to the image, "
                 f"and the first of {self.start_step} is from level {self.start_step - 1}"

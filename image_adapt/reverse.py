@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import typing
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from undegrade.image_adapt.adapter import Adapter, Context, Passes, option
@@ -19,9 +19,9 @@ from undegrade.models.diffusion.denoiser import Denoiser
 from undegrade.models.diffusion.loading import denoiser_digest, diffusers_folder, open_denoiser
 from undegrade.models.diffusion.openai_flags import MODEL_FLAGS, ModelFlags
 from undegrade.models.diffusion.sampling import ReverseStep, check_variance, draw_noise, p_mean_variance
-from undegrade.utils.choices import check_choice
-from undegrade.utils.config import literal_of
+from undegrade.utils.config import build
 from undegrade.utils.key_help import attribute_texts
+from undegrade.utils.ranges import Count
 from undegrade.utils.runs import find_checkpoint
 
 START_STEP = 50
@@ -51,13 +51,13 @@ class ChainOptions:
         start_mismatch: noise one index more than is denoised (as the paper's code).
 
     Raises:
-        ValueError: an unknown choice; D and N swapped.
+        ValueError: D and N swapped.
     """
 
-    respacing: str | int = option("100", "timestep_respacing")
-    start_step: int | None = option(None, "N", instead_of="noise_level")
-    noise_level: float | None = option(None, instead_of="start_step")
-    downscale_factor: int = option(4, "D")
+    respacing: str | Count = option("100", "timestep_respacing")
+    start_step: Count | None = option(None, "N", instead_of="noise_level")
+    noise_level: Annotated[float, Interval(gt=0, lt=1)] | None = option(None, instead_of="start_step")
+    downscale_factor: Count = option(4, "D")
     border: Literal["reflect", "zero"] = "reflect"
     variance: Literal["learned", "fixed_large", "fixed_small"] | None = None
     clip_denoised: bool = True
@@ -65,10 +65,6 @@ class ChainOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "respacing", str(self.respacing))  # 100 and "100" are the same settings
-        for name, hint in typing.get_type_hints(type(self)).items():
-            literal, value = literal_of(hint), getattr(self, name)
-            if literal is not None and value is not None:
-                check_choice(value, typing.get_args(literal), name)
         if (self.downscale_factor, self.start_step) == _SWAPPED:
             raise ValueError(
                 "--D 50 --N 4 is a misprint of the published commands, with the two numbers swapped (D must divide the image "
@@ -107,7 +103,7 @@ class ReverseChain(Adapter):
     ) -> None:
         from undegrade.models.diffusion.inference_blocks import frozen  # noqa: PLC0415  it imports diffusers, which takes seconds
 
-        super().__init__(self.Options(**options))
+        super().__init__(build(self.Options, options))
         self.schedule = denoiser.schedule(str(self.options.respacing))
         self.start_step = self._steps(self.options.start_step, self.options.noise_level)
         mismatch = self.options.start_mismatch

@@ -51,10 +51,6 @@ def plan_jobs(config: AdaptConfig, image_size: int | None) -> list[Job]:
             inputs; an output that does not fit.
     """
     save_dir = Path(config.fill(config.save_dir))
-    for name in ("num_samples", "batch_size", "shard_size"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} {value}: use at least 1, or leave it out" + " for all images" * (name == "num_samples"))
     if config.input.folder:
         _check_apart(Path(config.input.folder), save_dir)
     suffix, shard_size = ENCODINGS[config.output][0], config.shard_size if config.output == "tar" else None

@@ -77,12 +77,10 @@ def test_a_missing_model_is_reported_with_the_command_that_makes_it(tmp_path: Pa
     [
         (("--D", "5"), "downscale_factor 5 does not divide the image size 32: use one of 1, 2, 4, 8, 16, 32"),
         (("--N", "500"), "start_step 500 is outside 1..10: the chain of respacing '10' has 10 levels"),
-        (("--N", "0"), "start_step 0 is outside 1..10"),
         (("--timestep_respacing", "ten"), "respacing 'ten' is not understood"),
         (("--timestep_respaceing", "10"), "unknown option '--timestep_respaceing': did you mean '--timestep_respacing'?"),
         (("--dda.start_stp", "3"), "unknown config key 'start_stp' in section 'dda': did you mean 'start_step'?"),
         (("--guidance_norm", "image"), "unknown value 'image' in config key 'dda.guidance_norm'"),
-        (("--guidance_weight", "-1"), "guidance_weight -1"),
         (("--scale", "6", "--guidance_weight", "3"), "--guidance_weight and --scale say the same thing twice"),
         (("--D", "4", "--downscale_factor", "4"), "--downscale_factor and --D say the same thing twice"),
         (("--guidance", "jacobian"), "unknown value 'jacobian' in config key 'dda.guidance'"),
@@ -91,7 +89,6 @@ def test_a_missing_model_is_reported_with_the_command_that_makes_it(tmp_path: Pa
         (("--image_size", "256"), "flags contradict the checkpoint: --image_size 256 (the checkpoint: 32)"),
         (("--learn_sigma", "True", "--class_cond", "True"), "--class_cond True (the checkpoint: False); --learn_sigma True"),
         (("--severity", "6"), "gaussian_noise severity 6 is out of range"),
-        (("--severity", "0"), "gaussian_noise severity 0 is out of range"),
         (
             ("--severity", "rondom"),
             "--severity 'rondom': write one of 1..5, several joined by commas, or a range such as 1-5, or random",
@@ -99,7 +96,6 @@ def test_a_missing_model_is_reported_with_the_command_that_makes_it(tmp_path: Pa
         (("--corruption", "gausian_noise"), "unknown perturbation 'gausian_noise': did you mean 'gaussian_noise'?"),
         (("--split", "tests"), "unknown value 'tests' in config key 'input.split': did you mean 'test'?"),
         (("--batch_size", "four"), "batch_size"),
-        (("--num_samples", "0"), "num_samples 0: use at least 1"),
         (("--dataset", "Digit"), "unknown dataset 'Digit': did you mean 'Digits'?"),
         (("--model_path", "nowhere/ddpm"), "no checkpoint 'nowhere/ddpm'"),
     ],

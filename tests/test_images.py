@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from guided_diffusion.image_datasets import center_crop_arr
 from PIL import Image
+from torchvision import transforms
 
 from tests.test_folders import write_images
 from undegrade.utils.data.sources.folders import folder_source
-from undegrade.utils.data.sources.images import BrokenImageError, center_crop, read_image
+from undegrade.utils.data.sources.images import INTERPOLATIONS, BrokenImageError, Resize, center_crop, read_image
 
 
 def test_the_size_is_the_shorter_side_of_the_first_image_unless_given(tmp_path: Path) -> None:
@@ -214,6 +216,29 @@ def test_a_size_between_once_and_twice_is_reached_in_one_bicubic_step() -> None:
     image = grid(12, 9)  # 9 / 6 = 1.5 < 2: no halving; 12 * 6 / 9 = 8 wide, then columns 1..6
     expected = np.asarray(image.resize((8, 6), Image.Resampling.BICUBIC))[:, 1:7]
     assert np.array_equal(np.asarray(center_crop(image, 6)), expected)
+
+
+SIZES = [(500, 332), (383, 256), (640, 427), (332, 500), (427, 640), (256, 256), (257, 256), (341, 256), (300, 300), (500, 375),
+         (375, 500), (200, 133), (99, 1000), (1024, 683), (4, 7), (255, 254), (613, 409)]  # fmt: skip
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_the_centre_of_a_resized_photograph_is_torchvisions(interpolation: str) -> None:
+    mode = transforms.InterpolationMode(interpolation)
+    draw = np.random.default_rng(0)
+    for width, height in [*SIZES, *draw.integers(20, 700, (40, 2)).tolist()]:
+        photo = Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for side, size in ((256, 224), (235, 224), (32, 32), (57, 50)):
+            expected = transforms.Compose([transforms.Resize(side, mode), transforms.CenterCrop(size)])(photo)
+            assert np.array_equal(np.asarray(center_crop(photo, size, Resize(side, interpolation))), np.asarray(expected))
+
+
+def test_the_whole_shorter_side_is_taken_as_guided_diffusion_does() -> None:
+    draw = np.random.default_rng(0)
+    for width, height in [*SIZES, *draw.integers(20, 1200, (20, 2)).tolist()]:
+        photo = Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for size in (64, 256):
+            assert np.array_equal(np.asarray(center_crop(photo, size)), center_crop_arr(photo, size))
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.gif", "a.webp", "a.tif", "a.ppm"])

@@ -150,10 +150,11 @@ def test_options_of_a_part_that_are_not_set_are_those_of_all(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ({"policy": {"lrr": 1}}, ("optimizer.parts.policy", "'lrr'", "'lr'")),
-        ({"policy": {"parts": {}}}, ("optimizer.parts.policy", "'parts'")),
-        ({"policy": {"lr": -1}}, ("optimizer.parts.policy", "-1")),
-        ({"policy": {"name": "SDG"}}, ("optimizer.parts.policy", "'SDG'", "'SGD'")),
+        ({"policy": {"lrr": 1}}, ("'optimizer'", "'parts.policy'", "'lrr'", "'lr'")),
+        ({"policy": {"parts": {}}}, ("'optimizer'", "'parts.policy'", "'parts'")),
+        ({"policy": {"lr": -1}}, ("config key 'optimizer.parts.policy.lr': expected a number of at least 0, got -1",)),
+        ({"policy": {"min_lr": 0.5}}, ("config section 'optimizer.parts.policy': min_lr 0.5 is above lr, 0.1",)),
+        ({"policy": {"name": "SDG"}}, ("parts.policy.name", "'SDG'", "'SGD'")),
     ],
 )
 def test_unfit_options_of_a_part_are_refused_by_name(parts: dict, words: tuple[str, ...]) -> None:

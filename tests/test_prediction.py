@@ -22,7 +22,7 @@ from undegrade.evaluation.config import EvaluationConfig
 from undegrade.evaluation.predict import predict
 from undegrade.utils.checkpoint import load_checkpoint, save_checkpoint
 from undegrade.utils.config import build
-from undegrade.utils.data.sources.images import read_image
+from undegrade.utils.data.sources.images import Resize, read_image
 
 CLASSES = ("ant", "bee", "cat, or kitten", "dog")
 NAMES = ["a.png", "b/10.bmp", "b/9.PNG", "b/c/é.png", "d.png", "e.ppm"]  # sorted
@@ -50,7 +50,7 @@ def save_undecided(path: Path, photos: Path, seed: int) -> Path:
     """
     save_random(path, seed, classes=CLASSES, image_size=SIZE, resize=RESIZE)
     state, description = load_checkpoint(path)
-    images = np.stack([read_image(photos / name, SIZE, RESIZE) for name in NAMES])
+    images = np.stack([read_image(photos / name, SIZE, Resize(RESIZE)) for name in NAMES])
     logits = logits_by_hand(path, torch.from_numpy(images))
     state["fc.weight"] = state["fc.weight"] / logits.std(0)[:, None]
     state["fc.bias"] = (state["fc.bias"] - logits.mean(0)) / logits.std(0)
@@ -64,7 +64,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def shares_of(network: Path, photos: Path, names: list[str], size: int = SIZE, resize: int | None = RESIZE) -> Tensor:
-    images = np.stack([read_image(photos / name, size, resize) for name in names])
+    images = np.stack([read_image(photos / name, size, None if resize is None else Resize(resize)) for name in names])
     return logits_by_hand(network, torch.from_numpy(images)).softmax(1)
 
 

@@ -77,7 +77,7 @@ def test_imagenet_c_lists_the_images_of_its_first_cell_under_the_numbers_of_the_
     (tmp_path / "fog/5" / WNIDS[0] / "ILSVRC2012_val_00000001.JPEG").unlink()
     source = open_source("Imagenet", "test", tmp_path)
     assert source.labels.tolist() == [0, 0, 2, 2, 999, 999] and len(source.classes) == 1000
-    assert (source.name, source.image_size, source.resize) == ("Imagenet/test", 224, 256)
+    assert (source.name, source.image_size, source.resize) == ("Imagenet/test", 224, (256, "bilinear"))
     assert (source.rgb_mean, source.rgb_std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     view = FolderTree(tmp_path, source)
     assert view.source(Cell("fog", 3)).keys == source.keys == view.source(Cell("snow", 1)).keys

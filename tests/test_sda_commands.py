@@ -108,7 +108,6 @@ def test_an_interrupted_generation_is_completed_to_the_same_files(place: Path) -
         (("--model", "DiT-XXL/2"), "unknown network 'DiT-XXL/2' in --model, which names that of --ckpt: did you mean 'DiT-XL/2'?"),
         (("--vae", "mse"), "pretrained_ckpt/sd-vae-ft-mse; needed is one of diffusers with an AutoencoderKL (config.json"),
         (("--vae", "eight"), "the VAE eight has latents of 8 channels, the diffusion model makes 4"),
-        (("--cfg-scale", 0.5), "guidance scale 0.5 is below 1"),
     ],
 )
 def test_what_the_generator_cannot_do_is_named(

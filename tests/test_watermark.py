@@ -30,6 +30,7 @@ from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS, Pertu
 from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.perturbations.watermark import TEXT, WATERMARK, font_file
 from undegrade.utils.data.sources.image_source import array_source
+from undegrade.utils.data.sources.images import Resize
 from undegrade.utils.data.views import FolderTree, OnTheFly
 
 SIDE, SIZE = 700, 112  # of an image, and of its text: 700 / 6.22
@@ -241,7 +242,7 @@ def test_its_own_folder_comes_before_val(tmp_path: Path) -> None:
 
 def test_files_of_the_size_that_evaluation_shows_are_taken_whole(tmp_path: Path) -> None:
     """ImageNet-W at 224 px, as ImageNet-C; larger files are cut like the clean photographs."""
-    clean = dataclasses.replace(source_of(56), resize=64)
+    clean = dataclasses.replace(source_of(56), resize=Resize(64))
     images = photo_like(4, 64)
     save_all(tmp_path / "whole" / "val", [f"{key}.png" for key in clean.keys], images[:, :, :56, :56])
     save_all(tmp_path / "large" / "val", [f"{key}.png" for key in clean.keys], images)

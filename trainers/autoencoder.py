@@ -18,6 +18,7 @@ from undegrade.trainers.method import Context, Method
 from undegrade.utils.data.batches import Batch
 from undegrade.utils.data.pixels import from_signed, to_signed, unit_to_signed
 from undegrade.utils.figures import sample_grid
+from undegrade.utils.ranges import Count, NotNegative
 from undegrade.utils.seeding import torch_generator
 
 _MEASURED = 512  # training images by which latents are scaled
@@ -36,10 +37,10 @@ class AutoencoderConfig:
         norm_groups: groups of the group normalisation; divides every number of channels.
     """
 
-    channels: list[int] = field(default_factory=lambda: [32, 64])
-    latent_channels: int = 4
-    blocks_per_level: int = 1
-    norm_groups: int = 8
+    channels: list[Count] = field(default_factory=lambda: [32, 64])
+    latent_channels: Count = 4
+    blocks_per_level: Count = 1
+    norm_groups: Count = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class AutoencodingConfig:
     """
 
     name: str = "autoencoding"
-    kl_weight: float = 1e-6
+    kl_weight: NotNegative = 1e-6
 
 
 class Autoencoding(Method):
@@ -67,7 +68,7 @@ class Autoencoding(Method):
         kl_weight: w.
     """
 
-    def __init__(self, student: Any, measured: Tensor, kl_weight: float = 1e-6) -> None:
+    def __init__(self, student: Any, measured: Tensor, kl_weight: NotNegative = 1e-6) -> None:
         super().__init__()
         self.student, self.measured, self.kl_weight = student, measured, kl_weight
 

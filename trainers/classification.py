@@ -12,6 +12,7 @@ from undegrade.models.classification.classifier import Classifier, build_classif
 from undegrade.models.classification.loading import initialise_classifier
 from undegrade.trainers.method import Context, Method, Monitors
 from undegrade.utils.checkpoint import file_digest
+from undegrade.utils.ranges import Positive, Share, ShareBelowOne
 
 View = Literal["clean", "degraded"]
 
@@ -33,9 +34,9 @@ class ClassifierConfig:
     arch: str = "ResNet20"
     init_from: str | None = None
     pretrained: bool = False
-    drop_path: float | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    drop_path: ShareBelowOne | None = None
+    mean: list[Share] | None = None
+    std: list[Positive] | None = None
 
 
 class ClassifierMethod(Method):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from dataclasses import field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from undegrade.utils.choices import check_choice, fill_names
 from undegrade.utils.config import build, to_tree
 from undegrade.utils.data.training import DataConfig
+from undegrade.utils.ranges import Count, NotNegative, Positive, PositiveShare, Seed, Share, ShareBelowOne, Whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,29 +40,22 @@ class OptimizerConfig:
     """
 
     name: Literal["SGD", "Adam", "AdamW", "RAdam"] = "SGD"
-    lr: float = 0.1
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
+    lr: NotNegative = 0.1
+    weight_decay: NotNegative = 1e-4
+    momentum: ShareBelowOne = 0.9
     schedule: Literal["constant", "multistep", "cosine", "epoch_cosine"] = "multistep"
-    milestones: list[int] = field(default_factory=list)
-    gamma: float = 0.2
-    min_lr: float = 0.0
-    warmup_epochs: float = 0.0
-    warmup_start: float = 0.0
+    milestones: list[Count] = field(default_factory=list)
+    gamma: PositiveShare = 0.2
+    min_lr: NotNegative = 0.0
+    warmup_epochs: NotNegative = 0.0
+    warmup_start: Share = 0.0
     decay_norm_and_bias: bool = True
-    layer_decay: float | None = None
+    layer_decay: PositiveShare | None = None
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("lr", "weight_decay", "gamma", "warmup_epochs"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"optimizer.{name} {getattr(self, name):g} must be a number of at least 0")
-        if not 0 <= self.min_lr <= self.lr:
-            raise ValueError(f"optimizer.min_lr {self.min_lr:g} must lie between 0 and optimizer.lr, {self.lr:g}")
-        for name in ("momentum", "warmup_start", "layer_decay"):
-            share = getattr(self, name)
-            if share is not None and not 0 <= share <= 1:
-                raise ValueError(f"optimizer.{name} {share:g} must be a factor between 0 and 1")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr:g} is above lr, {self.lr:g}: it is where a cosine from lr down ends")
         for part in self.parts:
             self._of_part(part)
 
@@ -80,12 +73,9 @@ class OptimizerConfig:
         if name not in self.parts:
             return self
         shared = {key: value for key, value in to_tree(self).items() if key != "parts"}
-        try:
-            for key in self.parts[name]:
-                check_choice(key, shared, "key")
-            return build(OptimizerConfig, {**shared, **self.parts[name]}, "optimizer")
-        except ValueError as error:
-            raise ValueError(f"optimizer.parts.{name}: {error}") from error
+        for key in self.parts[name]:
+            check_choice(key, shared, "config key", f"section 'parts.{name}'")
+        return build(OptimizerConfig, {**shared, **self.parts[name]}, f"parts.{name}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,14 +100,14 @@ class LoopConfig:
         compile: torch.compile the loss; falls back with a message where it does not work.
     """
 
-    epochs: int = 10
-    validate_every: int = 1
+    epochs: Whole = 10
+    validate_every: Count = 1
     monitor: str = "accuracy"
-    patience: int | None = None
+    patience: Count | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    accumulate: int = 1
-    clip_norm: float | None = None
-    ema_decay: float | None = None
+    accumulate: Count = 1
+    clip_norm: Positive | None = None
+    ema_decay: ShareBelowOne | None = None
     sync_batchnorm: bool = True
     channels_last: bool = True
     compile: bool = False
@@ -139,7 +129,7 @@ class TrainConfig:
 
     name: str
     save_dir: str = "runs"
-    seed: int = 123
+    seed: Seed = 123
     data: DataConfig = field(default_factory=DataConfig)
     model: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from undegrade.trainers.method import Context, Method
 from undegrade.utils.data.batches import Batch
 from undegrade.utils.data.pixels import from_signed, unit_to_signed
 from undegrade.utils.figures import sample_grid
+from undegrade.utils.ranges import Count, Positive, PositiveShare, ShareBelowOne
 from undegrade.utils.seeding import torch_generator
 
 
@@ -54,11 +55,11 @@ class ConsistencyConfig:
     """
 
     name: str = "consistency"
-    steps: int = 50
-    top: float = 1.0
+    steps: Count = 50
+    top: PositiveShare = 1.0
     loss: Literal["pseudo_huber", "l2"] = "pseudo_huber"
-    huber_c: float = 1e-3
-    target_decay: float = 0.95
+    huber_c: Positive = 1e-3
+    target_decay: ShareBelowOne = 0.95
 
 
 class ConsistencyDistillation(Method):

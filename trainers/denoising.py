@@ -20,6 +20,7 @@ from undegrade.trainers.method import Context, Method
 from undegrade.utils.data.batches import Batch
 from undegrade.utils.data.pixels import from_signed, unit_to_signed
 from undegrade.utils.figures import sample_grid
+from undegrade.utils.ranges import Count, ShareBelowOne, Whole
 from undegrade.utils.seeding import torch_generator
 
 _PICTURED = 10  # classes in samples.png
@@ -42,12 +43,12 @@ class DenoiserConfig:
             unconditional one.
     """
 
-    channels: list[int] = field(default_factory=lambda: [32, 64, 64])
-    blocks_per_level: int = 1
-    attention_levels: list[int] = field(default_factory=list)
+    channels: list[Count] = field(default_factory=lambda: [32, 64, 64])
+    blocks_per_level: Count = 1
+    attention_levels: list[Whole] = field(default_factory=list)
     noise_schedule: Literal["linear", "cosine"] = "cosine"
-    diffusion_steps: int = 1000
-    dropout: float = 0.0
+    diffusion_steps: Count = 1000
+    dropout: ShareBelowOne = 0.0
     class_conditional: bool = False
     init_from: str | None = None
 
@@ -63,7 +64,7 @@ class DenoisingConfig:
     """
 
     name: str = "denoising"
-    label_dropout: float = 0.1
+    label_dropout: ShareBelowOne = 0.1
 
 
 class Denoising(Method):
@@ -126,10 +127,8 @@ def build_denoising(model: DenoiserConfig, config: DenoisingConfig, context: Con
     """The method that trains a network of the size and the classes of the training images.
 
     Raises:
-        ValueError: a share outside [0, 1); a checkpoint to start from that does not fit.
+        ValueError: a checkpoint to start from that does not fit.
     """
-    if not 0 <= config.label_dropout < 1:
-        raise ValueError(f"method.label_dropout {config.label_dropout:g} is a share of the labels: at least 0, below 1")
     source, options = context.source, dataclasses.asdict(model)
     options.pop("init_from")
     if options.pop("class_conditional"):

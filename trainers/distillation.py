@@ -17,6 +17,7 @@ from undegrade.trainers.classification import ClassifierConfig, ClassifierMethod
 from undegrade.trainers.losses import cosine_distance, kd_loss
 from undegrade.trainers.method import Context, Method
 from undegrade.utils.data.batches import Batch
+from undegrade.utils.ranges import NotNegative, Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +42,10 @@ class DistillationConfig:
     name: str = "distillation"
     teachers: str = ""
     teacher_view: View = "clean"
-    ce_weight: float = 1.0
-    feature_weights: dict[str, float] = field(default_factory=lambda: {"stage3": 1.0})
-    logit_weight: float = 0.0
-    temperature: float = 4.0
+    ce_weight: NotNegative = 1.0
+    feature_weights: dict[str, NotNegative] = field(default_factory=lambda: {"stage3": 1.0})
+    logit_weight: NotNegative = 0.0
+    temperature: Positive = 4.0
 
 
 class Distillation(ClassifierMethod):
@@ -88,15 +89,13 @@ def build_distillation(model: ClassifierConfig, config: DistillationConfig, cont
     """The method that the configuration describes, its teachers loaded.
 
     Raises:
-        FileNotFoundError, ValueError: no teachers, no degradations, no positive temperature; a
-            teacher that is not there, of other classes, or trained on another degradation.
+        FileNotFoundError, ValueError: no teachers, no degradations; a teacher that is not there, of
+            other classes, or trained on another degradation.
     """
     if not config.teachers:
         raise ValueError("method.teachers is empty: name a checkpoint, run folder or run; `{deg}` stands for each degradation")
     if not context.degradations:
         raise ValueError("distillation needs data.degradations, e.g. [jpeg, blur, noise], or --dt jpeg for one")
-    if config.temperature <= 0:
-        raise ValueError(f"method.temperature {config.temperature:g} must be positive")
     paths = [context.find_checkpoint(config.teachers, deg) for deg in context.degradations]
     teachers = [load_classifier(path, context.config.save_dir, context.source.classes) for path in paths]
     student, context = build_student(model, context)

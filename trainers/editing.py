@@ -9,10 +9,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from undegrade.models.diffusion.editor import NULL, TEXT, Editor, EditorFrame, edit, image_weights
@@ -33,6 +34,7 @@ from undegrade.utils.data.batches import Batch
 from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.pixels import from_signed, to_signed, unit_to_signed
 from undegrade.utils.figures import sample_grid
+from undegrade.utils.ranges import Count, NotNegative, Positive, PositiveShare, ShareBelowOne
 from undegrade.utils.seeding import torch_generator
 
 _PICTURED = 8
@@ -54,11 +56,11 @@ class EditorConfig:
     """
 
     autoencoder: str = "editor/{dataset}/vae"
-    channels: list[int] = field(default_factory=lambda: [64, 128])
-    blocks_per_level: int = 1
-    head_width: int = 8
-    text_width: int = 64
-    norm_groups: int = 16
+    channels: list[Count] = field(default_factory=lambda: [64, 128])
+    blocks_per_level: Count = 1
+    head_width: Count = 8
+    text_width: Count = 64
+    norm_groups: Count = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ class EditingConfig:
     """
 
     name: str = "editing"
-    dropout: float = 0.05
+    dropout: Annotated[float, Interval(ge=0, le=1 / 3)] = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,7 @@ class DistilledEditorConfig:
     """
 
     init_from: str = "editor/{dataset}/dpm"
-    scale_width: int = 256
+    scale_width: Annotated[int, Interval(ge=4)] = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +102,13 @@ class EditorConsistencyConfig:
     """
 
     name: str = "editor_consistency"
-    text_weights: list[float] = field(default_factory=lambda: [5.0, 15.0])
-    image_weights: list[float] = field(default_factory=lambda: [1.0, 1.5])
-    steps: int = 50
-    top: float = 1.0
+    text_weights: list[NotNegative] = field(default_factory=lambda: [5.0, 15.0])
+    image_weights: list[NotNegative] = field(default_factory=lambda: [1.0, 1.5])
+    steps: Count = 50
+    top: PositiveShare = 1.0
     loss: Literal["pseudo_huber", "l2"] = "pseudo_huber"
-    huber_c: float = 1e-3
-    target_decay: float = 0.95
+    huber_c: Positive = 1e-3
+    target_decay: ShareBelowOne = 0.95
 
 
 class _EditorMethod:

@@ -31,6 +31,7 @@ from undegrade.utils.data.batches import BatchLoader
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.training import DataConfig
 from undegrade.utils.files import write_atomic
+from undegrade.utils.ranges import Count, Seed, Share
 from undegrade.utils.runs import BEST, check_specialist, create_run, find_checkpoint, mark_done
 
 log = logging.getLogger("model_soups")
@@ -62,11 +63,11 @@ class SoupConfig:
     members: list[str]
     arch: str = "ResNet20"
     save_dir: str = "runs"
-    seed: int = 123
+    seed: Seed = 123
     recipe: Literal["average", "greedy"] = "average"
-    weights: list[float] | None = None
+    weights: list[Share] | None = None
     buffers: Literal["recalibrate", "average", "copy_first"] = "recalibrate"
-    recalibration_steps: int | None = None
+    recalibration_steps: Count | None = None
     same_start: bool = True
     data: DataConfig = field(default_factory=DataConfig)
 

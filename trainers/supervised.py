@@ -11,6 +11,7 @@ from undegrade.trainers.method import Context, Method
 from undegrade.trainers.mixup import mixed
 from undegrade.trainers.tasks import TASKS
 from undegrade.utils.data.batches import Batch
+from undegrade.utils.ranges import NotNegative, ShareBelowOne
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +33,9 @@ class SupervisedConfig:
     name: str = "supervised"
     task: str = "classification"
     view: View = "degraded"
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1 or min(self.mixup, self.cutmix) < 0:
-            raise ValueError("method.label_smoothing must be a share below 1, method.mixup and method.cutmix positive; 0 is none")
+    label_smoothing: ShareBelowOne = 0.0
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
 
 
 class Supervised(ClassifierMethod):

@@ -7,14 +7,26 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.composition import Composition, find_config
-from undegrade.utils.config import Tree, dump_yaml, merge, read_all, read_overrides
+from undegrade.utils.config import Tree, check_value, dump_yaml, merge, parse_value, read_all, read_overrides
 
 LISTS = "a list is one word, its items joined by commas (fog,snow)"
+
+
+def typed(hint: Any) -> Callable[[str], Any]:
+    """`type=` of a flag: what its text means in YAML, of the type and the range of `hint`."""
+
+    def read(text: str) -> Any:
+        try:
+            return check_value(hint, parse_value(text), "")
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def _about(keys: Sequence[str]) -> str | None:

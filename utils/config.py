@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from annotated_types import Interval
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.composition import read_all, read_yaml
@@ -47,68 +50,97 @@ def read_overrides(arguments: Sequence[str], known_flags: Sequence[str] = ()) ->
     return tree
 
 
+class _ConfigError(ValueError):
+    """A mistake at a place of the configuration."""
+
+    def __init__(self, what: str, place: str, text: str) -> None:
+        super().__init__(f"config {what} {place!r}: {text}" if place else text)
+        self.what, self.place, self.text = what, place, text
+
+
 def build(schema: type[T], tree: Mapping[str, Any], where: str = "") -> T:
-    """An instance of the dataclass `schema` from a plain tree, every key and type checked.
+    """An instance of the dataclass `schema` from a plain tree; every key, type and range checked.
 
     Args:
-        schema: a dataclass whose fields are the allowed keys; fields may be dataclasses again.
+        schema: a dataclass whose fields are the allowed keys; fields may be dataclasses again. What
+            its `__post_init__` raises is of keys below its own place.
         tree: plain values, as YAML gives them. Nothing is converted, but a whole number where a
             number is wanted.
         where: dotted place of `tree` in the whole configuration, for messages.
 
     Raises:
         ValueError: an unknown or a missing key, an unknown choice (names the closest), or a value
-            of the wrong type (names key, value, type).
+            of the wrong type, outside its range or not finite (names key, value, what is allowed).
     """
     if not isinstance(tree, Mapping):
         raise ValueError(f"config section {where or '(top level)'} must be `key: value` lines, not {tree!r}")
     fields = dataclasses.fields(typing.cast(Any, schema))
-    hints, prefix = typing.get_type_hints(schema), f"{where}." if where else ""
+    hints, prefix = typing.get_type_hints(schema, include_extras=True), f"{where}." if where else ""
     for key in tree:
         check_choice(key, [field.name for field in fields], "config key", f"section {where!r}" if where else "")
-    values = {key: _value(hints[key], value, f"{prefix}{key}") for key, value in tree.items()}
+    values = {key: check_value(hints[key], value, f"{prefix}{key}") for key, value in tree.items()}
     needed = [f for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     missing = [f"{prefix}{field.name}" for field in needed if field.name not in tree]
     if missing:
         raise ValueError(f"config keys that are required: {', '.join(missing)}")
-    return schema(**values)
+    try:
+        return schema(**values)
+    except _ConfigError as error:
+        raise _ConfigError(error.what, f"{prefix}{error.place}", error.text) from None
+    except ValueError as error:
+        raise _ConfigError("section", where, str(error)) from error
 
 
-def _value(hint: Any, value: Any, place: str) -> Any:
-    """The value of the key at `place`, checked against its type."""
+def check_value(hint: Any, value: Any, place: str) -> Any:
+    """The value of the key at `place`, of the type and the range of `hint`.
+
+    Raises:
+        ValueError: see `build`.
+    """
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, place)
     if typing.get_origin(hint) is dict and isinstance(value, Mapping):
         names, entries = typing.get_args(hint)
-        return {_value(names, name, place): _value(entries, entry, f"{place}.{name}") for name, entry in value.items()}
+        return {check_value(names, name, place): check_value(entries, entry, f"{place}.{name}") for name, entry in value.items()}
     if isinstance(value, str) and (literal := literal_of(hint)):
         return check_choice(value, map(str, typing.get_args(literal)), "value", f"config key {place!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _ConfigError("key", place, f"expected {_in_words(hint)}, got {value!r}, which is not finite")
     try:
         return _checker(hint)(value, strict=True)
     except ValueError:
-        raise ValueError(f"config key {place!r}: expected {_in_words(hint)}, got {value!r}") from None
+        raise _ConfigError("key", place, f"expected {_in_words(hint)}, got {value!r}") from None
 
 
 @functools.cache
 def _checker(hint: Any) -> Any:
     import pydantic  # here, since it takes a fifth of the time of --help
 
-    return pydantic.TypeAdapter(hint).validate_python
+    return pydantic.TypeAdapter(hint, config={"allow_inf_nan": False}).validate_python
 
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null", Any: "a value"}
 
 
 def _in_words(hint: Any) -> str:
     """A type as a user calls it."""
     origin, of = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return " ".join([_in_words(of[0]), *(_range(about) for about in of[1:] if isinstance(about, Interval))])
     if origin is Literal:
         return " | ".join(map(str, of))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_in_words, of))
     if origin is list:
-        return f"a list of {_in_words(of[0]).removeprefix('a ')}s"
+        one = _in_words(of[0]).removeprefix("a ")
+        return f"a list of {one.replace('number', 'numbers') if 'number' in one else f'{one}s'}"
     return "`key: value` lines" if origin is dict else _WORDS.get(hint, str(hint))
+
+
+def _range(limits: Interval) -> str:
+    """A range as it follows the name of what it is a range of."""
+    words = {"of at least": limits.ge, "above": limits.gt, "of at most": limits.le, "below": limits.lt}
+    return " and ".join(f"{word} {limit}" for word, limit in words.items() if limit is not None)
 
 
 def dotted_keys(schema: type) -> list[str]:

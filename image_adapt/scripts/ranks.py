@@ -6,9 +6,10 @@ import argparse
 from typing import Any
 
 from undegrade.models.diffusion.openai_flags import parse_flag
-from undegrade.utils.command_line import ScriptParser
+from undegrade.utils.command_line import ScriptParser, typed
 from undegrade.utils.config import Tree, dotted_keys, merge, parse_value, read_all
 from undegrade.utils.key_help import key_types
+from undegrade.utils.ranges import Count
 
 
 def ranks_parser(description: str | None, schema: type, listed_in: str) -> ScriptParser:
@@ -21,7 +22,7 @@ def ranks_parser(description: str | None, schema: type, listed_in: str) -> Scrip
     p.add_argument(
         "-d", "--device", help="cpu, cuda, cuda:N, or GPU numbers such as 0,1; default: a GPU a local rank if there are any"
     )
-    p.add_argument("--threads", type=int, default=1, help="CPU threads a rank")
+    p.add_argument("--threads", type=typed(Count), default=1, help="CPU threads a rank")
     p.add_argument("--dry_run", action="store_true", help="print what would be done, write nothing")
     return p
 

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from undegrade.models.diffusion.denoiser import Denoiser
 from undegrade.models.diffusion.unet import attentions
+from undegrade.utils.config import check_value
+from undegrade.utils.ranges import Count, ShareBelowOne
 
 _BOOLEANS = {**dict.fromkeys(("yes", "true", "t", "y", "1"), True), **dict.fromkeys(("no", "false", "f", "n", "0"), False)}
 # widths of the levels in units of num_channels where channel_mult is empty, by image_size
@@ -53,22 +56,22 @@ class ModelFlags:
         predict_xstart: the network predicts the clean image (not supported).
     """
 
-    image_size: int = 64
-    num_channels: int = 128
-    num_res_blocks: int = 2
-    num_heads: int = 4
-    num_heads_upsample: int = -1
-    num_head_channels: int = -1
+    image_size: Count = 64
+    num_channels: Count = 128
+    num_res_blocks: Count = 2
+    num_heads: Count = 4
+    num_heads_upsample: Count | Literal[-1] = -1
+    num_head_channels: Count | Literal[-1] = -1
     attention_resolutions: str = "16,8"
     channel_mult: str = ""
-    dropout: float = 0.0
+    dropout: ShareBelowOne = 0.0
     class_cond: bool = False
     use_checkpoint: bool = False
     use_scale_shift_norm: bool = True
     resblock_updown: bool = False
     use_new_attention_order: bool = False
     learn_sigma: bool = False
-    diffusion_steps: int = 1000
+    diffusion_steps: Count = 1000
     noise_schedule: str = "linear"
     rescale_timesteps: bool = False
     use_kl: bool = False
@@ -121,9 +124,11 @@ def parse_flags(texts: Mapping[str, str]) -> dict[str, Any]:
         texts: as on the command line, by names of `MODEL_FLAGS`.
 
     Raises:
-        ValueError: a text that is no value of its flag.
+        ValueError: a text that is no value of its flag, or one outside its range.
     """
-    return {flag: parse_flag(flag, text, type(getattr(ModelFlags, flag))) for flag, text in texts.items()}
+    hints = typing.get_type_hints(ModelFlags, include_extras=True)
+    values = {flag: parse_flag(flag, text, type(getattr(ModelFlags, flag))) for flag, text in texts.items()}
+    return {flag: check_value(hints[flag], value, flag) for flag, value in values.items()}
 
 
 def parse_flag(flag: str, text: str, kind: type) -> Any:

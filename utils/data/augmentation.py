@@ -19,6 +19,7 @@ from torch import Tensor
 from undegrade.utils.data.pixels import to_unit
 from undegrade.utils.data.targets import Target
 from undegrade.utils.random_fields import RandomFields
+from undegrade.utils.ranges import PositiveShare, Share, Whole
 from undegrade.utils.seeding import global_streams, numpy_generator
 
 
@@ -48,29 +49,20 @@ class AugmentConfig:
     """
 
     flip: bool = False
-    crop_padding: int = 0
-    resized_crop: float | None = None
+    crop_padding: Whole = 0
+    resized_crop: PositiveShare | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     randaugment: str | None = None
-    cutout: int = 0
-    erasing: float = 0.0
-    erasing_area: list[float] = field(default_factory=lambda: [0.02, 1 / 3])
+    cutout: Whole = 0
+    erasing: Share = 0.0
+    erasing_area: list[PositiveShare] = field(default_factory=lambda: [0.02, 1 / 3])
     cutout_clean: bool = False
 
     def __post_init__(self) -> None:
-        for name, pixels in (("crop_padding", self.crop_padding), ("cutout", self.cutout)):
-            if pixels < 0:
-                raise ValueError(f"augment.{name} {pixels} is no number of pixels: use 0 for none")
-        if self.resized_crop is not None and (self.crop_padding or not 0 < self.resized_crop <= 1):
-            raise ValueError(
-                f"augment.resized_crop {self.resized_crop} must be a share above 0 and at most 1, with crop_padding 0 "
-                f"(it is {self.crop_padding})"
-            )
-        if not 0 <= self.erasing <= 1:
-            raise ValueError(f"augment.erasing {self.erasing:g} must be a probability between 0 and 1")
-        area = self.erasing_area
-        if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
-            raise ValueError(f"augment.erasing_area {area} must be two shares of the image, the smaller one first")
+        if self.resized_crop is not None and self.crop_padding:
+            raise ValueError(f"resized_crop {self.resized_crop} and crop_padding {self.crop_padding} both cut: leave one out")
+        if len(self.erasing_area) != 2 or self.erasing_area[0] > self.erasing_area[1]:
+            raise ValueError(f"erasing_area {self.erasing_area} must be two shares of the image, the smaller one first")
         if self.randaugment is not None:
             _randaugment(self.randaugment, self.interpolation, (0.5, 0.5, 0.5))
 

@@ -9,6 +9,7 @@ from typing import Literal
 from undegrade.utils.data.batches import AugmentConfig, BatchSet
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.registry import SourceConfig
+from undegrade.utils.ranges import Count, Seed, Whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +37,10 @@ class DataConfig(SourceConfig):
     pairing: Literal["paired", "independent"] = "paired"
     levels: Literal["independent", "shared"] = "independent"
     validation: Literal["held_out", "test"] = "held_out"
-    seed: int | None = None
+    seed: Seed | None = None
     adapted: str | None = None
-    batch_size: int = 128
-    workers: int = 0
+    batch_size: Count = 128
+    workers: Whole = 0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def splits(self) -> dict[str, str]:

@@ -25,7 +25,7 @@ from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.perturbations.registry import find_perturbation, with_severities
 from undegrade.utils.data.sources.folders import first_size, folder_source
 from undegrade.utils.data.sources.image_source import ImageSource
-from undegrade.utils.data.sources.images import list_images
+from undegrade.utils.data.sources.images import Resize, list_images
 from undegrade.utils.data.sources.released import LABELS, array_cell, refuse_to_read
 from undegrade.utils.data.sources.shards import SHARDS, shard_source
 
@@ -176,10 +176,8 @@ class FolderTree:
         path = self._folder(cell) / MANIFEST
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
-    def _resize(self, cell: Cell) -> int | None:
-        """To what the shorter side of the files of a cell is brought: as that of the clean images,
-        or None (see above).
-        """
+    def _resize(self, cell: Cell) -> Resize | None:
+        """How the files of a cell are resized: as the clean images, or None (see above)."""
         size, resize = self.clean.image_size, self.clean.resize
         if resize is None:
             return None

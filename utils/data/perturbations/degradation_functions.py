@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from undegrade.utils.choices import check_choice
 from undegrade.utils.data.perturbations.image_batch import through_jpeg
 
 TILE = 64  # pixels of a line that are blurred by one matrix
@@ -44,12 +43,6 @@ class DegradationCompat:
     salt_value: Literal[255, 1] = 255
     blur_intermediate: Literal["float", "uint8"] = "float"
     watermark_font: str | None = None
-
-    def __post_init__(self) -> None:
-        check_choice(self.rounding, ("round", "truncate"), "rounding")
-        check_choice(self.blur_intermediate, ("float", "uint8"), "blur_intermediate")
-        if self.salt_value not in (255, 1):
-            raise ValueError(f"unknown salt_value {self.salt_value!r}: allowed: 255 (white), 1 (as imagedegrade)")
 
 
 class Random(Protocol):

@@ -31,7 +31,15 @@ from undegrade.utils.data.sources.image_source import (
     one_split,
     train_validation_test,
 )
-from undegrade.utils.data.sources.images import IMAGE_SUFFIXES, BrokenImageError, FileSlice, image_size, list_images, read_image
+from undegrade.utils.data.sources.images import (
+    IMAGE_SUFFIXES,
+    BrokenImageError,
+    FileSlice,
+    Resize,
+    image_size,
+    list_images,
+    read_image,
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +50,7 @@ _SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "t
 
 
 def image_folder(
-    root: Path, split: str, image_size: int | None, resize: int | None = None, classes: Sequence[str] | None = None
+    root: Path, split: str, image_size: int | None, resize: Resize | None = None, classes: Sequence[str] | None = None
 ) -> ImageSource:
     """`<root>/<split>/<class>/*` as it is, or `<root>/<class>/*` cut into train, validation and
     test by a fixed draw.
@@ -147,7 +155,7 @@ def folder_source(
     image_size: int | None,
     name: str,
     classes: Sequence[str] | None = None,
-    resize: int | None = None,
+    resize: Resize | None = None,
     named: Mapping[str, str] | None = None,
 ) -> ImageSource:
     """A source over `<folder>/<class>/*`.
@@ -197,7 +205,7 @@ def folder_source(
 
 
 def plain_source(
-    folder: Path, image_size: int, name: str, paths: Sequence[Path] | None = None, resize: int | None = None
+    folder: Path, image_size: int, name: str, paths: Sequence[Path] | None = None, resize: Resize | None = None
 ) -> ImageSource:
     """Every image below `folder` (or `paths` of it), unlabelled, decoded as it is read; keys are
     relative paths without suffix.
@@ -216,7 +224,7 @@ def plain_source(
 
 
 def read_files(
-    files: Sequence[str | Path | FileSlice], size: int, resize: int | None, rows: Iterable[int], *, smallest: int = 0
+    files: Sequence[str | Path | FileSlice], size: int, resize: Resize | None, rows: Iterable[int], *, smallest: int = 0
 ) -> torch.Tensor:
     """uint8 [B, 3, size, size] of the files at `rows`; see `read_image`."""
     images = [read_image(files[i], size, resize, smallest=smallest) for i in rows]
@@ -235,7 +243,7 @@ def first_size(paths: Sequence[Path]) -> tuple[int, int]:
     raise ValueError(f"none of the {len(paths)} files under {paths[0].parent.parent} can be read as an image, e.g. {paths[0]}")
 
 
-def _decode_all(paths: list[Path], size: int, resize: int | None) -> tuple[list[Path], np.ndarray]:
+def _decode_all(paths: list[Path], size: int, resize: Resize | None) -> tuple[list[Path], np.ndarray]:
     good, arrays, broken = [], [], []
     for path in paths:
         try:

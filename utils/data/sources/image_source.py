@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undegrade.utils.data.sources.images import IMAGE_SUFFIXES, BrokenImageError
+from undegrade.utils.data.sources.images import IMAGE_SUFFIXES, BrokenImageError, Resize
 from undegrade.utils.data.targets import Target
 from undegrade.utils.paths import escaped
 from undegrade.utils.seeding import numpy_generator
@@ -51,8 +51,8 @@ class ImageSource:
         rgb_mean, rgb_std: channel statistics of the training images, range [0, 1], for the
             classifier's normalisation.
         resize: to what the shorter side of the files was brought before the S x S centre was cut
-            (None: to S); adapted versions of the images are read in the same way, so that both show
-            the same part.
+            (None: to S, see `center_crop`); adapted versions of the images are read in the same
+            way, so that both show the same part.
         listing_of: folder of corrupted images that keys and labels were taken from, where the
             images themselves are not there: `read` then raises (utils/data/sources/released.py).
         target: kind of what the images have beside their label, such as a mask (None: nothing).
@@ -68,7 +68,7 @@ class ImageSource:
     rgb_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     rgb_std: tuple[float, ...] = (0.25, 0.25, 0.25)
     level: Tensor | None = None
-    resize: int | None = None
+    resize: Resize | None = None
     listing_of: Path | None = None
     target: Target | None = None
     read_target: Callable[[np.ndarray], Tensor] | None = None
@@ -79,14 +79,17 @@ class ImageSource:
     @property
     def frame(self) -> str:
         """Which part of a file an image shows, for caches."""
-        return f"{self.image_size}" if self.resize is None else f"{self.image_size} of {self.resize}"
+        if self.resize is None:
+            return f"{self.image_size}"
+        return f"{self.image_size} of {self.resize.side}, {self.resize.interpolation}"
 
     @property
     def description(self) -> dict[str, Any]:
         """What a classifier of these images needs to know to be used on others, for its
         checkpoint.
         """
-        return {"classes": list(self.classes), "image_size": self.image_size, "resize": self.resize}
+        side, interpolation = self.resize or (None, None)
+        return {"classes": list(self.classes), "image_size": self.image_size, "resize": side, "interpolation": interpolation}
 
     def images(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """uint8 [B, 3, S, S] of the images at `indices`."""

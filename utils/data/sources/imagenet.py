@@ -20,12 +20,13 @@ import torch
 
 from undegrade.utils.data.sources.folders import PRELOAD_BYTES, read_files
 from undegrade.utils.data.sources.image_source import VALIDATION_SHARE, ImageSource, array_reader, cut, found_at
-from undegrade.utils.data.sources.images import IMAGE_SUFFIXES
+from undegrade.utils.data.sources.images import IMAGE_SUFFIXES, Resize
 from undegrade.utils.data.sources.released import first_cell, listing
 
 FOLDERS = ("imagenet", "ILSVRC/Data/CLS-LOC", "ILSVRC", ".")  # below the root, the first that has a train or val folder
 IMAGENET_1K = "imagenet-1k"
-IMAGE_SIZE, RESIZE = 224, 256
+IMAGE_SIZE, RESIZE = 224, 256  # the usual centre, and the shorter side that it is cut from
+_RESIZE = Resize(RESIZE)
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _LABEL_FILES = ("val_labels.txt", "LOC_val_solution.csv")
@@ -33,7 +34,11 @@ _DEVKIT_LABELS = "ILSVRC2012_validation_ground_truth.txt"
 
 
 def imagenet(
-    split: str, root: Path, image_size: int | None = None, resize: int | None = None, classes: Sequence[str] | None = None
+    split: str,
+    root: Path,
+    image_size: int = IMAGE_SIZE,
+    resize: Resize | None = _RESIZE,
+    classes: Sequence[str] | None = None,
 ) -> ImageSource:
     """One split of `<root>/{imagenet,ILSVRC,.}`; keys are `<class>/<file name without suffix>`.
 
@@ -45,9 +50,9 @@ def imagenet(
     Args:
         split: train | validation | test | trainval.
         root: holds the data set's folder, or is it.
-        image_size: side in pixels. Alone: the whole shorter side is brought to it, as diffusion
-            models want it. Default: 224 of a shorter side of 256.
-        resize: shorter side before the centre of `image_size` is cut.
+        image_size: side in pixels.
+        resize: before the centre of `image_size` is cut (None: the whole shorter side is brought to
+            it, as diffusion models want it).
         classes: the class list (default: `<folder>/classes.txt`, else the 1,000 classes of the
             challenge).
 
@@ -71,8 +76,6 @@ def imagenet(
         )
     own_list = folder / "classes.txt"
     order = tuple(classes) if classes is not None else read_classes(str(own_list) if own_list.is_file() else IMAGENET_1K)
-    if image_size is None:
-        image_size, resize = IMAGE_SIZE, resize or RESIZE
     files, labels = _labelled_files(images, (images, folder, root), {c: i for i, c in enumerate(order)})
     keys = [f"{order[label]}/{os.path.splitext(os.path.basename(file))[0]}" for file, label in zip(files, labels, strict=True)]
     read = functools.partial(read_files, files, image_size, resize)

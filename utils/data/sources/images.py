@@ -35,6 +35,7 @@ IMAGE_SUFFIXES = (
     ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".tga",
 )  # fmt: skip
 MAX_PIXELS = 2**28 // 3  # 89,478,485: 256 MiB as RGB; Pillow warns of larger ones
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 _FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF", "JPEG2000", "AVIF")
 _ORIENTATION = 0x0112
@@ -46,6 +47,13 @@ _TURNS = {
 
 class BrokenImageError(ValueError):
     """An image file that cannot be decoded; the message names the file and the reason."""
+
+
+class Resize(NamedTuple):
+    """To what the shorter side of a photograph is brought before the centre is cut, and how."""
+
+    side: int
+    interpolation: str = "bilinear"  # a name of INTERPOLATIONS
 
 
 class FileSlice(NamedTuple):
@@ -73,21 +81,27 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
-def center_crop(image: Image.Image, size: int, resize: int | None = None) -> Image.Image:
+def center_crop(image: Image.Image, size: int, resize: Resize | None = None) -> Image.Image:
     """Square `size` x `size` centre of an image whose shorter side is first brought to `size`, or
-    to `resize`.
+    to that of `resize`.
 
     To `size`: halved with a box filter while at least twice too large, then bicubic: the rule of
     guided-diffusion's data loader, so that the published diffusion models see what they were
-    trained on. To `resize`: bilinear with antialiasing, the usual preprocessing of ImageNet
-    classifiers (256, then 224 of it).
+    trained on. With `resize`, with antialiasing: byte for byte torchvision's `Resize` and
+    `CenterCrop`, the usual preprocessing of ImageNet classifiers (256, then 224 of it).
     """
-    while resize is None and min(image.size) >= 2 * size:
+    width, height = image.size
+    if resize is not None:
+        short = min(width, height)
+        sides = [int(resize.side * side / short) for side in image.size]  # truncated
+        image = image.resize((sides[0], sides[1]), INTERPOLATIONS[resize.interpolation])
+        left, top = round((image.width - size) / 2), round((image.height - size) / 2)  # halves to even
+        return image.crop((left, top, left + size, top + size))
+    while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = (resize or size) / min(image.size)
+    scale = size / min(image.size)
     if scale != 1:
-        method = Image.Resampling.BILINEAR if resize else Image.Resampling.BICUBIC
-        image = image.resize((round(image.width * scale), round(image.height * scale)), method)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
@@ -144,9 +158,9 @@ def image_size(path: str | Path | FileSlice) -> tuple[int, int]:
         return image.size
 
 
-def read_image(path: str | Path | FileSlice, size: int | None, resize: int | None = None, *, smallest: int = 0) -> np.ndarray:
-    """uint8 [3, size, size] of a file: RGB by the rules above, then `center_crop` to `size` (of a
-    shorter side `resize`); without size the whole picture, [3, height, width].
+def read_image(path: str | Path | FileSlice, size: int | None, resize: Resize | None = None, *, smallest: int = 0) -> np.ndarray:
+    """uint8 [3, size, size] of a file: RGB by the rules above, then `center_crop` to `size`
+    (after `resize`); without size the whole picture, [3, height, width].
 
     Raises:
         BrokenImageError: not an image, truncated, more than `MAX_PIXELS`, pixels of unknown range,

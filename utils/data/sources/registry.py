@@ -15,6 +15,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -23,9 +24,11 @@ from undegrade.utils.choices import check_choice
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.sources.folders import image_folder
 from undegrade.utils.data.sources.image_source import TEST_SHARE, ImageSource, array_source, cut, found_at, train_validation_test
-from undegrade.utils.data.sources.imagenet import imagenet, preloaded, read_classes
+from undegrade.utils.data.sources.imagenet import IMAGE_SIZE, RESIZE, imagenet, preloaded, read_classes
+from undegrade.utils.data.sources.images import INTERPOLATIONS, Resize
 from undegrade.utils.data.sources.released import array_listing
 from undegrade.utils.data.sources.tiny_imagenet import tiny_imagenet
+from undegrade.utils.ranges import Count
 
 SPLITS = ("train", "validation", "test", "trainval")
 
@@ -44,7 +47,8 @@ class SourceConfig(PerturbationOptions):
         image_size: side in pixels, for image folders (null: of the first image) and Imagenet (null:
             224 of a shorter side of 256).
         resize: for both: side to which the shorter side is brought before the centre of image_size
-            is cut (null: image_size).
+            is cut (null: image_size; 256 for Imagenet at 224).
+        interpolation: bilinear | bicubic: how it is brought to `resize`.
         classes: for both: the list that numbers the classes, `imagenet-1k` or a file (null: the
             training folders; imagenet-1k).
         subset: file that names the images to use, one a line, by key (`<class>/<name>`) or path
@@ -55,17 +59,18 @@ class SourceConfig(PerturbationOptions):
 
     dataset: str = "Digits"
     root: str = "data"
-    image_size: int | None = None
-    resize: int | None = None
+    image_size: Count | None = None
+    resize: Count | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     classes: str | None = None
     subset: str | None = None
-    limit: int | None = None
+    limit: Count | None = None
 
     def open(self, split: str) -> ImageSource:
         """The images of a split (see `open_source`)."""
         return open_source(
             self.dataset, split, self.root, self.image_size, self.limit,
-            resize=self.resize, classes=self.classes, subset=self.subset,
+            resize=self.resize, interpolation=self.interpolation, classes=self.classes, subset=self.subset,
         )  # fmt: skip
 
 
@@ -77,6 +82,7 @@ def open_source(
     limit: int | None = None,
     *,
     resize: int | None = None,
+    interpolation: str = "bilinear",
     classes: str | None = None,
     subset: str | None = None,
 ) -> ImageSource:
@@ -93,7 +99,8 @@ def open_source(
         limit: class-balanced subset of so many images (a fixed draw).
         resize: for image folders and Imagenet: side to which the shorter side of the files is
             brought before the centre of `image_size` is cut (default: `image_size` itself; 256 for
-            Imagenet without `image_size`).
+            Imagenet at 224).
+        interpolation: bilinear | bicubic: how it is brought to `resize`.
         classes: for image folders and Imagenet: the list that numbers the classes
             (`imagenet.read_classes`; default: the sorted names of the training folders; the 1,000
             classes for Imagenet).
@@ -110,12 +117,20 @@ def open_source(
     check_choice(split, SPLITS, "split")
     if resize is not None and resize < (image_size or 1):
         raise ValueError(f"data.resize {resize} is smaller than data.image_size {image_size}: nothing could be cut from it")
+    check_choice(interpolation, INTERPOLATIONS, "data.interpolation")
     is_folder = dataset not in DATASETS and Path(dataset).is_dir()
+    if dataset == "Imagenet":
+        image_size = image_size or IMAGE_SIZE
+        resize = RESIZE if resize is None and image_size == IMAGE_SIZE else resize
+    if resize is None and interpolation != "bilinear":
+        raise ValueError(f"data.interpolation {interpolation} is how the files are brought to data.resize: give that, too")
+    frame = None if resize is None else Resize(resize, interpolation)
     order = read_classes(classes) if classes is not None else None
     if dataset == "Imagenet":
-        source = imagenet(split, Path(root), image_size, resize, order)
+        assert image_size is not None
+        source = imagenet(split, Path(root), image_size, frame, order)
     elif is_folder:
-        source = image_folder(Path(dataset), split, image_size, resize, order)
+        source = image_folder(Path(dataset), split, image_size, frame, order)
     elif dataset in DATASETS:
         for name, value in (("resize", resize), ("classes", classes)):
             if value is not None:

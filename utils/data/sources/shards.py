@@ -22,7 +22,7 @@ from torch import Tensor
 
 from undegrade.utils.data.sources.folders import PRELOAD_BYTES, read_files
 from undegrade.utils.data.sources.image_source import ImageSource, array_reader
-from undegrade.utils.data.sources.images import FileSlice
+from undegrade.utils.data.sources.images import FileSlice, Resize
 from undegrade.utils.files import replacing
 
 SHARDS = "shard-*.tar"  # pattern of `shard_name`
@@ -69,7 +69,9 @@ def shard_places(path: Path) -> dict[str, tuple[int, int]]:
         raise ValueError(f"{path} is no whole tar file ({error}): delete it, and the same command makes it again") from error
 
 
-def shard_source(folder: Path, rows: Sequence[Mapping[str, Any]], clean: ImageSource, name: str, resize: int | None) -> ImageSource:
+def shard_source(
+    folder: Path, rows: Sequence[Mapping[str, Any]], clean: ImageSource, name: str, resize: Resize | None
+) -> ImageSource:
     """Images of the shards in a folder, those of `clean` by their keys, decoded at once where they
     fit into 2 GiB of memory.
 
