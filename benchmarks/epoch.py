@@ -93,7 +93,7 @@ def ours(arch: str, batch: int, steps: int, precision: str = "no") -> Step:
 
     def epoch() -> None:
         trainer._train_epoch(tqdm(disable=True))
-        trainer.progress.epoch += 1
+        trainer.progress.epoch, trainer.progress.batch = trainer.progress.epoch + 1, 0
 
     return epoch
 

@@ -115,6 +115,8 @@ class EvaluationConfig:
             frozen (evaluation.ensemble.Scorer).
         cache: keep logits in `<out>/logits`, so that another rule or a second call costs no forward
             pass.
+        overwrite: begin anew in `out`; else rows join those of the same configuration that are
+            there, and those of another one are an error.
     """
 
     members: dict[str, MemberConfig]
@@ -127,6 +129,7 @@ class EvaluationConfig:
     runs: str = "runs"
     batch_size: Count = 256
     cache: bool = True
+    overwrite: bool = False
 
 
 def expand(config: EvaluationConfig) -> EvaluationConfig:

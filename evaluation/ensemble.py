@@ -194,6 +194,34 @@ class Scorer:
             write_atomic(path, buffer.getvalue())
 
 
+def keep_listing(folder: Path, source: ImageSource, overwrite: bool) -> None:
+    """Write which images the rows of the logit files in `folder` are, or raise ValueError where
+    they are of others.
+
+    Args:
+        overwrite: take the place of others.
+    """
+    path, keys, labels = folder / "images.npz", np.array(source.keys), source.labels.numpy()
+    try:
+        with np.load(path) as stored:
+            if np.array_equal(stored["keys"], keys) and np.array_equal(stored["labels"], labels):
+                return
+            there = len(stored["keys"])
+    except FileNotFoundError:
+        there = 0
+    except Exception as error:  # a damaged archive raises almost any of them
+        log.warning("%s cannot be read (%s: %s) and is written again", path, type(error).__name__, error)
+        there = 0
+    if there and not overwrite:
+        raise ValueError(
+            f"{folder} holds logits of another listing ({there} images, {len(keys)} here, or of other names or labels): "
+            "choose another --out, or start anew there with --overwrite true"
+        )
+    buffer = io.BytesIO()
+    np.savez(buffer, keys=keys, labels=labels)
+    write_atomic(path, buffer.getvalue())
+
+
 def mix(weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Images [B,3,H,W] of two views mixed by weights [B,2]."""
     u = weights.float()[:, :, None, None, None]

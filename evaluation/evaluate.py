@@ -4,12 +4,10 @@ rule.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +16,22 @@ import torch
 from tqdm import tqdm
 
 from undegrade.evaluation.config import EvaluationConfig, expand, fill_names, members_of
-from undegrade.evaluation.ensemble import Member, Scorer, check_rule
-from undegrade.evaluation.predictors import Predictor, build_predictor
+from undegrade.evaluation.ensemble import Member, Scorer, check_rule, keep_listing
+from undegrade.evaluation.predictors import NEVER, Predictor, build_predictor
 from undegrade.evaluation.report.save_plots import save_plots
-from undegrade.evaluation.results import Result, cell_result, mean_result, paired_difference, percent, write_csv, write_json
+from undegrade.evaluation.result_files import ResultFiles
+from undegrade.evaluation.results import Result, cell_result, paired_difference, percent
 from undegrade.evaluation.robustness import CARTON, further_metrics, is_imagenet, summary_table
 from undegrade.evaluation.tables import table
 from undegrade.models.classification.loading import load_classifier
 from undegrade.utils.checkpoint import file_digest
+from undegrade.utils.config import to_tree
 from undegrade.utils.data.cells import CLEAN, Cell
 from undegrade.utils.data.perturbations.watermark import WATERMARK
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.views import check_view, open_view
-from undegrade.utils.files import write_atomic
+from undegrade.utils.lock import locked
+from undegrade.utils.provenance import listing_digest, provenance
 from undegrade.utils.runs import find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,9 @@ class Evaluation:
 
     Attributes:
         config: with all members.
-        rows: of the table.
-        correct: of each system, cell and image whether it was classified correctly.
+        rows: of the table, those of earlier evaluations in the same folder included.
+        correct: of each system, cell and image of them whether it was classified correctly.
+        cells: that were evaluated now.
         members: those that some system has on some cell.
         checkpoints: theirs.
         source: the images.
@@ -55,6 +57,7 @@ class Evaluation:
     config: EvaluationConfig
     rows: list[Result]
     correct: dict[str, dict[Cell, np.ndarray]]
+    cells: list[Cell]
     members: dict[str, Member]
     checkpoints: dict[str, Path]
     source: ImageSource
@@ -67,7 +70,7 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
 
     Raises:
         ValueError, FileNotFoundError: see `expand`, `TestDataConfig.cells`, `load_classifier`,
-            `open_view`, `check_rule`.
+            `open_view`, `check_rule`, `ResultFiles`; or another process writes into `out`.
     """
     config = expand(config)
     needed = _needed_members(config, config.data.cells())
@@ -80,16 +83,15 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
     for name, system in config.systems.items():
         for cell in needed:
             check_rule(system.rule, {m: members[m].predictor for m in members_of(system, cell, members)}, name)
-    out, meta = Path(config.out), _meta(config, members, source)
-    evaluation = _score(config, needed, members, checkpoints, source, meta)
-    write_json(out / "results.json", evaluation.rows, meta)
-    write_csv(out / "results.csv", evaluation.rows)
-    save_plots(out, evaluation.rows)
-    if config.cache:  # what the rows of the logit files are
-        buffer = io.BytesIO()
-        np.savez(buffer, keys=np.array(source.keys), labels=source.labels.numpy())
-        write_atomic(out / "logits" / "images.npz", buffer.getvalue())
-    return evaluation
+    out = Path(config.out)
+    with locked(out, "evaluation"):
+        files = ResultFiles(out, result_facts(config, members, source, list(needed)), config.overwrite)
+        if config.cache:
+            keep_listing(out / "logits", source, config.overwrite)
+        scorer = _score(config, needed, members, source, files)
+        rows = files.write(finished=True)
+        save_plots(out, rows)
+    return Evaluation(config, rows, files.correct, list(needed), members, checkpoints, source, scorer)
 
 
 def _needed_members(config: EvaluationConfig, cells: Sequence[Cell]) -> dict[Cell, list[str]]:
@@ -101,79 +103,73 @@ def _needed_members(config: EvaluationConfig, cells: Sequence[Cell]) -> dict[Cel
     return {cell: [name for name in config.members if name in names] for cell, names in wanted.items()}
 
 
-def _meta(config: EvaluationConfig, members: Mapping[str, Member], source: ImageSource) -> dict[str, Any]:
-    """What `results.json` says of all its rows."""
-    data = config.data
-    meta = {"dataset": Path(data.dataset).name, "split": data.split, "images": len(source), "seed": data.seed,
-            "constants": data.constants, "members": {n: m.digest for n, m in members.items()}}  # fmt: skip
-    if any(member.predictor.stateful for member in members.values()):
-        meta["batch_size"] = config.batch_size
+def result_facts(
+    config: EvaluationConfig, members: Mapping[str, Member], source: ImageSource, cells: Sequence[Cell]
+) -> dict[str, Any]:
+    """What the rows of an evaluation are of, and how they were made: `meta` of `ResultFiles`."""
+    data, moving = config.data, [member for member in members.values() if member.predictor.stateful]
+    tree = to_tree(config)
+    del tree["overwrite"]
+    for key in ("corruptions", "severities", "sweep"):  # the rows say it, those of several evaluations together
+        del tree["data"][key]
+    facts: dict[str, Any] = {
+        "dataset": data.dataset, "split": data.split, "images": len(source), "frame": source.frame,
+        "listing": listing_digest(source.keys, source.labels), "seed": data.seed, "constants": data.constants, **data.changed(),
+        "members": {name: member.digest for name, member in members.items()},
+        "views": {name: member_view(config, name) for name in members},
+        "systems": {name: dataclasses.asdict(system) for name, system in config.systems.items()},
+        "configuration": tree, "provenance": [provenance()],
+    }  # fmt: skip
+    if moving:
+        facts["batch_size"] = config.batch_size
+    if any(member.reset == NEVER for member in moving):
+        facts["cells"] = [cell.folder for cell in cells]  # their order matters
     if config.degradations:
-        meta["degradations"] = config.degradations
-    return meta | data.changed()
+        facts["degradations"] = config.degradations
+    return facts
 
 
 def _score(
     config: EvaluationConfig,
     needed: Mapping[Cell, list[str]],
     members: Mapping[str, Member],
-    checkpoints: dict[str, Path],
     source: ImageSource,
-    meta: dict[str, Any],
-) -> Evaluation:
-    """Go through the cells in their order; `meta` is written with the rows so far."""
+    files: ResultFiles,
+) -> Scorer:
+    """Go through the cells in their order; rows so far are written every few seconds and when an
+    error ends it.
+    """
     dataset, out = Path(config.data.dataset).name, Path(config.out)
     for key, changed in config.data.changed().items():
         log.warning("degradations are computed with data.%s: %s", key, changed)
     in_w = CARTON in source.classes and any(cell.corruption == WATERMARK for cell in needed)
     carton = source.classes.index(CARTON) if in_w else None
-    rows: list[Result] = []
-    correct: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in config.systems}
-    done, total = 0, sum(map(len, needed.values())) * len(source)
+    done, total, added, last = 0, sum(map(len, needed.values())) * len(source), 0, time.monotonic()
     bar = tqdm(total=total, unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0)
     scorer = Scorer(out / "logits" if config.cache else None, config.batch_size, bar.update)
-    with bar, _written(out / "results.json", meta) as keep:
+    try:
         for cell, names in needed.items():
             bar.set_postfix_str(cell.folder)
             scorer.prepare([members[n] for n in names], cell)
             for name, system in config.systems.items():
                 if chosen := [members[m] for m in members_of(system, cell, members)]:
                     scores = scorer.scores(system.rule, chosen, cell, system.double_softmax)
-                    right = correct[name][cell] = (scores.argmax(1) == source.labels).numpy()
+                    right = (scores.argmax(1) == source.labels).numpy()
                     metrics = further_metrics(scores, source.labels, carton)
-                    rows.append(cell_result(name, dataset, *_place(cell), system.rule, right, metrics))
+                    files.add(cell_result(name, dataset, *cell, system.rule, right, metrics), right)
+                    added += 1
             done += len(names) * len(source)
             bar.update(max(0, done - bar.n))  # cached cells move the bar too
-            keep(rows)
-    rows = _with_means(config, dataset, rows, correct)
-    return Evaluation(config, rows, correct, dict(members), checkpoints, source, scorer)
-
-
-def _place(cell: Cell) -> tuple[str, float]:
-    """A cell as result rows name it."""
-    return cell.corruption, cell.severity or 0
-
-
-@contextlib.contextmanager
-def _written(path: Path, meta: dict[str, Any]) -> Iterator[Callable[[list[Result]], None]]:
-    """What to call with the rows so far after each cell: they are written every few seconds, and
-    when an error ends the block.
-    """
-    kept: list[Result] = []
-    last = time.monotonic()
-
-    def keep(rows: list[Result]) -> None:
-        nonlocal last
-        kept[:] = rows
-        if time.monotonic() - last > _WRITE_EVERY:
-            write_json(path, kept, meta)
-            last = time.monotonic()
-
-    try:
-        yield keep
+            if time.monotonic() - last > _WRITE_EVERY:
+                files.write()
+                last = time.monotonic()
+    except BaseException:
+        if added:
+            files.write()
+        raise
     finally:
-        if kept:
-            write_json(path, kept, meta)
+        bar.close()
+    return scorer
 
 
 def _members(
@@ -208,19 +204,6 @@ def member_view(config: EvaluationConfig, name: str) -> str:
     return fill_names(config, config.views.get(view, view))
 
 
-def _with_means(
-    config: EvaluationConfig, dataset: str, rows: list[Result], correct: dict[str, dict[Cell, np.ndarray]]
-) -> list[Result]:
-    """The rows system by system, each system's mean over its cells at its end."""
-    out = []
-    for name, by_cell in correct.items():
-        out += [row for row in rows if row.system == name]
-        scored = {_place(cell): right for cell, right in by_cell.items() if cell.corruption != CLEAN}
-        if len(scored) > 1:
-            out.append(mean_result(name, dataset, config.systems[name].rule, scored))
-    return out
-
-
 def print_outcome(evaluation: Evaluation) -> None:
     """The table on standard output, and what each system gains over the first (paired by image)."""
     print(table(evaluation.rows))
@@ -239,7 +222,7 @@ def gains(correct: Mapping[str, Mapping[Cell, np.ndarray]]) -> list[str]:
     for other in others:
         cells = [c for c in correct[first] if c.corruption != CLEAN and c in correct[other]]
         if cells:
-            a, b = ({_place(c): correct[s][c] for c in cells} for s in (other, first))
+            a, b = ({c: correct[s][c] for c in cells} for s in (other, first))
             difference, low, high = (percent(100 * v, "+") for v in paired_difference(a, b))
             lines.append(f"{other} minus {first}: {difference} points, 95 % interval [{low}, {high}]")
     return lines

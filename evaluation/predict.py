@@ -29,9 +29,10 @@ from undegrade.utils.config import build
 from undegrade.utils.data.cells import CLEAN, Cell
 from undegrade.utils.data.pixels import to_unit
 from undegrade.utils.data.sources.folders import plain_source
+from undegrade.utils.data.sources.image_files import list_images
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.imagenet import read_classes
-from undegrade.utils.data.sources.images import Resize, list_images
+from undegrade.utils.data.sources.images import Resize
 from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.data.views import RAW
 from undegrade.utils.files import write_atomic

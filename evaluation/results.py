@@ -1,28 +1,21 @@
-"""Accuracies with their intervals: rows of an evaluation, their files and their tables.
+"""Accuracies with their intervals: the rows of an evaluation.
 
-A *cell* is one test set: (corruption, severity), for example ("gaussian_noise", 5), ("clean", 0) or
-a level ("jpeg", 30). Every cell holds the same images, so what is right in two cells, or of two
-systems, is correlated: intervals of means and differences follow the images, never the predictions.
+A *cell* is one test set: (corruption, severity), for example ("gaussian_noise", 5), ("clean", 0), a
+level ("jpeg", 30), or a level drawn for each image ("jpeg", None). Every cell holds the same
+images, so what is right in two cells, or of two systems, is correlated: intervals of means and
+differences follow the images, never the predictions.
 """
 
 from __future__ import annotations
 
-import csv
-import functools
-import io
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from undegrade.utils.files import write_atomic
+from undegrade.utils.data.cells import Cell
 
-Cell = tuple[str, float]
 Correct = Mapping[Cell, np.ndarray]  # of each image of a cell whether it was classified correctly
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -34,9 +27,9 @@ class Result:
     """One row: a system's accuracy on one cell, or (`corruption="mean"`) over cells.
 
     `accuracy`, `ci95_low` and `ci95_high` lie in [0, 1]; `n` and `correct` count predictions;
-    `severity` is the level of the cell (0 for clean images and for a mean over several severities);
-    `rule` is the ensemble rule ("single" or any other name). `metrics` holds whatever else was
-    measured by name, see `evaluation.robustness.further_metrics`.
+    `severity` is the level of the cell, 0 for clean images, None where a level is drawn for each
+    image and for a mean over several levels; `rule` is the name of the ensemble rule. `metrics`
+    holds whatever else was measured by name, see `evaluation.robustness.further_metrics`.
 
     Raises:
         ValueError: not 0 <= correct <= n with n >= 1.
@@ -45,20 +38,21 @@ class Result:
     system: str
     dataset: str
     corruption: str
-    severity: float
+    severity: float | None
     rule: str
     n: int
     correct: int
     accuracy: float
     ci95_low: float
     ci95_high: float
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, int | float] = field(default_factory=dict)
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # for reading files
 
     def __post_init__(self) -> None:
         _check_counts(self.correct, self.n)
-        severity = float(self.severity)
-        # 5 and 5.0 are the same level: both must give the same bytes in a file.
-        object.__setattr__(self, "severity", int(severity) if severity.is_integer() else severity)
+        if self.severity is not None and float(self.severity).is_integer():
+            # 5 and 5.0 are the same level: both must give the same bytes in a file.
+            object.__setattr__(self, "severity", int(self.severity))
 
 
 def percent(points: float, sign: str = "", digits: int = 1) -> str:
@@ -76,7 +70,6 @@ def percent(points: float, sign: str = "", digits: int = 1) -> str:
     return f"{points + math.copysign(1e-9, points):{sign}.{digits}f}"
 
 
-@functools.cache
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """95 % score interval of a proportion (Wilson 1927), right also for few images and for
     accuracies near 0 or 1.
@@ -88,18 +81,19 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     Raises:
         ValueError: counts out of range.
     """
-    from scipy.stats import binomtest  # takes half a second
-
+    # by hand: scipy.stats, which the tests compare with, takes half a second to import
     _check_counts(correct, n)
-    low, high = binomtest(correct, n).proportion_ci(method="wilson")
-    return max(0.0, min(correct / n, float(low))), min(1.0, max(correct / n, float(high)))
+    share, width = correct / n, Z95**2 / n
+    middle, half = share + width / 2, math.sqrt(width * (share * (1 - share) + width / 4))
+    low, high = (middle - half) / (1 + width), (middle + half) / (1 + width)
+    return max(0.0, min(share, low)), min(1.0, max(share, high))
 
 
 def cell_result(
     system: str,
     dataset: str,
     corruption: str,
-    severity: float,
+    severity: float | None,
     rule: str,
     right: np.ndarray,
     metrics: Mapping[str, float] | None = None,
@@ -136,7 +130,7 @@ def mean_result(system: str, dataset: str, rule: str, correct: Correct) -> Resul
         correct: bool [n] for each cell; position i is the same image in every cell.
 
     Returns:
-        `severity` is the cells' common severity, 0 when they differ; `n` and `correct` count
+        `severity` is the cells' common one, None when they differ; `n` and `correct` count
         predictions over all cells.
 
     Raises:
@@ -145,7 +139,7 @@ def mean_result(system: str, dataset: str, rule: str, correct: Correct) -> Resul
     if not correct:
         raise ValueError("mean over no cells: give at least one (corruption, severity)")
     severities = {severity for _, severity in correct}
-    severity = severities.pop() if len(severities) == 1 else 0
+    severity = severities.pop() if len(severities) == 1 else None
     mean = average_rows([cell_result(system, dataset, *cell, rule, right) for cell, right in correct.items()], MEAN, severity)
     if len({len(right) for right in correct.values()}) > 1 or np.ptp(shares := np.mean(list(correct.values()), axis=0)) == 0:
         return mean
@@ -173,7 +167,7 @@ def paired_difference(correct_a: Correct, correct_b: Correct) -> tuple[float, fl
             images.
     """
     if set(correct_a) != set(correct_b):
-        odd = sorted(set(correct_a) ^ set(correct_b))
+        odd = sorted(set(correct_a) ^ set(correct_b), key=str)
         raise ValueError(f"cells of only one system: {odd}; compare both systems on the same cells")
     arrays_a = [_checked(right) for right in correct_a.values()]
     arrays_b = [_checked(correct_b[cell]) for cell in correct_a]
@@ -184,7 +178,7 @@ def paired_difference(correct_a: Correct, correct_b: Correct) -> tuple[float, fl
     return difference, max(-1.0, low), min(1.0, high)
 
 
-def average_rows(rows: Sequence[Result], corruption: str, severity: float) -> Result:
+def average_rows(rows: Sequence[Result], corruption: str, severity: float | None) -> Result:
     """Mean of rows of one system, each row counting the same; of the metrics those that all know.
 
     The bounds are the means of the bounds: rows do not say which image was right, and this interval
@@ -196,45 +190,6 @@ def average_rows(rows: Sequence[Result], corruption: str, severity: float) -> Re
     known = [name for name in first.metrics if all(name in row.metrics for row in rows)]
     metrics = {name: sum(row.metrics[name] for row in rows) / len(rows) for name in known}
     return Result(first.system, first.dataset, corruption, severity, first.rule, n, correct, accuracy, low, high, metrics)
-
-
-def write_json(path: str | os.PathLike[str], rows: Sequence[Result], meta: Mapping[str, Any]) -> None:
-    """Write rows and `meta` atomically, one row a line. The same rows and meta give the same bytes:
-    keep dates and durations out.
-
-    Raises:
-        ValueError: a number is not finite.
-        TypeError: `meta` holds what JSON cannot.
-    """
-    lines = ",\n  ".join(json.dumps(vars(row), ensure_ascii=False, allow_nan=False) for row in rows)
-    head = json.dumps(dict(meta), ensure_ascii=False, allow_nan=False, sort_keys=True)
-    write_atomic(path, f'{{\n "meta": {head},\n "rows": [\n  {lines}\n ]\n}}\n')
-
-
-def read_json(path: str | os.PathLike[str]) -> tuple[list[Result], dict[str, Any]]:
-    """(rows, meta) of a file of `write_json`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the content is not what `write_json` writes.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [Result(**row) for row in content["rows"]], content["meta"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{Path(path).name} is no results file ({error!r}): write it again with the evaluation") from error
-
-
-def write_csv(path: str | os.PathLike[str], rows: Sequence[Result]) -> None:
-    """Write the rows atomically as CSV: the names of the fields and of all metrics, then one line a
-    row.
-    """
-    text = io.StringIO()
-    names = [f.name for f in fields(Result)][:-1] + list(dict.fromkeys(name for row in rows for name in row.metrics))
-    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**vars(row), **row.metrics} for row in rows)
-    write_atomic(path, text.getvalue())
 
 
 def _check_counts(correct: float, n: float) -> None:

@@ -48,7 +48,7 @@ def errors_by_corruption(rows: Sequence[Result]) -> dict[str, dict[int, float]]:
     """
     errors: dict[str, dict[int, float]] = {}
     for row in rows:
-        if row.corruption in CORRUPTIONS:
+        if row.corruption in CORRUPTIONS and row.severity is not None:
             errors.setdefault(row.corruption, {})[int(row.severity)] = 1 - row.accuracy
     return errors
 

@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 
 from undegrade.evaluation.published import AVERAGE, CLEAN_HEADING, UNSEEN
-from undegrade.evaluation.results import CLEAN, MEAN, Cell, Result, percent, read_json
+from undegrade.evaluation.result_files import read_json
+from undegrade.evaluation.results import CLEAN, MEAN, Result, percent
 from undegrade.evaluation.tables import column_names, levels_by_corruption
+from undegrade.utils.data.cells import Cell, level_text
 from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS
 from undegrade.utils.data.perturbations.registry import with_severities
 
@@ -78,7 +80,7 @@ def read_seeds(paths: Sequence[str | Path], dataset: str, made_by: str = "") -> 
     """Read one results file a seed.
 
     Args:
-        paths: files of `evaluation.results.write_json`, at least one.
+        paths: files of `evaluation.result_files.write_json`, at least one.
         dataset: that all rows must be of.
         made_by: command that writes such a file, for the message when one is missing.
 
@@ -122,14 +124,17 @@ def layout(rows: Sequence[Result], headings: Mapping[str, str], trained: Sequenc
     if doubled := set(swept) & set(headings.values()):
         raise ValueError(f"heading {doubled.pop()!r} stands for another corruption, and is a swept degradation itself: rename it")
     shown = {name: heading for name, heading in headings.items() if name in levels} | {name: name for name in swept}
-    columns = {heading: [(name, level) for level in levels[name]] for name, heading in shown.items()}
+    cells = {name: [Cell(name, level) for level in values] or [Cell(name)] for name, values in levels.items()}
+    columns = {heading: cells[name] for name, heading in shown.items()}
     unseen = [name for name in levels if name in corruptions and name not in shown]
-    clean = sorted({(row.corruption, row.severity) for row in rows if row.corruption == CLEAN})
-    extra = {CLEAN_HEADING: clean, UNSEEN: [(name, level) for name in unseen for level in levels[name]]}
+    clean = sorted({Cell(row.corruption, row.severity) for row in rows if row.corruption == CLEAN})
+    extra = {CLEAN_HEADING: clean, UNSEEN: [cell for name in unseen for cell in cells[name]]}
     extra = {heading: cells for heading, cells in extra.items() if cells}
     if not columns and not extra:
         raise ValueError(f"no column to show: the results hold {', '.join(levels) or 'no cells'}, the table {', '.join(headings)}")
-    return Layout(columns, extra, [name for name in levels if name not in shown and name not in unseen])
+    drawn = dict.fromkeys(row.corruption for row in rows if row.severity is None and levels.get(row.corruption))
+    left_out = [name for name in levels if name not in shown and name not in unseen]
+    return Layout(columns, extra, left_out + [f"{name} (random levels)" for name in drawn])
 
 
 def average(values: Mapping[str, float], headings: Sequence[str]) -> float | None:
@@ -148,13 +153,14 @@ def statistics(seeds: Seeds, plan: Layout) -> dict[str, dict[str, Statistic]]:
     names = column_names(seeds.runs[0])
     cells = pd.DataFrame(
         [
-            (seed, names[r.system, r.rule], r.corruption, r.severity, 100 * r.accuracy)
+            (seed, names[r.system, r.rule], Cell(r.corruption, r.severity).folder, 100 * r.accuracy)
             for seed, run in enumerate(seeds.runs)
             for r in run
         ],
-        columns=["seed", "system", "corruption", "severity", "accuracy"],
-    ).pivot(index=["seed", "system"], columns=["corruption", "severity"], values="accuracy")
-    values = pd.DataFrame({h: cells[group].mean(axis=1, skipna=False) for h, group in (plan.columns | plan.extra).items()})
+        columns=["seed", "system", "cell", "accuracy"],
+    ).pivot(index=["seed", "system"], columns="cell", values="accuracy")
+    shown = {heading: [cell.folder for cell in group] for heading, group in (plan.columns | plan.extra).items()}
+    values = pd.DataFrame({heading: cells[group].mean(axis=1, skipna=False) for heading, group in shown.items()})
     if plan.columns:
         values[AVERAGE] = values[list(plan.columns)].mean(axis=1, skipna=False)
     by_system = values.groupby("system")
@@ -211,7 +217,7 @@ def _check_same(
 
 
 def _cell(row: Result) -> str:
-    return f"{row.system} ({row.rule}) on {row.corruption} {row.severity:g}"
+    return f"{row.system} ({row.rule}) on {row.corruption} {level_text(row.severity)}"
 
 
 def _some(items: set[str]) -> str:

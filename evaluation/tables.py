@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from undegrade.evaluation.results import CLEAN, MEAN, Result, average_rows, percent
+from undegrade.utils.data.cells import level_text
 from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS
 
 
@@ -17,7 +18,7 @@ class Pivot:
         systems: column names in order of first appearance ("system (rule)" where a system has
             several rules).
         lines: line names in order of first appearance, means last ("dataset: corruption" where
-            there are several data sets).
+            there are several data sets; "corruption, random levels" where it has fixed ones, too).
         cells: (line, system) -> the row shown there; severities of one line are averaged
             (`average_rows`). Cells may be missing.
         scope: which severities the numbers stand for, in words; "" when there are only clean
@@ -44,11 +45,12 @@ def column_names(rows: Sequence[Result]) -> dict[tuple[str, str], str]:
 
 
 def levels_by_corruption(rows: Sequence[Result]) -> dict[str, list[float]]:
-    """Severities of each corruption in ascending order; clean images and means are not among
-    them.
+    """Severities of each corruption in ascending order, none where its only level is drawn for each
+    image; clean images and means are not among them.
     """
     corruptions = dict.fromkeys(row.corruption for row in rows if row.corruption not in (CLEAN, MEAN))
-    return {name: sorted({row.severity for row in rows if row.corruption == name}) for name in corruptions}
+    levels = {name: {row.severity for row in rows if row.corruption == name} for name in corruptions}
+    return {name: sorted(level for level in values if level is not None) for name, values in levels.items()}
 
 
 def pivot(rows: Sequence[Result]) -> Pivot:
@@ -65,14 +67,15 @@ def pivot(rows: Sequence[Result]) -> Pivot:
     levels = levels_by_corruption(rows)
     # Stable sort: by data set, within it the means last, otherwise in the order given.
     ordered = sorted(rows, key=lambda row: (datasets.index(row.dataset), row.corruption == MEAN))
-    groups: dict[tuple[str, str], dict[float, Result]] = {}
+    groups: dict[tuple[str, str], dict[float | None, Result]] = {}
     for row in ordered:
         line = row.corruption if len(datasets) == 1 else f"{row.dataset}: {row.corruption}"
+        line += ", random levels" if row.severity is None and levels.get(row.corruption) else ""
         group = groups.setdefault((line, columns[row.system, row.rule]), {})
         if row.severity in group:
-            raise ValueError(f"two rows for {row.system!r}, {line!r}, severity {row.severity:g}: keep one")
+            raise ValueError(f"two rows for {row.system!r}, {line!r}, severity {level_text(row.severity)}: keep one")
         group[row.severity] = row
-    cells = {key: _shown(group, levels) for key, group in groups.items()}
+    cells = {key: _shown(group) for key, group in groups.items()}
     lines, systems = list(dict.fromkeys(line for line, _ in cells)), list(columns.values())
     return Pivot(systems, lines, cells, _scope(levels), {line: _best(cells, line, systems) for line in lines})
 
@@ -116,23 +119,19 @@ def caption(rows: Sequence[Result]) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _shown(group: dict[float, Result], levels: dict[str, list[float]]) -> Result:
+def _shown(group: dict[float | None, Result]) -> Result:
     """The row that stands for all severities of one line and system."""
     first = next(iter(group.values()))
-    # A mean at severity 0 spans all severities and has the sharper interval, unless 0 is itself a
-    # level of the sweep.
-    if first.corruption == MEAN and 0 in group and not any(0 in values for values in levels.values()):
-        return group[0]
-    return first if len(group) == 1 else average_rows(list(group.values()), first.corruption, 0)
+    if first.corruption == MEAN and None in group:  # it spans all severities and has the sharper interval
+        return group[None]
+    return first if len(group) == 1 else average_rows(list(group.values()), first.corruption, None)
 
 
 def _scope(levels: dict[str, list[float]]) -> str:
-    """In words; level 0 alone is that of degradations whose level is drawn for each image, and of
-    those with one level only.
-    """
-    named = _named({tuple(values) for values in levels.values() if values != [0]})
+    """In words."""
     of_one_level = {name for name, row in PERTURBATIONS.items() if row.drawn is not None}
-    drawn = ", ".join(name for name, values in levels.items() if values == [0] and name not in of_one_level)
+    named = _named({tuple(values) for name, values in levels.items() if values and name not in of_one_level})
+    drawn = ", ".join(name for name, values in levels.items() if not values)
     if not drawn:
         return named
     return f"{named} ({drawn}: random levels)" if named else "random levels"

@@ -18,7 +18,7 @@ from undegrade.evaluation.report.html import write_report
 from undegrade.evaluation.report.plots import Picture, heat_map, image_grid, severity_plot
 from undegrade.evaluation.results import MEAN, Result, percent
 from undegrade.utils.config import dump_yaml, to_tree
-from undegrade.utils.data.cells import CLEAN, Cell
+from undegrade.utils.data.cells import CLEAN, Cell, level_text
 from undegrade.utils.data.views import RAW
 from undegrade.utils.provenance import provenance
 
@@ -44,7 +44,7 @@ def write_evaluation_report(path: str | Path, evaluation: Evaluation) -> None:
     name = Path(config.data.dataset).name
     write_report(
         path,
-        title=f"{name}: {len(config.systems)} systems on {len(evaluation.source)} {config.data.split} images",
+        title=f"{name}: {len(evaluation.correct)} systems on {len(evaluation.source)} {config.data.split} images",
         summary=_summary(evaluation.rows),
         rows=evaluation.rows,
         figures=figures,
@@ -80,7 +80,7 @@ def _pictures(evaluation: Evaluation) -> Figure:
     """One image a row: clean, then every view with the prediction of the first member that looks at
     it.
     """
-    cells = [cell for cell in next(iter(evaluation.correct.values())) if cell.corruption != CLEAN] or [Cell(CLEAN, 0)]
+    cells = [cell for cell in evaluation.cells if cell.corruption != CLEAN] or [Cell(CLEAN, 0)]
     shown = [cells[i] for i in np.unique(np.linspace(0, len(cells) - 1, min(EXAMPLE_ROWS, len(cells))).astype(int))]
     looks: dict[str, Member] = {}
     for member in evaluation.members.values():
@@ -96,7 +96,7 @@ def _pictures(evaluation: Evaluation) -> Figure:
         heading = "corrupted" if view == RAW or Path(view) == source.listing_of else "adapted"
         columns[f"{heading} ({member.name})" if heading in columns else heading] = _column(member, shown, picks, evaluation)
     places = zip(shown, picks, strict=True)
-    labels = [f"{c.corruption}\nseverity {c.severity or 0:g}, {source.classes[int(source.labels[i])]}" for c, i in places]
+    labels = [f"{c.corruption}\nseverity {level_text(c.severity)}, {source.classes[int(source.labels[i])]}" for c, i in places]
     return image_grid(columns, labels)
 
 

@@ -8,7 +8,7 @@ ranks give the same files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from torch import Tensor
 from undegrade.image_adapt.generator import GenerateConfig, ImageGenerator, Opened
 from undegrade.image_adapt.job import Job
 from undegrade.image_adapt.mpi import World
-from undegrade.image_adapt.output import check_settings, outputs, prepare, write_manifest
-from undegrade.image_adapt.plan import BYTES
-from undegrade.image_adapt.work import BatchResult, Outcome, cut_pieces, share_out
+from undegrade.image_adapt.output import Stored, find_outputs, write_manifest
+from undegrade.image_adapt.settings import check_settings, prepare
+from undegrade.image_adapt.work import BatchResult, Outcome, cut_pieces, share_out, sift
+from undegrade.utils.costs import BYTES_A_PIXEL
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.pixels import from_signed
 from undegrade.utils.data.sources.folders import CLASS_MAP
@@ -93,9 +94,9 @@ def settings_of(opened: Opened, config: GenerateConfig) -> dict[str, Any]:
     }
 
 
-def generate(opened: Opened, config: GenerateConfig, world: World) -> Outcome:
+def generate(opened: Opened, config: GenerateConfig, world: World, verify: bool = False) -> Outcome:
     """Make every image that has no file yet. The same call again goes on where the last one was
-    stopped.
+    stopped. `verify`: see `image_adapt.output.find_outputs`.
 
     Raises:
         ValueError: images of other settings in the folder; a class that the generator does not
@@ -111,25 +112,33 @@ def generate(opened: Opened, config: GenerateConfig, world: World) -> Outcome:
         images = generator.generate([number_of(key) % generator.num_classes for key in filled], streams)
         return rows, list(from_signed(images[: len(rows)].cpu()).numpy()), []
 
+    job = _job(numbers, opened, folder)
+    there: list[dict[int, Stored]] = []
     if world.rank == 0:
         settings = settings_of(opened, config)
-        everything = {*numbers, *_present(folder, generator.num_classes)}
-        prepare(_job(everything, opened, folder), settings, config.overwrite)
-        everything = {*numbers, *_present(folder, generator.num_classes)}  # without those that were made with other settings
+        prepare(_job({*numbers, *_present(folder, generator.num_classes)}, opened, folder), settings, config.overwrite)
+        everything = _job({*numbers, *_present(folder, generator.num_classes)}, opened, folder)  # without those of other settings
+        before = _by_key(everything, sift(everything, settings, verify))
+        there.append({i: before[key] for i, key in enumerate(job.source.keys) if key in before})
         if opened.class_names:
             lines = [f"{c:04d} {name}\n" for c, name in enumerate(opened.class_names)]
             write_atomic(folder / CLASS_MAP, "".join(lines))
-    outcome = share_out([_job(numbers, opened, folder)], compute, world, config.batch_size, "png", "generating")
+    outcome = share_out([job], there, compute, world, config.batch_size, "png", "generating")
     if world.rank == 0:
-        write_manifest(_job(everything, opened, folder), settings, [])
+        now = before | _by_key(job, outcome.there[0])
+        write_manifest(everything, settings, {i: now[key] for i, key in enumerate(everything.source.keys) if key in now})
     return outcome
+
+
+def _by_key(job: Job, rows: Mapping[int, Stored]) -> dict[str, Stored]:
+    return {job.source.keys[i]: stored for i, stored in rows.items()}
 
 
 def _job(numbers: Iterable[int], opened: Opened, folder: Path) -> Job:
     return job_of(numbers, opened.generator.num_classes, opened.generator.image_size, folder)
 
 
-def describe_generation(opened: Opened, config: GenerateConfig, ranks: int) -> str:
+def describe_generation(opened: Opened, config: GenerateConfig, ranks: int, verify: bool = False) -> str:
     """What a launch would do, as text; nothing is written.
 
     Raises:
@@ -138,10 +147,10 @@ def describe_generation(opened: Opened, config: GenerateConfig, ranks: int) -> s
     generator, folder = opened.generator, Path(config.fill(config.save_dir))
     job = _job(_asked(config, generator), opened, folder)
     stale = check_settings(job, settings_of(opened, config), config.overwrite)
-    pieces = cut_pieces([job], [{} if stale else outputs(job)], config.batch_size)
+    pieces = cut_pieces([job], [{} if stale else find_outputs(job, verify).there], config.batch_size)
     rounds, pending = -(-len(pieces) // ranks), sum(len(rows) for _, rows in pieces)
     classes, images = len(parse_classes(config.classes, generator.num_classes)), len(job.source)
-    mib = pending * generator.image_size**2 * BYTES["png"] / 2**20
+    mib = pending * generator.image_size**2 * BYTES_A_PIXEL["png"] / 2**20
     return (
         f"classes: {classes} of {generator.num_classes}, {config.num_per_class} images each, {generator.image_size} px\n"
         f"images: {images}, {images - pending} there, {pending} to do\n"

@@ -19,8 +19,9 @@ from undegrade.image_adapt.config import LAYOUTS, ONE_CELL, AdaptConfig
 from undegrade.image_adapt.job import Job
 from undegrade.utils.data.cells import CLEAN, Cell, drawn_cell
 from undegrade.utils.data.sources.folders import first_size, plain_source, read_files
+from undegrade.utils.data.sources.image_files import list_images
 from undegrade.utils.data.sources.image_source import ImageSource
-from undegrade.utils.data.sources.images import center_crop, list_images, read_image
+from undegrade.utils.data.sources.images import center_crop, read_image
 from undegrade.utils.data.sources.registry import open_source
 from undegrade.utils.data.sources.released import LABELS, dataset_of_arrays
 from undegrade.utils.data.views import OnTheFly, ReleasedArrays

@@ -1,35 +1,25 @@
-"""What lies in an output folder: images, the settings they were made with, a manifest; and arrays
-made of them.
-"""
+"""What lies in an output folder: images or shards of them, and the manifest that says which."""
 
 from __future__ import annotations
 
-import dataclasses
+import errno
 import hashlib
 import io
 import json
-from collections.abc import Collection, Mapping, Sequence
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from undegrade.image_adapt.adapter import Adapter
-from undegrade.image_adapt.config import AdaptConfig
-from undegrade.image_adapt.inputs import LABELS
 from undegrade.image_adapt.job import Job
-from undegrade.utils.data.cells import Cell
-from undegrade.utils.data.perturbations.corruptions import SEVERITIES
-from undegrade.utils.data.perturbations.registry import find_perturbation
-from undegrade.utils.data.sources.folders import CLASS_MAP, class_map_file
+from undegrade.utils.data.manifest import MANIFEST, read_manifest
 from undegrade.utils.data.sources.images import FileSlice
-from undegrade.utils.data.sources.shards import SHARDS, sample_name, shard_places, write_shard
-from undegrade.utils.data.views import MANIFEST
+from undegrade.utils.data.sources.shards import sample_name, shard_places, write_shard
 from undegrade.utils.files import write_atomic
-from undegrade.utils.paths import inside
-
-SETTINGS = "settings.json"
 
 # output -> suffix of the files and how Pillow writes them. jpeg: Pillow's own quality (75) and
 # subsampling (4:2:0)
@@ -40,130 +30,30 @@ ENCODINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "npy": (".png", _PNG),
     "tar": (".png", _PNG),
 }
-Place = tuple[int, int]  # offset and size of an image in its shard
+_ENDS = {".png": b"IEND\xaeB`\x82", ".jpeg": b"\xff\xd9"}  # suffix -> last bytes of a whole file
 
 
-def settings_of(config: AdaptConfig, adapter: Adapter, job: Job) -> dict[str, Any]:
-    """Everything that the images of a job depend on besides their own pixels and keys."""
-    data = dataclasses.asdict(config.input)
-    given = {k: data[k] for k in (("folder", "layout") if config.input.folder else ("dataset", "split", "seed"))}
-    if not config.input.folder:
-        assert job.input_side is not None
-        given |= find_perturbation(job.cell.corruption).identity(config.input, job.input_side)
-    settings = {
-        "adapter": config.adapter,
-        **adapter.identity(),
-        "seed": config.seed,
-        "bfloat16": config.use_fp16,
-        "rounding": config.rounding,
-        "output": "png" if config.output == "npy" else config.output,  # arrays are made of the png files
-        "corruption": job.cell.corruption,
-        "severity": job.cell.severity,
-        "input": given,
-    }
-    if adapter.batch_matters:
-        settings["batch_size"] = config.batch_size
-    if job.shard_size is not None:  # the same images are cut into the same shards
-        keys = [job.source.keys[i] for i in job.by_key]
-        digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
-        settings |= {"shard_size": job.shard_size, "images": f"{len(keys)} with keys of digest {digest}"}
-    return settings
+class Stored(NamedTuple):
+    """An image that is there.
 
-
-def other_settings(job: Job, settings: dict[str, Any]) -> list[str]:
-    """What differs between the settings and those of the images in the folder (nothing if there are
-    none); images of which none are noted are others.
+    Attributes:
+        size: bytes of its file, or of its part of a shard.
+        digest: first 16 hexadecimal digits of their SHA-256.
+        offset: where it begins in its shard; None for an image with a file of its own.
     """
-    path = job.folder / SETTINGS
-    if not path.is_file():
-        found = outputs(job) if job.folder.is_dir() else {}
-        return [f"no {SETTINGS} beside the {len(found)} that are there, e.g. {job.file(min(found))}"] if found else []
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    there, now = (_flat(found) for found in (stored, json.loads(json.dumps(settings))))
-    return [f"{k}: {there.get(k)} there, {now.get(k)} now" for k in sorted({*there, *now}) if there.get(k) != now.get(k)]
+
+    size: int
+    digest: str
+    offset: int | None = None
 
 
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without sections: those of `parameters` by their own names, others as
-    `input.folder`.
+class Found(NamedTuple):
+    """What is there of a job: images by row, and rows of those that are to be made again, since
+    they are not what was written.
     """
-    out: dict[str, Any] = {}
-    for key, value in settings.items():
-        prefix = "" if key == "parameters" else f"{key}."
-        out |= {f"{prefix}{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
-    return out
 
-
-def check_settings(job: Job, settings: dict[str, Any], overwrite: bool = False) -> list[str]:
-    """Never mix images of two settings in one folder; returns what differs if that may be
-    overwritten.
-
-    Raises:
-        ValueError: the folder holds images made with other settings; names what differs.
-    """
-    differing = other_settings(job, settings)
-    if differing and not overwrite:
-        raise ValueError(
-            f"{job.folder} holds images made with other settings ({'; '.join(differing)}): choose another "
-            "--save_dir, or replace them with --overwrite true"
-        )
-    return differing
-
-
-def prepare(job: Job, settings: dict[str, Any], overwrite: bool = False) -> None:
-    """Store the settings beside the images, after removing those of other settings if that is
-    allowed (see `check_settings`).
-    """
-    if check_settings(job, settings, overwrite):
-        _clear(job)
-    elif (job.folder / SETTINGS).is_file():
-        return
-    job.folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(job.folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True) + "\n")
-
-
-def copy_class_map(config: AdaptConfig) -> None:
-    """What names the classes of numbered input folders (`utils.data.sources.folders`) names those
-    of the output folders, too.
-    """
-    folder = None if config.input.folder is None else Path(config.input.folder)
-    found = None if folder is None else class_map_file(folder)
-    if folder is not None and found is not None:
-        below = found.relative_to(folder) if folder in found.parents else CLASS_MAP
-        write_atomic(Path(config.fill(config.save_dir)) / below, found.read_bytes())
-
-
-def _clear(job: Job) -> None:
-    """Remove shards, images of the manifest and those about to be written, and nothing else that
-    lies in the folder.
-    """
-    manifest = job.folder / MANIFEST
-    lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
-    listed = [inside(job.folder, json.loads(line)["file"], str(manifest)) for line in lines]
-    written = (job.path(i) for i in range(len(job.source)))
-    for path in [*listed, *written, *job.folder.glob(SHARDS), manifest, job.folder / SETTINGS]:
-        path.unlink(missing_ok=True)
-
-
-def write_manifest(
-    job: Job, settings: dict[str, Any], broken: Collection[str], places: Mapping[int, Place | None] | None = None
-) -> None:
-    """`manifest.jsonl`: a line an image, sorted by key: file, class index, level, seed, settings
-    (digest), `Job.input_side`.
-
-    Images with a place in `places` lie in a shard, the file of the line: then also their offset and
-    size in it.
-    """
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    side = {"input_side": job.input_side} if job.input_side is not None else {}
-    lines = []
-    for i in job.by_key:
-        key, place = job.source.keys[i], (places or {}).get(i)
-        if key not in broken:
-            row = {"key": key, "file": job.file(i), "label": int(job.source.labels[i]), "level": job.levels[i]}
-            where = {} if place is None else {"offset": place[0], "size": place[1]}
-            lines.append(json.dumps({**row, "seed": settings["seed"], "settings": digest, **side, **where}))
-    write_atomic(job.folder / MANIFEST, "".join(f"{line}\n" for line in lines))
+    there: dict[int, Stored]
+    damaged: list[int]
 
 
 def encode(image: np.ndarray, output: str) -> bytes:
@@ -173,82 +63,150 @@ def encode(image: np.ndarray, output: str) -> bytes:
     return buffer.getvalue()
 
 
-def outputs(job: Job) -> dict[int, Place | None]:
-    """The images that are there, with their places if they lie in shards."""
-    if job.shard_size is None:
-        return {i: None for i in range(len(job.source)) if job.path(i).is_file()}
-    found: dict[int, Place | None] = {}
-    for number in range(-(-len(job.source) // job.shard_size)):
-        found |= _in_shard(job, number)
+def digest_of(data: bytes) -> str:
+    """First 16 hexadecimal digits of the SHA-256."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def find_outputs(job: Job, full: bool = False) -> Found:
+    """The images that are there and are what was written.
+
+    The manifest says size and digest of an image. Of a file that is younger than it the digest is
+    compared, of others the size. An image of which it says nothing, since the launch that wrote it
+    was killed, must have the width, the height and the last bytes of a whole file.
+
+    Args:
+        job: images and their files.
+        full: read and decode all.
+
+    Raises:
+        ValueError: a damaged manifest; a key that leaves the output folder.
+    """
+    manifest, found = job.folder / MANIFEST, Found({}, [])
+    noted = {row["key"]: row for row in read_manifest(job.folder) if {"size", "digest"} <= row.keys()}
+    written = manifest.stat().st_mtime_ns if noted else 0
+    for path, rows in _files(job):
+        status = file_status(path)
+        if status is None:
+            continue
+        known = {
+            i: Stored(row["size"], row["digest"], row.get("offset"))
+            for i in rows
+            if (row := noted.get(job.source.keys[i])) and row["file"] == job.file(i)
+        }
+        if known and not full and status.st_mtime_ns <= written and all(_fits(job, entry, status) for entry in known.values()):
+            found.there.update(known)
+            continue
+        try:
+            for i, data, offset in _contents(job, path, rows):
+                stored = Stored(len(data), digest_of(data), offset)
+                if known.get(i, stored).digest == stored.digest and _whole(job, data, full):
+                    found.there[i] = stored
+                else:
+                    found.damaged.append(i)
+        except ValueError:  # no whole tar file
+            found.damaged.extend(rows)
     return found
 
 
-def _in_shard(job: Job, number: int) -> dict[int, Place]:
-    rows = job.shard_rows(number)
-    path = job.path(rows[0])
+def _files(job: Job) -> Iterator[tuple[Path, list[int]]]:
+    """Each file of a job and its images."""
+    if job.shard_size is None:
+        yield from ((job.path(i), [i]) for i in range(len(job.source)))
+        return
+    for number in range(-(-len(job.source) // job.shard_size)):
+        rows = job.shard_rows(number)
+        yield job.path(rows[0]), rows
+
+
+def file_status(path: Path) -> os.stat_result | None:
+    """Of a regular file; None where there is none, and none can be of this name."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _fits(job: Job, entry: Stored, status: os.stat_result) -> bool:
+    if job.shard_size is None:
+        return entry.size == status.st_size
+    return entry.offset is not None and entry.offset + entry.size <= status.st_size
+
+
+def _contents(job: Job, path: Path, rows: Sequence[int]) -> Iterator[tuple[int, bytes, int | None]]:
+    """(row, bytes, offset) of each image in a file."""
+    if job.shard_size is None:
+        yield rows[0], path.read_bytes(), None
+        return
+    for i, (offset, size) in _in_shard(job, path, rows).items():
+        yield i, FileSlice(path, offset, size).open().getvalue(), offset
+
+
+def _whole(job: Job, data: bytes, full: bool) -> bool:
+    """Whether bytes are an image as the job writes them, to their end."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
+            if full:
+                image.load()
+            return data.endswith(_ENDS[job.suffix]) and (job.whole or image.size == (job.source.image_size,) * 2)
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
+def discard(job: Job, damaged: Sequence[int]) -> None:
+    """Remove files that hold damaged images alone."""
+    for path, rows in _files(job):
+        if damaged and set(rows) <= set(damaged):
+            path.unlink(missing_ok=True)
+
+
+def _in_shard(job: Job, path: Path, rows: Sequence[int]) -> dict[int, tuple[int, int]]:
     places = shard_places(path) if path.is_file() else {}
     names = {i: f"{sample_name(job.source.keys[i])}.png" for i in rows}
     return {i: places[name] for i, name in names.items() if name in places}
 
 
-def store(job: Job, images: Mapping[int, bytes]) -> dict[int, Place]:
-    """Write encoded images, each in one step; or their shard, with what it holds already. Returns
-    all places in the shard.
+def store(job: Job, rows: Sequence[int], images: Mapping[int, bytes]) -> dict[int, Stored]:
+    """Write encoded images, each in one step; or their shard, with what it holds besides.
+
+    Args:
+        job: images and their files.
+        rows: those that were to be made: what their shard holds of them is not kept.
+        images: those that were made.
+
+    Returns:
+        All that was written.
     """
     if job.shard_size is None or not images:
         for i, data in images.items():
             write_atomic(job.path(i), data)
-        return {}
+        return {i: Stored(len(data), digest_of(data)) for i, data in images.items()}
     number = job.shard(min(images))
     assert number is not None and {job.shard(i) for i in images} == {number}
-    rows = job.shard_rows(number)
     path, files = job.path(rows[0]), dict(images)
-    for i, place in _in_shard(job, number).items():
+    for i, place in _in_shard(job, path, [i for i in job.shard_rows(number) if i not in set(rows)]).items():
         (job.folder / MANIFEST).unlink(missing_ok=True)  # places of images change
-        files.setdefault(i, FileSlice(path, *place).open().getvalue())
+        files[i] = FileSlice(path, *place).open().getvalue()
     keys = job.source.keys
-    places = write_shard(path, ((keys[i], files[i], int(job.source.labels[i])) for i in rows if i in files))
-    return {i: places[keys[i]] for i in files}
+    places = write_shard(path, ((keys[i], files[i], int(job.source.labels[i])) for i in job.shard_rows(number) if i in files))
+    return {i: Stored(len(data), digest_of(data), places[keys[i]][0]) for i, data in files.items()}
 
 
-# --- arrays in the layout of CIFAR-10-C
-
-
-def check_arrays(jobs: Sequence[Job]) -> None:
-    """Whether arrays can be made of the jobs: whole test sets in their published order, all
-    severities of each corruption.
-
-    Raises:
-        ValueError: otherwise; says what is needed.
+def write_manifest(job: Job, settings: Mapping[str, Any], there: Mapping[int, Stored]) -> None:
+    """`manifest.jsonl`: a line an image that is there, sorted by key: file, class index, level,
+    seed, settings (digest), `Job.input_side`, size and digest, and its offset in a shard.
     """
-    cells = {job.cell for job in jobs}
-    lacking = sorted({Cell(job.cell.corruption, s).folder for job in jobs for s in SEVERITIES} - {cell.folder for cell in cells})
-    if lacking or len(cells) != len(SEVERITIES) * len({cell.corruption for cell in cells}):
-        raise ValueError(
-            "--output npy needs --severity 1-5 of each corruption, and nothing else: the arrays hold all severities"
-            + (f" (missing: {', '.join(lacking[:5])})" if lacking else "")
-        )
-    for job in jobs:
-        first = job.source.keys[0]
-        if any(key.rpartition("/")[2] != f"test_{i:05d}" for i, key in enumerate(job.source.keys)):
-            raise ValueError(
-                f"--output npy is for whole test sets with keys <class>/test_00000, ... (CIFAR-10, CIFAR-100 and their corrupted "
-                f"arrays), {job.source.name} begins with {first}: use png"
-            )
-
-
-def write_arrays(jobs: Sequence[Job], save_dir: Path) -> None:
-    """`<save_dir>/<corruption>.npy` uint8 [5 N, H, W, 3], severity s at rows (s-1) N, and
-    `labels.npy`, from the written images.
-    """
-    for corruption in dict.fromkeys(job.cell.corruption for job in jobs):
-        rows = sorted((job for job in jobs if job.cell.corruption == corruption), key=lambda job: job.cell.severity or 0)
-        images = [np.asarray(Image.open(job.path(i))) for job in rows for i in range(len(job.source))]
-        _save_array(save_dir / f"{corruption}.npy", np.stack(images))
-    _save_array(save_dir / LABELS, np.tile(jobs[0].source.labels.numpy().astype(np.uint8), len(SEVERITIES)))
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_atomic(path, buffer.getvalue())
+    digest = digest_of(json.dumps(settings, sort_keys=True).encode())
+    side = {"input_side": job.input_side} if job.input_side is not None else {}
+    lines = []
+    for i in (i for i in job.by_key if i in there):
+        row = {"key": job.source.keys[i], "file": job.file(i), "label": int(job.source.labels[i]), "level": job.levels[i]}
+        where = {} if there[i].offset is None else {"offset": there[i].offset}
+        written = {**where, "size": there[i].size, "digest": there[i].digest}
+        lines.append(json.dumps({**row, "seed": settings["seed"], "settings": digest, **side, **written}))
+    write_atomic(job.folder / MANIFEST, "".join(f"{line}\n" for line in lines))

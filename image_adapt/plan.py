@@ -12,27 +12,30 @@ import torch
 from undegrade.image_adapt.adapter import Adapter
 from undegrade.image_adapt.config import AdaptConfig
 from undegrade.image_adapt.job import Job
-from undegrade.image_adapt.output import check_settings, outputs, settings_of
+from undegrade.image_adapt.output import find_outputs
+from undegrade.image_adapt.settings import check_settings, settings_of
 from undegrade.image_adapt.work import Piece, adapt_rows, cut_pieces
-
-# bytes a pixel, on the generous side: png of noisy photographs, jpeg of quality 75, arrays beside
-# png
-BYTES = {"png": 3.0, "jpeg": 0.5, "npy": 6.0, "tar": 3.0}
+from undegrade.utils.costs import BYTES_A_PIXEL
 
 
-def describe_plan(jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, ranks: int, seconds: float | None = None) -> str:
+def describe_plan(
+    jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, ranks: int, seconds: float | None = None, verify: bool = False
+) -> str:
     """The table as text; nothing is written.
 
     Args:
         jobs, adapter, config: of the launch.
         ranks: number of processes.
         seconds: that one batch takes, None if that was not measured.
+        verify: see `image_adapt.output.find_outputs`.
 
     Raises:
         ValueError: as the launch would (images of other settings in an output folder).
     """
     stale = {j for j, job in enumerate(jobs) if check_settings(job, settings_of(config, adapter, job), config.overwrite)}
-    pieces = cut_pieces(jobs, [{} if j in stale else outputs(job) for j, job in enumerate(jobs)], config.batch_size)
+    pieces = cut_pieces(
+        jobs, [{} if j in stale else find_outputs(job, verify).there for j, job in enumerate(jobs)], config.batch_size
+    )
     lines = [["cell", "images", "there", "to do", "batches"]]
     for j, job in enumerate(jobs):
         left = [rows for k, rows in pieces if k == j]
@@ -57,7 +60,7 @@ def _summary(
 ) -> list[str]:
     images, longest = sum(len(rows) for _, rows in pieces), max((_batches(rows, config) for _, rows in pieces), default=0)
     rounds, (forward, backward) = -(-len(pieces) // ranks) * longest, adapter.passes
-    mib = sum(len(rows) * jobs[j].pixels for j, rows in pieces) * BYTES[config.output] / 2**20
+    mib = sum(len(rows) * jobs[j].pixels for j, rows in pieces) * BYTES_A_PIXEL[config.output] / 2**20
     lines = [
         f"ranks: {ranks}, at most {rounds} batches of {config.batch_size} each",
         adapter.describe(),

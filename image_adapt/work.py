@@ -7,36 +7,31 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from undegrade.image_adapt.adapter import Adapter
+from undegrade.image_adapt.arrays import check_arrays, write_arrays
 from undegrade.image_adapt.config import DATATYPES, AdaptConfig
 from undegrade.image_adapt.inputs import open_inputs
 from undegrade.image_adapt.job import Job
 from undegrade.image_adapt.mpi import Progress, World
-from undegrade.image_adapt.output import (
-    ENCODINGS,
-    Place,
-    check_arrays,
-    copy_class_map,
-    encode,
-    outputs,
-    prepare,
-    settings_of,
-    store,
-    write_arrays,
-    write_manifest,
-)
+from undegrade.image_adapt.output import ENCODINGS, Stored, discard, encode, find_outputs, store, write_manifest
+from undegrade.image_adapt.settings import copy_class_map, prepare, settings_of
 from undegrade.image_adapt.work_queue import dequeue
+from undegrade.utils.data.manifest import MANIFEST
 from undegrade.utils.data.pixels import from_signed, to_signed
 from undegrade.utils.data.sources.image_source import Broken
 from undegrade.utils.seeding import torch_generator
+
+log = logging.getLogger(__name__)
 
 
 def plan_jobs(config: AdaptConfig, image_size: int | None) -> list[Job]:
@@ -103,14 +98,14 @@ class Outcome:
     """What a launch did: images found finished, written now, broken (with their job), and
     seconds.
 
-    On the first rank also `places`, those of the images of each job in its shards.
+    On the first rank also `there`, the images of each job that are there at the end.
     """
 
     found: int
     written: int
     broken: list[tuple[int, Broken]]
     seconds: float
-    places: list[dict[int, Place | None]]
+    there: list[dict[int, Stored]]
 
     @property
     def speed(self) -> float:
@@ -132,47 +127,72 @@ def adapt_rows(job: Job, rows: list[int], adapter: Adapter, config: AdaptConfig,
     return readable, list(adapt_batch(adapter, images, keys, config.seed, size, device, config.rounding).numpy()), broken
 
 
-def run_jobs(jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, world: World, device: torch.device) -> Outcome:
+def run_jobs(
+    jobs: Sequence[Job], adapter: Adapter, config: AdaptConfig, world: World, device: torch.device, verify: bool = False
+) -> Outcome:
     """Adapt every image that has no output yet. The same call again goes on where the last one was
-    stopped.
+    stopped. `verify`: read and decode all that is there, see `find_outputs`.
     """
+    settings: list[dict[str, Any]] = []
+    there: list[dict[int, Stored]] = []
     if world.rank == 0:
-        for job in jobs:
-            prepare(job, settings_of(config, adapter, job), config.overwrite)
+        settings = [settings_of(config, adapter, job) for job in jobs]
+        for job, wanted in zip(jobs, settings, strict=True):
+            prepare(job, wanted, config.overwrite)
+            there.append(sift(job, wanted, verify))
         copy_class_map(config)
     adapt = functools.partial(adapt_rows, adapter=adapter, config=config, device=device)
-    outcome = share_out(jobs, adapt, world, config.batch_size, config.output, "adapting")
+    outcome = share_out(jobs, there, adapt, world, config.batch_size, config.output, "adapting")
     if world.rank == 0:
-        for j, job in enumerate(jobs):
-            broken = {entry.key for k, entry in outcome.broken if k == j}
-            write_manifest(job, settings_of(config, adapter, job), broken, outcome.places[j])
+        for job, wanted, now in zip(jobs, settings, outcome.there, strict=True):
+            write_manifest(job, wanted, now)
         if config.output == "npy":
             write_arrays(jobs, Path(config.fill(config.save_dir)))
     return outcome
 
 
+def sift(job: Job, settings: Mapping[str, Any], verify: bool = False) -> dict[int, Stored]:
+    """The images that are there. Damaged ones are removed, and the lines of the manifest about
+    those that will be made.
+    """
+    found = find_outputs(job, verify)
+    if found.damaged:
+        log.warning(
+            "%s: %d images are not what was written, they are made again: %s", job.folder, len(found.damaged),
+            ", ".join(job.source.keys[i] for i in found.damaged[:5]) + ", ..." * (len(found.damaged) > 5),
+        )  # fmt: skip
+        discard(job, found.damaged)
+    if len(found.there) < len(job.source) and (job.folder / MANIFEST).is_file():
+        write_manifest(job, settings, found.there)
+    return found.there
+
+
 def share_out(
-    jobs: Sequence[Job], compute: Callable[[Job, list[int]], BatchResult], world: World, batch_size: int, output: str, doing: str
+    jobs: Sequence[Job],
+    there: Sequence[dict[int, Stored]],
+    compute: Callable[[Job, list[int]], BatchResult],
+    world: World,
+    batch_size: int,
+    output: str,
+    doing: str,
 ) -> Outcome:
     """Compute and save every image that is not there yet, shared out over the ranks in batches or
     shards, under one progress bar.
 
     Args:
         jobs: images and their files.
+        there: on the first rank what is there of each job: it looks once, for all.
         compute: gives the images of a batch of a job, by their rows.
         world: all ranks call this together.
         batch_size: images of a batch, at most.
         output: name in `image_adapt.output.ENCODINGS`.
         doing: what the progress bar says.
     """
-    there: list[dict[int, Place | None]] = []
-    if world.rank == 0:  # looks once, for all: files appear while others would still look
-        there = [outputs(job) for job in jobs]
     pieces = world.broadcast(cut_pieces(jobs, there, batch_size) if world.rank == 0 else None)
     total, pending = sum(len(job.source) for job in jobs), sum(len(rows) for _, rows in pieces)
     progress = Progress(world, total, total - pending, doing)
     broken: list[tuple[int, Broken]] = []
-    stored: list[tuple[int, dict[int, Place]]] = []
+    stored: list[tuple[int, dict[int, Stored]]] = []
     start = time.perf_counter()
     for j, rows in (pieces[p] for p in dequeue(world, len(pieces), progress.take_in)):
         files: dict[int, bytes] = {}
@@ -181,13 +201,14 @@ def share_out(
             broken += [(j, entry) for entry in bad]
             files |= {i: encode(image, output) for i, image in zip(computed, images, strict=True)}
             progress.add(len(batch))
-        stored.append((j, store(jobs[j], files)))
+        stored.append((j, store(jobs[j], rows, files)))
     progress.finish()
     seconds = time.perf_counter() - start
     everyone = [entry for part in world.gather(broken) or [] for entry in part]
-    for j, places in (entry for part in world.gather(stored) or [] for entry in part):
-        there[j] |= places
-    return Outcome(total - pending, pending - len(everyone), sorted(everyone, key=lambda entry: entry[1]), seconds, there)
+    now = [dict(found) for found in there]
+    for j, written in (entry for part in world.gather(stored) or [] for entry in part):
+        now[j] |= written
+    return Outcome(total - pending, pending - len(everyone), sorted(everyone, key=lambda entry: entry[1]), seconds, now)
 
 
 Piece = tuple[int, list[int]]  # a job, and images of it that one rank computes and writes

@@ -25,6 +25,7 @@ def save_random(path: Path, seed: int = 0, arch: str = "ResNet20", classes: tupl
 def finished_run(root: Path, name: str, run_id: str = "one", config: Tree | None = None, **options: Any) -> Path:
     """The checkpoint of a new finished run; `options` are those of `save_random`."""
     run = create_run(root, name, run_id)
+    run.mkdir(parents=True)
     (run / "config.yaml").write_text(dump_yaml(config or {}))
     save_random(run / BEST, **options)
     mark_done(run)

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from tests.tiny import supervised, tiny_source
 from undegrade.trainers.config import LoopConfig, OptimizerConfig
+from undegrade.trainers.pauses import Pauses
 from undegrade.trainers.supervised import Supervised
 from undegrade.trainers.trainer import Trainer
 from undegrade.utils.data.batches import AugmentConfig, Batch, BatchLoader, BatchSet
+from undegrade.utils.interruption import Interruption
 
 AUGMENT = AugmentConfig(flip=True, crop_padding=1, cutout=2)
 SGD = OptimizerConfig("SGD", lr=0.1, weight_decay=0.0, momentum=0.0, schedule="constant")
@@ -28,13 +30,17 @@ def trainer(
     batch_size: int = 6,
     augment: AugmentConfig | None = None,
     degradations: tuple[str, ...] = (),
+    workers: int = 0,
+    max_time: float | None = None,
 ) -> Trainer:
     run.mkdir(parents=True, exist_ok=True)
     source = tiny_source()
     train = BatchSet(source, degradations, batch_size, 7, augment or AugmentConfig())
     validation = BatchSet(source, degradations, 10, 7)
     accelerator = Accelerator(cpu=True, mixed_precision=loop.mixed_precision, gradient_accumulation_steps=loop.accumulate)
-    return Trainer(method, BatchLoader(train), BatchLoader(validation), optimizer, loop, accelerator, run, 3)
+    pauses = Pauses(loop.save_every, Interruption(max_time))
+    loaders = BatchLoader(train, workers), BatchLoader(validation)
+    return Trainer(method, *loaders, optimizer, loop, accelerator, run, 3, pauses)
 
 
 def metrics_of(run: Path) -> list[dict]:
@@ -43,6 +49,34 @@ def metrics_of(run: Path) -> list[dict]:
 
 def last_of(run: Path) -> dict:
     return torch.load(run / "last" / "state.pt", weights_only=True)
+
+
+class Killed(Exception):
+    """Stands for a killed process."""
+
+
+def assert_equal_runs(a: Path, b: Path) -> None:
+    """To the bit."""
+    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
+    assert (a / "best.safetensors").read_bytes() == (b / "best.safetensors").read_bytes()
+    assert_equal_states(last_of(a), last_of(b), "")
+
+
+def assert_equal_states(a: object, b: object, place: str) -> None:
+    """Two trees of dicts, lists, tensors and values."""
+    assert type(a) is type(b), place
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), place
+        for name in a:
+            assert_equal_states(a[name], b[name], f"{place}/{name}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), place
+        for i, (one, other) in enumerate(zip(a, b, strict=True)):
+            assert_equal_states(one, other, f"{place}/{i}")
+    elif isinstance(a, Tensor):
+        assert torch.equal(a, b), place
+    else:
+        assert a == b, place
 
 
 class Spoiled(Supervised):

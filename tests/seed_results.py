@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.scripts import Done, run_script
-from undegrade.evaluation.results import MEAN, Result, write_json
+from undegrade.evaluation.result_files import write_json
+from undegrade.evaluation.results import MEAN, Result
 from undegrade.utils.config import dump_yaml
 
 HEADINGS = {"jpeg": "JPEG", "noise": "AWGN"}

@@ -63,7 +63,7 @@ def test_manifest_lists_each_image_with_label_level_and_settings(done_before: Pa
         rows = manifest_of(done_before / cell)
         assert [row["key"] for row in rows] == sorted(source.keys)
         for row in rows:
-            assert list(row) == ["key", "file", "label", "level", "seed", "settings", "input_side"]
+            assert list(row) == ["key", "file", "label", "level", "seed", "settings", "input_side", "size", "digest"]
             assert row["file"] == f"{row['key']}.png" and (done_before / cell / row["file"]).is_file()
             assert row["label"] == int(row["key"].split("/")[0]) and row["seed"] == 0
             assert row["level"] == (levels[row["key"]] if drawn else None)

@@ -241,15 +241,10 @@ def test_mistakes_are_said(ddpm: Path, tmp_path: Path, words: tuple[object, ...]
     assert done.status == 2 and message in done.err and not (tmp_path / "out").exists()
 
 
-def test_damaged_shard_is_named(ddpm: Path, tmp_path: Path) -> None:
-    digits(ddpm, tmp_path, *TAR).check()
-    path = tmp_path / CELLS[0] / "shard-000000.tar"
-    path.write_bytes(path.read_bytes()[:900])
-    done = digits(ddpm, tmp_path, *TAR)
-    assert done.status == 2 and f"{path} is no whole tar file (" in done.err and "delete it" in done.err
-    path.write_text("")
+def test_damaged_shard_is_named(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_text("")
     with pytest.raises(ValueError, match="is no whole tar file"):
-        shard_places(path)
+        shard_places(tmp_path / "s.tar")
 
 
 # --- evaluation
@@ -301,7 +296,7 @@ def test_photographs_from_shards_are_cut_as_those_from_files(tmp_path: Path) -> 
             for k, (at, size) in places.items()
         ]
         (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        (tmp_path / "files/fog/1/manifest.jsonl").write_text(json.dumps({"input_side": side}))
+        (tmp_path / "files/fog/1/manifest.jsonl").write_text(json.dumps({"key": "a", "file": "a.png", "input_side": side}))
         one, other = (FolderTree(tmp_path / name, clean).source(Cell("fog", 1)) for name in ("files", "shards"))
         assert one.resize == other.resize == (None if side == 28 else Resize(32))
         assert torch.equal(one.images(range(3)), other.images(range(3)))

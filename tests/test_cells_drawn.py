@@ -14,10 +14,11 @@ import torch
 from tests.perturbing import corrupt, degrade, draw
 from tests.test_cells import CLEAN, write_tree
 from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.manifest import MANIFEST
 from undegrade.utils.data.perturbations.degradations import REFERENCE
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.perturbations.registry import find_perturbation
-from undegrade.utils.data.views import MANIFEST, FolderTree, OnTheFly
+from undegrade.utils.data.views import FolderTree, OnTheFly
 
 PUBLISHED = PerturbationOptions(compat=REFERENCE)
 
@@ -81,7 +82,10 @@ def test_levels_come_from_the_manifest_beside_adapted_images(tmp_path: Path, nam
     cell = Cell(name)
     write_tree(tmp_path, cell, CLEAN)
     drawn = OnTheFly(CLEAN, 1).levels(cell, CLEAN.keys)
-    lines = [json.dumps({"key": key, "level": level}) for key, level in zip(CLEAN.keys, drawn.tolist(), strict=True)]
+    lines = [
+        json.dumps({"key": key, "file": f"{key}.png", "level": level})
+        for key, level in zip(CLEAN.keys, drawn.tolist(), strict=True)
+    ]
     (tmp_path / cell.folder / MANIFEST).write_text("\n".join(lines[::-1]))
     few = CLEAN.subset([4, 1])
     level = FolderTree(tmp_path, few).source(cell).level
@@ -93,6 +97,6 @@ def test_levels_are_unknown_where_the_manifest_lacks_some(tmp_path: Path, level:
     cell = Cell("fog")
     write_tree(tmp_path, cell, CLEAN)
     assert FolderTree(tmp_path, CLEAN).source(cell).level is None  # no manifest
-    rows = [{"key": key, "level": level} for key in CLEAN.keys[1:]]
+    rows = [{"key": key, "file": f"{key}.png", "level": level} for key in CLEAN.keys[1:]]
     (tmp_path / cell.folder / MANIFEST).write_text("\n".join(json.dumps(row) for row in rows))
     assert FolderTree(tmp_path, CLEAN).source(cell).level is None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
-from undegrade.utils.config import build, dump_yaml, merge, nested, parse_value, read_overrides, read_yaml, to_tree
+from undegrade.utils.config import build, dump_yaml, merge, nested, read_overrides, read_yaml, to_tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,52 +108,7 @@ def test_a_missing_base_is_reported_by_its_name(tmp_path: Path) -> None:
         read_yaml(write(tmp_path, top="base: gone.yaml"))
 
 
-def test_a_key_given_twice_is_reported_with_file_and_line(tmp_path: Path) -> None:
-    path = write(tmp_path, top="optimizer:\n  lr: 1\n  name: SGD\n  lr: 2\n")
-    with pytest.raises(ValueError, match=r"(?s)top\.yaml is not valid YAML: key given twice: lr.*top\.yaml\", line 2"):
-        read_yaml(path)
-
-
-def test_a_syntax_error_is_reported_with_file_and_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"(?s)top\.yaml is not valid YAML: .*top\.yaml\", line 2"):
-        read_yaml(write(tmp_path, top="a: 1\nb: [1, 2\n"))
-
-
-def test_a_file_that_is_no_text_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "top.yaml").write_bytes(b"a: \xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"top\.yaml is not valid YAML"):
-        read_yaml(tmp_path / "top.yaml")
-
-
-def test_a_list_at_the_top_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"top\.yaml: expected `key: value` lines at the top level, found a list"):
-        read_yaml(write(tmp_path, top="- a\n- b\n"))
-
-
-def test_an_empty_file_is_an_empty_configuration(tmp_path: Path) -> None:
-    assert read_yaml(write(tmp_path, top="# only a comment\n")) == {}
-
-
-def test_a_yaml_file_cannot_make_objects(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"top\.yaml is not valid YAML: could not determine a constructor"):
-        read_yaml(write(tmp_path, top="a: !!python/object/apply:os.getcwd []"))
-
-
 # --- values
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-3", 1e-3), ("-2E5", -2e5), ("1.5e3", 1500.0), (".5e1", 5.0), ("0.1", 0.1), ("7", 7), ("true", True), ("null", None),
-        ("[jpeg, blur]", ["jpeg", "blur"]), ("[1e-3]", [1e-3]), ("{a: 1}", {"a": 1}), ("runs/a b", "runs/a b"), ("1e", "1e"),
-        ("[open", "[open"), ("@x", "@x"),
-    ],
-)  # fmt: skip
-def test_a_value_on_the_command_line_means_what_it_means_in_yaml(text: str, value: Any) -> None:
-    parsed = parse_value(text)
-    assert parsed == value
-    assert type(parsed) is type(value)
 
 
 def test_merge_leaves_its_arguments_alone() -> None:

@@ -53,7 +53,8 @@ def test_clean_images_are_the_default_and_rows_equal_the_network_by_hand(classif
     better = (logits > logits.gather(1, source.labels[:, None])).sum(1)  # classes before the right one
     assert row["metrics"]["top5"] == pytest.approx(float((better < 5).double().mean()))
     assert row["accuracy"] < row["metrics"]["top5"] < 1 and 0 < row["metrics"]["calibration_error"] < 1
-    assert {p.name for p in tmp_path.iterdir()} == {"results.json", "results.csv", "heat_map.png", "severity.png", "logits"}
+    files = {"results.json", "results.csv", "correct.npz", "heat_map.png", "severity.png", "logits"}
+    assert {p.name for p in tmp_path.iterdir()} == files
     assert f"{100 * right / n:.1f}" in done.out
 
 
@@ -137,7 +138,7 @@ def test_second_call_reads_the_logits_and_writes_the_same_bytes(
     first = run_script("test.py", *words).check()
     files = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file()}
     assert (tmp_path / "logits/images.npz").is_file()  # which images the logits are of
-    files = {path: state for path, state in files.items() if path.stem != "images"}
+    files = {path: state for path, state in files.items() if path.stem not in ("images", "correct")}
     assert sum(p.suffix == ".npz" for p in files) == 4
 
     def never(*_: object) -> Tensor:
@@ -151,7 +152,7 @@ def test_second_call_reads_the_logits_and_writes_the_same_bytes(
         assert path.suffix == ".png" or path.read_bytes() == content
         assert path.suffix != ".npz" or path.stat().st_mtime_ns == changed
     # other images, other logits
-    run_script("test.py", *words, "--data.seed", 9).check()
+    run_script("test.py", *words, "--data.seed", 9, "--overwrite", "true").check()
     assert all(p.stat().st_mtime_ns != changed for p, (_, changed) in files.items() if p.stem.startswith("gaussian"))
 
 

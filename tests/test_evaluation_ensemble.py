@@ -144,9 +144,10 @@ def test_published_command_line_takes_two_checkpoints_and_every_rule(
     words = ("--corruption", "jpeg", "--out", tmp_path / "own", "--data.constants", "imagenet")
     run_script("test_ensemble.py", "-c", own, *words).check()
     assert rows_of(tmp_path / "own")[0] == rows["sum"]
-    positional(tmp_path, config, classifier, other, adapted, "--ensemble", "vote,sum").check()
+    anew = ("--overwrite", "true")
+    positional(tmp_path, config, classifier, other, adapted, "--ensemble", "vote,sum", *anew).check()
     assert [row["rule"] for row in rows_of(tmp_path / "out")] == ["vote", "sum"]
-    positional(tmp_path, config, classifier, other, adapted).check()
+    positional(tmp_path, config, classifier, other, adapted, *anew).check()
     assert [row["rule"] for row in rows_of(tmp_path / "out")] == ["sum"]
 
 
@@ -268,5 +269,5 @@ def test_sda_sums_the_source_classifier_on_raw_images_and_the_checkpoint_on_adap
     run_script("test_ensemble.py", config, classifier, "--second_model_prefix", other, "--ensemble", "sum", *common).check()
     expected = rows_of(tmp_path / "out")[0]["correct"]
     run_script("test_ensemble.py", config, other, "--originckpt", classifier, "--ensemble", "sda", *common).check()
-    row = rows_of(tmp_path / "out")[0]
+    row = rows_of(tmp_path / "out")[1]  # beside those of the same members
     assert (row["system"], row["rule"], row["correct"]) == ("sda", "sum", expected)

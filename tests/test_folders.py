@@ -14,8 +14,9 @@ from PIL import Image
 
 from undegrade.utils.data.sources import folders
 from undegrade.utils.data.sources.folders import folder_source, plain_source
+from undegrade.utils.data.sources.image_files import list_images
 from undegrade.utils.data.sources.image_source import ImageSource
-from undegrade.utils.data.sources.images import BrokenImageError, list_images
+from undegrade.utils.data.sources.images import BrokenImageError
 from undegrade.utils.data.sources.registry import open_source
 
 

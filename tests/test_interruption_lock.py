@@ -70,6 +70,17 @@ def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path: Path) -> Non
         pass
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="the system does not say when a process started")
+def test_a_process_whose_end_nobody_noticed_and_a_later_one_of_its_number_hold_nothing(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # it stays a process that has ended
+    for holder in ({"process": ended.pid}, {"process": os.getpid(), "started": "1"}):
+        (tmp_path / LOCK).write_text(json.dumps({"host": socket.gethostname(), **holder}))
+        with locked(tmp_path, "next"):
+            pass
+    ended.wait()
+
+
 def test_the_lock_of_another_host_is_respected_until_it_is_silent(tmp_path: Path) -> None:
     path = tmp_path / LOCK
     path.write_text(json.dumps({"host": "elsewhere", "process": 1}))

@@ -12,9 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from tests.loops import AUGMENT, SGD, last_of, metrics_of, trainer
+from tests.loops import AUGMENT, SGD, Killed, assert_equal_runs, last_of, metrics_of, trainer
 from tests.scripts import forget_accelerator
-from tests.test_trainer_resume import Interrupted, assert_equal_runs
 from tests.tiny import supervised, tiny_batch, tiny_source
 from tests.toy_methods import StudentAndPolicy, StudentAndTarget
 from undegrade.trainers.config import LoopConfig, OptimizerConfig, TrainConfig
@@ -37,7 +36,7 @@ def interrupted(method: Method, at: int) -> Method:
 
     def counted(batch: dict) -> dict[str, Tensor]:
         if method.student.training and next(steps) == at:
-            raise Interrupted
+            raise Killed
         return forward(batch)
 
     method.forward = counted  # type: ignore[method-assign]
@@ -53,7 +52,7 @@ def test_all_parts_are_trained_averaged_exported_and_resumed_to_the_bit(tmp_path
     more = {"batch_size": 5, "augment": AUGMENT, "degradations": ("noise",)}
     trainer(tmp_path / "whole", kind(), LOOP, optimizer, **more).fit()
     forget_accelerator()
-    with pytest.raises(Interrupted):
+    with pytest.raises(Killed):
         trainer(tmp_path / "parts", interrupted(kind(), 7), LOOP, optimizer, **more).fit()
     assert last_of(tmp_path / "parts")["progress"]["epoch"] == 1
     torch.manual_seed(99)  # a new process: other global state, weights overwritten on resuming

@@ -250,7 +250,9 @@ def test_a_script_that_does_not_exist_is_reported_before_anything_runs(folder: P
 def test_a_dry_run_prints_the_commands_and_runs_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(p.name for p in folder.iterdir())
     main(["-c", "pipeline.yaml", "--dry_run", "--dataset", "photos/"])
-    lines = capsys.readouterr().out.splitlines()
+    lines, _, planned = capsys.readouterr().out.partition("\n\n")
+    lines = lines.splitlines()
+    assert "not counted, first: what stage.py does is not known" in planned
     assert [line.split(":")[0] for line in lines] == ["first", "second-jpeg", "second-blur", "third"]
     assert lines[0].endswith("stage.py -c first.yaml --name first --seed 1 --data photos/")
     assert sorted(p.name for p in folder.iterdir()) == before

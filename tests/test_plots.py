@@ -19,7 +19,7 @@ from undegrade.evaluation.results import Result
 from undegrade.utils.figures import PALETTE, png_bytes, sample_grid, save
 
 
-def row(system: str, corruption: str, severity: float, accuracy: float) -> Result:
+def row(system: str, corruption: str, severity: float | None, accuracy: float) -> Result:
     correct = round(accuracy * 100)
     return Result(system, "Digits", corruption, severity, "single", 100, correct, accuracy, accuracy - 0.02, accuracy + 0.03)
 
@@ -63,11 +63,11 @@ def test_severity_plot_draws_one_panel_a_corruption_and_their_mean() -> None:
 
 
 def test_severity_plot_prefers_given_means_of_a_severity_but_not_the_overall_mean() -> None:
-    rows = [*sweep((1, 2)), row("a", "mean", 2, 0.66), row("a", "mean", 0, 0.11)]
+    rows = [*sweep((1, 2)), row("a", "mean", 2, 0.66), row("a", "mean", None, 0.11)]
     mean = severity_plot(rows).axes[3]
     assert mean.get_title() == "mean"
     np.testing.assert_allclose(mean.lines[0].get_ydata(), [80, 66])
-    swept = severity_plot([*sweep((0, 1)), row("a", "mean", 0, 0.11)]).axes[3]
+    swept = severity_plot([*sweep((0, 1)), row("a", "mean", None, 0.11)]).axes[3]
     np.testing.assert_allclose(swept.lines[0].get_ydata(), [90, 80])
 
 

@@ -201,7 +201,8 @@ def tent(apart: None, runs: Path, tmp_path: Path) -> Callable[..., list[dict]]:
 
     def evaluate(*words: object) -> list[dict]:
         given = ("-c", config, "--include", "my_tent", "--runs", runs, "--corruption", "gaussian_noise,fog", "--severity", 5)
-        run_script("test_ensemble.py", *given, "--limit", LIMIT, "--out", tmp_path / "out", *words).check()
+        more = ("--limit", LIMIT, "--out", tmp_path / "out", "--overwrite", "true")
+        run_script("test_ensemble.py", *given, *more, *words).check()
         return rows_of(tmp_path / "out")
 
     return evaluate

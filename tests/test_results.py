@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 
 from undegrade.evaluation.evaluate import gains
 from undegrade.evaluation.report.plots import heat_map
+from undegrade.evaluation.result_files import read_json, write_csv, write_json
 from undegrade.evaluation.results import (
     Z95,
     Result,
@@ -22,10 +23,7 @@ from undegrade.evaluation.results import (
     mean_result,
     paired_difference,
     percent,
-    read_json,
     wilson_interval,
-    write_csv,
-    write_json,
 )
 from undegrade.evaluation.seeds import Statistic
 from undegrade.evaluation.tables import caption, markdown_table, pivot, table
@@ -37,7 +35,7 @@ def right(text: str) -> np.ndarray:
     return np.array([letter == "1" for letter in text])
 
 
-def row(system: str, corruption: str, severity: float, accuracy: float, rule: str = "single", half: float = 0.01) -> Result:
+def row(system: str, corruption: str, severity: float | None, accuracy: float, rule: str = "single", half: float = 0.01) -> Result:
     correct = round(accuracy * 1000)
     return Result(system, "Digits", corruption, severity, rule, 1000, correct, accuracy, accuracy - half, accuracy + half)
 
@@ -79,7 +77,7 @@ def test_copies_of_one_cell_do_not_narrow_the_mean_interval() -> None:
     one = np.arange(400) % 4 > 0
     single = mean_result("DDA", "Digits", "sum", {("fog", 1): one})
     copies = mean_result("DDA", "Digits", "sum", {("fog", severity): one for severity in range(1, 6)})
-    assert copies.severity == 0
+    assert copies.severity is None
     assert (copies.ci95_low, copies.ci95_high) == pytest.approx((single.ci95_low, single.ci95_high))
     # close to Wilson's interval of the 400 images, not of the 2000 predictions
     assert copies.ci95_low == pytest.approx(wilson_interval(300, 400)[0], abs=0.005)
@@ -141,13 +139,6 @@ def test_json_restores_rows_and_gives_the_same_bytes_for_the_same_rows(tmp_path:
     assert (tmp_path / "new" / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     write_json(tmp_path / "empty.json", [], {})
     assert read_json(tmp_path / "empty.json") == ([], {})
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"rows": []}', '{"meta": {}, "rows": [{"system": "x"}]}'])
-def test_reading_something_else_names_the_file(tmp_path: Path, content: str) -> None:
-    (tmp_path / "odd.json").write_text(content)
-    with pytest.raises(ValueError, match="odd.json is no results file"):
-        read_json(tmp_path / "odd.json")
 
 
 def test_csv_has_the_fields_in_order_and_a_column_a_metric_and_quotes_commas(tmp_path: Path) -> None:
@@ -219,13 +210,13 @@ def test_table_puts_the_mean_last_with_its_interval_and_marks_the_best() -> None
 
 def test_severities_are_averaged_per_corruption_and_the_overall_mean_is_preferred() -> None:
     rows = [row("a", name, severity, 0.9 - severity / 10) for name in ("fog", "snow", "mean") for severity in (1, 2, 3)]
-    arranged = pivot([*rows, row("a", "mean", 0, 0.7, half=0.005), row("a", "clean", 0, 0.9)])
+    arranged = pivot([*rows, row("a", "mean", None, 0.7, half=0.005), row("a", "clean", 0, 0.9)])
     assert arranged.lines == ["fog", "snow", "clean", "mean"]
     assert arranged.cells["fog", "a"].accuracy == pytest.approx(0.7)
     assert arranged.cells["mean", "a"].ci95_low == pytest.approx(0.695)
     assert arranged.scope == "mean of severities 1, 2, 3"
     assert arranged.best["fog"] == set()  # a single system has no rival
-    # a sweep with a level 0: the mean row at 0 is one level among others
+    # the mean at level 0 of a sweep is one level among others
     swept = pivot([*rows, row("a", "fog", 0, 0.9), row("a", "snow", 0, 0.9), row("a", "mean", 0, 0.9)])
     assert swept.cells["mean", "a"].accuracy == pytest.approx((0.8 + 0.7 + 0.6 + 0.9) / 4)
 
@@ -251,7 +242,8 @@ def test_caption_says_what_the_numbers_stand_for() -> None:
 
 
 def test_caption_knows_levels_that_are_drawn_for_each_image() -> None:
-    drawn, one_level = [row("a", name, 0, 0.5) for name in ("jpeg", "blur+noise", "mean", "clean")], row("a", "watermark", 0, 0.5)
+    drawn, one_level = [row("a", name, None, 0.5) for name in ("jpeg", "blur+noise", "mean")], row("a", "watermark", 0, 0.5)
+    drawn.append(row("a", "clean", 0, 0.5))
     assert caption(drawn) == "Accuracy in %, random levels, 1000 images per cell"
     fog = row("a", "fog", 5, 0.5)
     assert caption([*drawn, fog, one_level]) == (

@@ -12,7 +12,7 @@ import pytest
 
 from undegrade.utils.published_commands import published_run
 from undegrade.utils.run_log import RunLog, setup_logging
-from undegrade.utils.runs import BEST, create_run, finished_runs, mark_done, resolve_checkpoint
+from undegrade.utils.runs import BEST, create_run, finished_runs, holding, mark_done, resolve_checkpoint
 
 
 def make_run(save_dir: Path, name: str, run_id: str, finished_at: int | None = None) -> Path:
@@ -20,6 +20,7 @@ def make_run(save_dir: Path, name: str, run_id: str, finished_at: int | None = N
     checkpoint.
     """
     run = create_run(save_dir, name, run_id)
+    run.mkdir(parents=True)
     (run / "config.yaml").write_text("")
     if finished_at is not None:
         (run / BEST).write_bytes(run_id.encode())
@@ -35,12 +36,27 @@ def test_runs_without_id_are_named_by_the_time_and_never_collide(tmp_path: Path)
     assert all(re.fullmatch(r"\d{8}-\d{6}(-\d)?", run.name) for run in runs)
 
 
-def test_a_run_id_that_exists_is_refused(tmp_path: Path) -> None:
-    assert create_run(tmp_path, "a", "mine").name == "mine"
-    message = f"run {tmp_path}/a/mine exists already: resume it with -r {tmp_path}/a/mine, or choose another --run_id"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        create_run(tmp_path, "a", "mine")
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["mine"]
+def test_a_folder_that_is_no_run_is_not_written_to_and_one_of_a_kill_is(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "a", "mine")
+    assert run == tmp_path / "a/mine"
+    litter = [run / f".{'0' * 16}.tmp", run / "last" / f".{'a' * 16}.tmp"]
+    litter[1].mkdir(parents=True)
+    litter[0].touch()
+    (run / "config.yaml").touch()
+    with holding(run, "training"):
+        assert not any(path.exists() for path in litter)
+    (run / "config.yaml").rename(run / "thesis.txt")
+    with pytest.raises(ValueError, match="mine holds files but no config.yaml, so it is no run"), holding(run, "training"):
+        pass
+    assert {path.name for path in run.iterdir()} == {"thesis.txt", "last"}
+
+
+def test_a_run_without_a_checkpoint_has_not_finished(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a", "one")
+    with pytest.raises(FileNotFoundError, match=r"one has no best\.safetensors"):
+        mark_done(run)
+    (run / "DONE").touch()
+    assert finished_runs(tmp_path, "a") == []
 
 
 def test_finished_runs_are_ordered_by_the_time_at_which_they_finished(tmp_path: Path) -> None:
@@ -173,10 +189,23 @@ def test_a_resumed_log_holds_every_epoch_once(tmp_path: Path) -> None:
     assert [(row["epoch"], row["loss"]) for row in rows(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
 
 
-def test_a_row_cut_off_by_a_kill_does_not_stop_a_resume(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "step": 1}\n{"epoch": 2, "st')
+@pytest.mark.parametrize("rest", ['{"epoch": 2, "st', "{", "\0\0\0", '"text', "[" * 100_000])
+def test_a_row_cut_off_by_a_kill_does_not_stop_a_resume_and_is_named(
+    tmp_path: Path, rest: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "step": 1}\n' + rest)
     RunLog(tmp_path, resume_epoch=2, tensorboard=False).close()
     assert rows(tmp_path) == [{"epoch": 1, "step": 1}]
+    assert f"{tmp_path}/metrics.jsonl: its last line was cut off" in caplog.text
+
+
+@pytest.mark.parametrize("line", ["x", "5", "[1]", '{"step": 1}', '{"epoch": "1"}', "\xff"])
+def test_a_damaged_row_among_others_is_named(tmp_path: Path, line: str) -> None:
+    content = '{"epoch": 1, "step": 1}\n' + line + '\n{"epoch": 2, "step": 2}\n'
+    (tmp_path / "metrics.jsonl").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is damaged \(.*\): remove that line, or the file"):
+        RunLog(tmp_path, resume_epoch=2, tensorboard=False)
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="latin-1") == content
 
 
 def test_events_for_tensorboard_are_written_and_a_loss_of_nan_is_left_out_of_them(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.seed_results import HEADINGS, cell, make, rows_of, write_runs
-from undegrade.evaluation.results import MEAN, Result, cell_result, write_json
+from undegrade.evaluation.result_files import write_json
+from undegrade.evaluation.results import MEAN, Result, cell_result
 from undegrade.evaluation.seeds import layout, read_seeds, statistics
 
 

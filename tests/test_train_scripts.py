@@ -20,7 +20,7 @@ SPECIALIST = "configs/sl/Digits/ResNet20-20.yaml"
 FUSED = "configs/deg_all/Digits/ResNet20_soups.yaml"
 STUDENT = "configs/deg_all/Digits/ResNet20-20_fusiondistill.yaml"
 SMALL = ("--data.limit", 40, "--loop.epochs", 1, "--bs", 20)
-RUN_FILES = {"config.yaml", "metrics.jsonl", "best.safetensors", "last", "DONE"}
+RUN_FILES = {"config.yaml", "metrics.jsonl", "provenance.jsonl", "best.safetensors", "last", "DONE"}
 
 
 def train(save_dir: Path, config: str = CLEAN, *more: object) -> Done:
@@ -82,7 +82,7 @@ def test_every_stage_leaves_a_finished_run_under_its_name(family: Path, name: st
 
 def test_fusion_is_the_mean_of_the_specialists_and_the_student_starts_from_it(family: Path) -> None:
     run = only_run(family, "deg_all/Digits/ResNet20_soups")
-    assert {p.name for p in run.iterdir()} == {"config.yaml", "best.safetensors", "DONE"}
+    assert {p.name for p in run.iterdir()} == {"config.yaml", "provenance.jsonl", "best.safetensors", "DONE"}
     fused, description = load_checkpoint(run / "best.safetensors")
     names = [f"sl/Digits/ResNet20-ResNet20/{deg}" for deg in ("jpeg", "noise")]
     assert description["fused_from"] == names

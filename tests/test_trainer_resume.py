@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.loops import AUGMENT, Spoiled, last_of, metrics_of, spoiled, trainer
+from tests.loops import AUGMENT, Killed, Spoiled, assert_equal_runs, last_of, metrics_of, spoiled, trainer
 from tests.scripts import forget_accelerator
 from tests.tiny import supervised
 from undegrade.trainers.config import LoopConfig, OptimizerConfig
@@ -19,26 +19,6 @@ from undegrade.utils.data.batches import Batch
 from undegrade.utils.errors import Stopped
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-
-
-class Interrupted(Exception):
-    """Stands for a killed process."""
-
-
-def assert_equal_runs(a: Path, b: Path) -> None:
-    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
-    assert (a / "best.safetensors").read_bytes() == (b / "best.safetensors").read_bytes()
-    first, second = last_of(a), last_of(b)
-    assert first["progress"] == second["progress"]
-    for group in ("parts", "kept", "ema"):
-        assert first[group].keys() == second[group].keys()
-        for name, state in first[group].items():
-            assert state.keys() == second[group][name].keys()
-            assert all(torch.equal(state[k], second[group][name][k]) for k in state)
-    for name, optimizer in first["optimizers"].items():
-        for i, values in optimizer["state"].items():
-            others = second["optimizers"][name]["state"][i]
-            assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(others[k])) for k, v in values.items())
 
 
 @pytest.mark.parametrize("after", [1, 3], ids=["killed in epoch 2", "killed in epoch 4"])
@@ -52,11 +32,11 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path: Path, name
 
     def interrupt(method: Spoiled, step: int) -> None:
         if step == 5 * after + 2:
-            raise Interrupted
+            raise Killed
 
     trainer(tmp_path / "whole", supervised(**options), loop, optimizer, **more).fit()
     forget_accelerator()
-    with pytest.raises(Interrupted):
+    with pytest.raises(Killed):
         trainer(tmp_path / "parts", spoiled(interrupt, **options), loop, optimizer, **more).fit()
     assert last_of(tmp_path / "parts")["progress"]["epoch"] == after and not (tmp_path / "parts" / "DONE").exists()
     torch.manual_seed(99)  # a new process: other global state, weights overwritten on resuming

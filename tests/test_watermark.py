@@ -19,7 +19,7 @@ from tests.perturbing import draw
 from tests.photo_like import photo_like, save_all
 from undegrade.image_adapt.adapters import Adapter
 from undegrade.image_adapt.config import AdaptConfig, InputConfig
-from undegrade.image_adapt.output import settings_of
+from undegrade.image_adapt.settings import settings_of
 from undegrade.image_adapt.work import plan_jobs
 from undegrade.utils.data.batches import BatchSet
 from undegrade.utils.data.cells import Cell, parse_cells, sweep_cells

@@ -92,6 +92,8 @@ class LoopConfig:
         mixed_precision: no | bf16 | fp16 autocast.
         accumulate: steps over which gradients are added up before the optimiser steps.
         clip_norm: largest gradient norm (null: no clipping).
+        save_every: within an epoch the state is saved after so much time, such as 10m or 2h, or
+            after so many steps, a whole number (null: after each epoch only).
         ema_decay: keep an exponential moving average of the weights, validate and save it (null:
             none).
         sync_batchnorm: BatchNorm's training statistics are those of the images of all processes, so
@@ -107,6 +109,7 @@ class LoopConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     accumulate: Count = 1
     clip_norm: Positive | None = None
+    save_every: Count | str | None = "10m"
     ema_decay: ShareBelowOne | None = None
     sync_batchnorm: bool = True
     channels_last: bool = True

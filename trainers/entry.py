@@ -8,19 +8,22 @@ python train_all_deg.py -c configs/deg_all/Digits/ResNet20-20_fusiondistill.yaml
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed.nn  # before there is a process group: its functions keep the one of their import as a default
 from accelerate import Accelerator
 
 from undegrade.trainers.config import TrainConfig, fill
 from undegrade.trainers.method import Context
 from undegrade.trainers.methods import METHODS
+from undegrade.trainers.origin import record_launch
+from undegrade.trainers.pauses import Pauses
+from undegrade.trainers.processes import from_first
 from undegrade.trainers.trainer import Trainer
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
@@ -32,7 +35,9 @@ from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.views import FolderTree
 from undegrade.utils.device import choose_device
 from undegrade.utils.files import write_atomic
-from undegrade.utils.runs import create_run
+from undegrade.utils.interruption import STATUS, Interrupted, Interruption, parse_duration
+from undegrade.utils.provenance import made_by
+from undegrade.utils.runs import CONFIG, create_run, holding
 from undegrade.utils.seeding import seed_everything
 
 log = logging.getLogger(__name__)
@@ -56,6 +61,7 @@ def parser(description: str | None) -> ScriptParser:
     )
     p.add_argument("--rs", "--random_seed", dest="rs", type=int, help="seed")
     p.add_argument("--run", help="id of the runs to start or to learn from (default: the latest finished run of each)")
+    p.add_argument("--max_time", help="save and stop after so much time, such as 3h50m, with the status 75")
     p.add_argument("--run_id", help="name of the run folder instead of the time; an existing run of that name is gone on with")
     return p
 
@@ -67,9 +73,12 @@ def main(argv: Sequence[str] | None = None) -> Path:
     resume = _resumed_run(args.resume) if args.resume else None
     if args.config is None and resume is None:
         p.error("give a config with -c, or a run to go on with by -r")
-    tree = read_all(args.config or [], read_yaml(resume / "config.yaml") if resume else None)
+    tree = read_all(args.config or [], read_yaml(resume / CONFIG) if resume else None)
     config = build(TrainConfig, merge(merge(tree, overrides), _short_flags(args)))
-    return run(dataclasses.replace(config, name=fill(config.name, config)), args.device, resume, args.run_id, args.run)
+    config = dataclasses.replace(config, name=fill(config.name, config))
+    interruption = Interruption(parse_duration(args.max_time) if args.max_time else None)
+    with interruption.listening():
+        return run(config, args.device, resume, args.run_id, args.run, interruption)
 
 
 def _short_flags(args: argparse.Namespace) -> Tree:
@@ -90,8 +99,8 @@ def _resumed_run(text: str) -> Path:
         raise FileNotFoundError(f"-r {text} does not exist; give the run folder <save_dir>/<name>/<run id>")
     folder = path if path.is_dir() else path.parent
     folder = folder.parent if folder.name == "last" else folder
-    if not (folder / "config.yaml").is_file():
-        raise FileNotFoundError(f"-r {text}: no config.yaml in {folder}; give the run folder <save_dir>/<name>/<run id>")
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"-r {text}: no {CONFIG} in {folder}; give the run folder <save_dir>/<name>/<run id>")
     return folder
 
 
@@ -101,6 +110,7 @@ def run(
     resume: Path | None = None,
     run_id: str | None = None,
     from_run: str | None = None,
+    interruption: Interruption | None = None,
 ) -> Path:
     """Train one run from its configuration; returns its folder.
 
@@ -110,6 +120,10 @@ def run(
         resume: folder of a run to go on with.
         run_id: name of the run folder (None: the time).
         from_run: id of the runs to start or to learn from (None: the latest finished run of each).
+        interruption: what asks for its end.
+
+    Raises:
+        Interrupted: it was asked for, and the run is saved.
     """
     kind = METHODS.get_row(config.method.get("name", ""), "config key 'method.name'")
     model: Any = build(kind.model, config.model, "model")
@@ -126,21 +140,33 @@ def run(
     if data.validation == "test":
         log.warning("data.validation is test: the best epoch is chosen on the test images, whose accuracy is then too high")
     sources = {s: data.open(split) for s, split in data.splits().items()}
-    method = kind.build(model, method_config, Context(sources["train"], data.degradations, config, from_run))
+    context = Context(sources["train"], data.degradations, config, from_run)
+    method = kind.build(model, method_config, context)
     check_choice(config.loop.monitor, method.monitors, "value", f"config key 'loop.monitor' of method {config.method['name']}")
     config.optimizer.by_part(method.parts)  # before there is a run folder
+    pauses = Pauses(config.loop.save_every, interruption)
     loaders = {s: _loader(config, sources[s], s == "train", accelerator) for s in sources}
-    folder = _run_folder(config, resume, run_id, accelerator)
     parameters = sum(p.numel() for part in method.named_parts().values() for p in part.parameters())
-    if accelerator.is_main_process:
-        log.info(
-            "%s: %d training and %d validation images, %s, %d parameters, run %s", config.data.dataset, len(sources["train"]),
-            len(sources["validation"]), "+".join(data.degradations) or "clean", parameters, folder,
+    with contextlib.ExitStack() as held:
+        folder = from_first(accelerator, lambda: _run_folder(config, resume, run_id, held))
+        if accelerator.is_main_process:
+            log.info(
+                "%s: %d training and %d validation images, %s, %d parameters, run %s", config.data.dataset, len(sources["train"]),
+                len(sources["validation"]), "+".join(data.degradations) or "clean", parameters, folder,
+            )  # fmt: skip
+        from_first(accelerator, lambda: record_launch(folder, config.seed, accelerator.num_processes, context.weights, sources))
+        trainer = Trainer(
+            method, loaders["train"], loaders["validation"], config.optimizer, config.loop, accelerator, folder, config.seed,
+            pauses, made_by(to_tree(config)),
         )  # fmt: skip
-    trainer = Trainer(
-        method, loaders["train"], loaders["validation"], config.optimizer, config.loop, accelerator, folder, config.seed
-    )
-    best = trainer.fit()
+        try:
+            best = trainer.fit()
+        except Interrupted as stop:
+            if not accelerator.is_main_process:
+                sys.exit(STATUS)  # it is said once
+            if run_id is None and resume is None:
+                stop.go_on = f"train.py -r {folder} goes on from there"
+            raise
     if accelerator.is_main_process:
         log.info("finished %s: best epoch %d, %s", folder, trainer.progress.best_epoch,
                  ", ".join(f"{k} {v:.4f}" for k, v in best.items() if k.startswith("validation")))  # fmt: skip
@@ -158,27 +184,19 @@ def _loader(config: TrainConfig, source: ImageSource, train: bool, accelerator: 
     return BatchLoader(batches, data.workers if train else 0, accelerator.device)
 
 
-def _run_folder(config: TrainConfig, resume: Path | None, run_id: str | None, accelerator: Accelerator) -> Path:
-    """Made by the first process, told to the others."""
-    chosen: list[Any] = [resume]
-    if resume is None and accelerator.is_main_process:
-        existing = Path(config.save_dir) / config.name / (run_id or "")
-        if run_id and (existing / "config.yaml").is_file():
-            _check_same(existing, config)
-            chosen = [existing]
-        else:
-            chosen = [create_run(config.save_dir, config.name, run_id)]
-    if accelerator.num_processes > 1:
-        torch.distributed.broadcast_object_list(chosen, src=0)
-    folder = Path(chosen[0])
-    if accelerator.is_main_process:
-        write_atomic(folder / "config.yaml", dump_yaml(to_tree(config)))
+def _run_folder(config: TrainConfig, resume: Path | None, run_id: str | None, held: contextlib.ExitStack) -> Path:
+    """Made, and held until the end; its configuration written."""
+    folder = resume or create_run(config.save_dir, config.name, run_id)
+    held.enter_context(holding(folder, "training"))
+    if resume is None and (folder / CONFIG).is_file():
+        _check_same(folder, config)
+    write_atomic(folder / CONFIG, dump_yaml(to_tree(config)))
     return folder
 
 
 def _check_same(folder: Path, config: TrainConfig) -> None:
     """A run is only gone on with by the same configuration."""
-    stored, now = read_yaml(folder / "config.yaml"), to_tree(config)
+    stored, now = read_yaml(folder / CONFIG), to_tree(config)
     differing = [key for key in now if stored.get(key) != now[key]]
     if differing:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +33,15 @@ class ImageMeans:
                 )
             total = value.detach().double().sum() if value.ndim else value.detach().double() * images
             self.totals[name] = self.totals[name] + total if name in self.totals else total
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of this process, on the CPU."""
+        return {"images": self.images, "totals": {name: total.cpu() for name, total in self.totals.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the sums of `state_dict`."""
+        self.images = state["images"]
+        self.totals = {name: total.to(self.accelerator.device) for name, total in state["totals"].items()}
 
     def means(self) -> dict[str, float]:
         """Means over all images of all processes, by name."""

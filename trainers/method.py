@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from undegrade.trainers.config import TrainConfig, fill
+from undegrade.utils.checkpoint import file_digest
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.batches import Batch
 from undegrade.utils.data.sources.image_source import ImageSource
@@ -125,6 +127,7 @@ class Context:
             finished run of each).
         init_digest: digest of the checkpoint that the student starts from; None for random or
             published weights.
+        weights: digest of each checkpoint that was found so far, by the text that names it.
     """
 
     source: ImageSource
@@ -132,6 +135,7 @@ class Context:
     config: TrainConfig
     from_run: str | None = None
     init_digest: str | None = None
+    weights: dict[str, str] = field(default_factory=dict)
 
     def find_checkpoint(self, text: str, deg: str | None = None) -> Path:
         """The checkpoint file, run folder or run that `text` names, its placeholders replaced;
@@ -141,4 +145,5 @@ class Context:
         path = find_checkpoint(name, self.config.save_dir, self.from_run)
         if deg is not None and "{deg}" in text:
             check_specialist(path, deg)
+        self.weights[name] = file_digest(path)
         return path

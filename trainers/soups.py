@@ -23,6 +23,7 @@ from undegrade.models.classification.fusion import average, greedy_soup
 from undegrade.models.classification.loading import load_classifier
 from undegrade.models.classification.weights import load_network_state
 from undegrade.trainers.config import TrainConfig, fill
+from undegrade.trainers.origin import PROVENANCE, record_launch
 from undegrade.utils.checkpoint import file_digest, read_description, save_checkpoint
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.composition import compositions
@@ -31,8 +32,9 @@ from undegrade.utils.data.batches import BatchLoader
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.training import DataConfig
 from undegrade.utils.files import write_atomic
+from undegrade.utils.provenance import made_by
 from undegrade.utils.ranges import Count, Seed, Share
-from undegrade.utils.runs import BEST, check_specialist, create_run, find_checkpoint, mark_done
+from undegrade.utils.runs import BEST, CONFIG, DONE, check_specialist, create_run, find_checkpoint, holding, mark_done
 
 log = logging.getLogger("model_soups")
 
@@ -117,23 +119,25 @@ def fuse(config: SoupConfig, run_id: str | None = None, parent_run: str | None =
             return average(given, weights, "copy_first" if len(given) == 1 else config.buffers)
         return average(given, weights, network=members[0], loader=_training_images(config, source))
 
-    everyone = list(range(len(states)))
-    if config.recipe == "greedy":
-        kept, fused = greedy_soup(len(states), soup, _validation_accuracy(config, members[0]))
-        log.info("greedy soup of %s", ", ".join(list(paths)[i] for i in kept))
-    else:
-        kept, fused = everyone, soup(everyone, config.weights)
-    name = fill(config.name, stand_in)
-    existing = Path(config.save_dir) / name / (run_id or "")
-    run = existing if run_id and existing.is_dir() else create_run(config.save_dir, name, run_id)
-    write_atomic(run / "config.yaml", dump_yaml(to_tree(config)))
-    description = {
-        **source.description,
-        "degradations": config.data.degradations,
-        "fused_from": [list(paths)[i] for i in kept],
-    }
-    save_checkpoint(run / BEST, fused, {**describe(members[0]), **description})
-    mark_done(run)
+    run = create_run(config.save_dir, fill(config.name, stand_in), run_id)
+    with holding(run, "averaging of networks"):
+        everyone = list(range(len(states)))
+        if config.recipe == "greedy":
+            kept, fused = greedy_soup(len(states), soup, _validation_accuracy(config, members[0]))
+            log.info("greedy soup of %s", ", ".join(list(paths)[i] for i in kept))
+        else:
+            kept, fused = everyone, soup(everyone, config.weights)
+        for name in (DONE, PROVENANCE):  # of a run of this id that is written anew
+            (run / name).unlink(missing_ok=True)
+        write_atomic(run / CONFIG, dump_yaml(to_tree(config)))
+        description = {
+            **describe(members[0]), **source.description, "degradations": config.data.degradations,
+            "fused_from": [list(paths)[i] for i in kept], **made_by(to_tree(config)),
+        }  # fmt: skip
+        save_checkpoint(run / BEST, fused, description)
+        digests = {name: file_digest(path) for name, path in paths.items()}
+        record_launch(run, config.seed, 1, digests, {"train": source})
+        mark_done(run)
     log.info("average of %d networks (%s buffers) -> %s", len(kept), config.buffers, run / BEST)
     return run
 

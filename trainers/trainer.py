@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import math
 from collections.abc import Mapping
@@ -20,28 +19,22 @@ from undegrade.trainers.config import LoopConfig, OptimizerConfig
 from undegrade.trainers.means import ImageMeans
 from undegrade.trainers.method import Method, check_parts
 from undegrade.trainers.parts import Parts
+from undegrade.trainers.pauses import STOP, Pauses
+from undegrade.trainers.processes import largest
+from undegrade.trainers.state import Progress, RunState
 from undegrade.utils.checkpoint import save_checkpoint
 from undegrade.utils.data.batches import Batch, BatchLoader
 from undegrade.utils.device import move_batch
 from undegrade.utils.errors import Stopped
 from undegrade.utils.figures import save
-from undegrade.utils.files import replacing
+from undegrade.utils.interruption import Interrupted
 from undegrade.utils.run_log import RunLog
-from undegrade.utils.runs import BEST, mark_done
+from undegrade.utils.runs import BEST, DONE, mark_done
 from undegrade.utils.seeding import derive_seed, seed_everything
 
 log = logging.getLogger(__name__)
 
-
-@dataclasses.dataclass
-class _Progress:
-    """Loop state that a resumed run takes up again."""
-
-    epoch: int = 0  # epochs done
-    step: int = 0  # optimiser steps done
-    best: float | None = None
-    best_epoch: int = 0
-    stale: int = 0  # validations since the best
+_ASKED = 4  # batches of validation between two questions whether to stop
 
 
 class Trainer:
@@ -56,6 +49,8 @@ class Trainer:
         run: run folder.
         seed: weights are initialised by the caller; this seeds dropout and the like, epoch by
             epoch.
+        pauses: when to save between the ends of epochs, and when to stop (None: never).
+        origin: further entries for the description of the best checkpoint.
 
     Raises:
         ValueError: the method trains what it does not name, or names what it does not train; a part
@@ -72,9 +67,12 @@ class Trainer:
         accelerator: Accelerator,
         run: Path,
         seed: int,
+        pauses: Pauses | None = None,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         self.method, self.train_loader, self.validation_loader = method, train, validation
         self.loop, self.accelerator, self.run, self.seed = loop, accelerator, run, seed
+        self.pauses, self.origin = pauses or Pauses(), origin or {}
         check_parts(method)
         self.kept = {name: getattr(method, name).requires_grad_(False) for name in method.kept}
         if loop.channels_last:
@@ -87,77 +85,112 @@ class Trainer:
         self.wrapped = accelerator.prepare(method)
         if loop.compile:
             self.wrapped = self._compiled(self.wrapped)
-        self.progress = _Progress()
+        self.state = RunState(run, {**self.parts.stateful, "kept": self.kept}, len(train), accelerator)
+        self.means = ImageMeans(accelerator)  # of the epoch so far
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is."""
+        return self.state.progress
 
     def fit(self) -> dict[str, float]:
         """Train to the last epoch (or the early stop); returns the metrics of the best validation.
 
         Raises:
-            Stopped: loss is NaN or infinite; names epoch and step.
+            Stopped: a number is NaN or infinite; names the place. Nothing of that is saved.
+            Interrupted: it was asked for; the state is saved.
         """
-        self._resume()
-        main = self.accelerator.is_main_process
+        main, steps = self.accelerator.is_main_process, len(self.train_loader)
+        own = self.state.load()
+        if main and self.progress != Progress():
+            log.info("resuming %s %s", self.run, self.progress.words(self.loop.epochs, steps))
+        finished = (self.run / DONE).is_file() and not self._is_work_left()
         self.log = RunLog(self.run if main else None, self.progress.epoch)
         bar = tqdm(
-            total=self.loop.epochs * len(self.train_loader), initial=self.progress.epoch * len(self.train_loader),
-            disable=not main, desc=self.run.parent.name, unit="step", dynamic_ncols=True, mininterval=1.0,
+            total=self.loop.epochs * steps, initial=self.progress.epoch * steps + self.progress.batch, disable=not main,
+            desc=self.run.parent.name, unit="step", dynamic_ncols=True, mininterval=1.0,
         )  # fmt: skip
         best: dict[str, float] = {}
-        with bar:
-            if self.loop.epochs == 0:
-                best = self.validate()
-                self._keep_if_best(0, best)
-            while self.progress.epoch < self.loop.epochs and not self._out_of_patience():
-                metrics = self._train_epoch(bar)
-                epoch = self.progress.epoch + 1
-                if epoch % self.loop.validate_every == 0 or epoch == self.loop.epochs:
-                    metrics |= self.validate()
-                    if self._keep_if_best(epoch, metrics):
-                        best = metrics
-                self.progress.epoch = epoch
-                self.log.write(epoch, self.progress.step, metrics)
-                shown = {"loss": "train/loss", **{f"val_{name}": f"validation/{name}" for name in self.method.monitors}}
-                bar.set_postfix({name: f"{metrics[key]:.4g}" for name, key in shown.items() if key in metrics})
-                self._save_last()
-        if main:
+        if main and not finished:
+            (self.run / DONE).unlink(missing_ok=True)  # of fewer epochs
+        try:
+            with bar:
+                if self.loop.epochs == 0:
+                    best = self.validate()
+                    self._keep_if_best(0, best)
+                while self._is_work_left():
+                    best = self._epoch(bar, own) or best
+                    own = None
+        except Interrupted:
+            self._leave()
+            raise
+        if main and not finished:
             picture = self.method.picture({name: module.eval() for name, module in self.parts.validated.items()})
             if picture is not None:
                 save(picture, self.run / "samples.png")
             mark_done(self.run)
-        self.log.close()
         self._leave()
         return best or {f"validation/{self.loop.monitor}": float("nan") if self.progress.best is None else self.progress.best}
+
+    def _is_work_left(self) -> bool:
+        patience = self.loop.patience
+        return self.progress.epoch < self.loop.epochs and (patience is None or self.progress.stale < patience)
 
     def _leave(self) -> None:
         """End the process group, with its threads: a process that ends while one of them lets go of
         a tensor aborts.
         """
+        self.log.close()
         self.accelerator.wait_for_everyone()  # while the first process still writes its run, another's leave may abort
         del self.wrapped  # it holds the group, as the accelerator does
         self.accelerator.free_memory()
         self.accelerator.end_training()
 
-    def _train_epoch(self, bar: tqdm) -> dict[str, float]:
-        epoch, steps = self.progress.epoch, len(self.train_loader)
+    def _epoch(self, bar: tqdm, own: Mapping[str, Any] | None) -> dict[str, float]:
+        """Train, validate, keep, save; returns the metrics if they are the best."""
+        metrics, better = self._train_epoch(bar, own), False
+        self._check_state()
+        epoch = self.progress.epoch + 1
+        if epoch % self.loop.validate_every == 0 or epoch == self.loop.epochs:
+            metrics |= self.validate()
+            better = self._keep_if_best(epoch, metrics)
+        self.progress.epoch, self.progress.batch = epoch, 0
+        self.log.write(epoch, self.progress.step, metrics)
+        shown = {"loss": "train/loss", **{f"val_{name}": f"validation/{name}" for name in self.method.monitors}}
+        bar.set_postfix({name: f"{metrics[key]:.4g}" for name, key in shown.items() if key in metrics})
+        self._save()
+        return metrics if better else {}
+
+    def _train_epoch(self, bar: tqdm, own: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """Train on the batches of an epoch that are not done; `own`: where the epoch stopped."""
+        state, steps = self.progress, len(self.train_loader)
+        epoch, start = state.epoch, state.batch
         # dropout and drop-path draw from the global stream: seeded here, a resumed epoch draws what
         # the first one drew
         seed_everything(derive_seed(self.seed, "epoch", epoch, self.accelerator.process_index))
         self.wrapped.train()
-        sums = ImageMeans(self.accelerator)
-        for step, batch in enumerate(self.train_loader.epoch(epoch)):
+        torch.empty((), dtype=torch.int64).random_()  # of the stream, what loaders once took: published numbers stay as they are
+        self.means = ImageMeans(self.accelerator)
+        if own is not None:
+            self.state.resume_epoch(own, self.means)
+        rates = self.parts.set_learning_rates(epoch + max(0, start - 1) / steps, self.loop.epochs)
+        for step, batch in enumerate(self.train_loader.epoch(epoch, start), start):
             rates = self.parts.set_learning_rates(epoch + step / steps, self.loop.epochs)
             # the last batches of an epoch are not kept for the next one, which may begin in another
             # process (a resumed run)
             due = (step + 1) % self.accelerator.gradient_accumulation_steps == 0 or step + 1 == steps
             with contextlib.nullcontext() if due else self.accelerator.no_sync(self.wrapped):
                 out = self.wrapped(self.method.prepare(self._prepare(batch), self.seed, epoch, step))
-                self._check_finite(out["loss"], epoch, step)
-                sums.add(out, len(batch["key"]))
+                wish = self._checked(out["loss"], epoch, step)
+                self.means.add(out, len(batch["key"]))
                 self.accelerator.backward(out["loss"] * self._share(batch, step))
+            bar.update()
             if due:
                 self._optimizer_step()
-            bar.update()
-        return self._named("train", {**self.method.summary(sums.means()), **rates})
+                state.batch = step + 1
+                if wish:
+                    self._pause(wish)
+        return self._named("train", {**self.method.summary(self.means.means()), **rates})
 
     @staticmethod
     def _named(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -176,17 +209,41 @@ class Trainer:
         with torch.no_grad():
             self.method.after_step(self.progress.step)
 
-    def _check_finite(self, loss: Tensor, epoch: int, step: int) -> None:
-        if not torch.isfinite(loss):
-            raise Stopped(
-                f"loss is {loss.item()} at epoch {epoch + 1}, step {step + 1} of {len(self.train_loader)}: stopped before that "
-                f"step. The best and the last good checkpoint stay in {self.run}; {self._mend()}"
-            )
+    def _checked(self, loss: Tensor, epoch: int, step: int) -> int:
+        """What all processes are to do after this step (see `Pauses`), if its loss is finite in all
+        of them; told in one message.
+        """
+        broken, wish = largest(self.accelerator, ~torch.isfinite(loss.detach()), self.pauses.wish(self.progress.step + 1))
+        if broken:
+            value = "not finite in another process" if torch.isfinite(loss) else loss.item()
+            place = f"epoch {epoch + 1}, step {step + 1} of {len(self.train_loader)}"
+            raise Stopped(f"loss is {value} at {place}: stopped before that step. {self._mend()}")
+        return int(wish)
+
+    def _check_state(self) -> None:
+        """Raise Stopped unless all numbers of the run are finite, in all processes."""
+        place = self.state.not_finite()
+        (broken,) = largest(self.accelerator, place is not None)
+        if broken:
+            when = self.progress.words(self.loop.epochs, len(self.train_loader))
+            raise Stopped(f"{place or 'a tensor of another process'} is not finite {when}: stopped, and not saved. {self._mend()}")
+
+    def _save(self) -> None:
+        self.state.save(self.means)
+        self.pauses.saved()
+
+    def _pause(self, wish: int) -> None:
+        """Save, and end if that is the wish."""
+        self._check_state()
+        self._save()
+        if wish == STOP:
+            reason = self.pauses.interruption.reason or "another process was asked to stop"
+            raise Interrupted(f"{reason}; {self.run} is saved {self.progress.words(self.loop.epochs, len(self.train_loader))}")
 
     def _mend(self) -> str:
         """Against numbers that are not finite."""
         rates = ", ".join(f"{config.lr}" for config in self.parts.configs.values())
-        return f"lower optimizer.lr (now {rates}) or set loop.clip_norm"
+        return f"The best and the last good checkpoint stay in {self.run}; lower optimizer.lr (now {rates}) or set loop.clip_norm"
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -198,9 +255,11 @@ class Trainer:
         for name, module in self.parts.validated.items():
             setattr(self.method, name, module.eval())
         try:
-            for batch in self.validation_loader.epoch(0):
+            for index, batch in enumerate(self.validation_loader.epoch(0)):
                 if batch["key"]:  # a process can be left without images in the last step
                     sums.add(self.method(self._prepare(batch)), len(batch["key"]))
+                if (index + 1) % _ASKED == 0 and STOP in largest(self.accelerator, self.pauses.wish(0)):
+                    self._pause(STOP)
         finally:
             for name, part in self.parts.modules.items():
                 setattr(self.method, name, part)
@@ -215,11 +274,8 @@ class Trainer:
 
     def _keep_if_best(self, epoch: int, metrics: dict[str, float]) -> bool:
         value, state = metrics[f"validation/{self.loop.monitor}"], self.progress
-        if math.isnan(value):
-            raise Stopped(
-                f"validation {self.loop.monitor} is {value} after epoch {epoch}: stopped. The best and the last good checkpoint "
-                f"stay in {self.run}; {self._mend()}"
-            )
+        if not math.isfinite(value):
+            raise Stopped(f"validation {self.loop.monitor} is {value} after epoch {epoch}: stopped. {self._mend()}")
         sign = 1 if self.method.monitors[self.loop.monitor] == "max" else -1
         if state.best is not None and sign * value < sign * state.best:
             state.stale += 1
@@ -227,11 +283,9 @@ class Trainer:
         state.best, state.best_epoch, state.stale = value, epoch, 0
         if self.accelerator.is_main_process:
             weights, description = self.method.export(self.parts.validated)
-            save_checkpoint(self.run / BEST, weights, {**description, "epoch": epoch, self.loop.monitor: round(value, 6)})
+            facts = {"epoch": epoch, self.loop.monitor: round(value, 6)}
+            save_checkpoint(self.run / BEST, weights, {**description, **self.origin, **facts})
         return True
-
-    def _out_of_patience(self) -> bool:
-        return self.loop.patience is not None and self.progress.stale >= self.loop.patience
 
     def _compiled(self, module: nn.Module) -> nn.Module:
         torch._dynamo.config.suppress_errors = True  # what fails to compile at the first batch runs as it is, with a warning
@@ -240,31 +294,3 @@ class Trainer:
         except RuntimeError as error:
             log.warning("torch.compile is not possible here (%s); going on without it", error)
             return module
-
-    def _stateful(self) -> dict[str, Mapping[str, Any]]:
-        return {**self.parts.stateful, "kept": self.kept}
-
-    def _save_last(self) -> None:
-        """Everything that the next epoch depends on, written atomically."""
-        if not self.accelerator.is_main_process:
-            return
-        state = {
-            **{group: {name: o.state_dict() for name, o in members.items()} for group, members in self._stateful().items()},
-            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-            "progress": dataclasses.asdict(self.progress),
-        }
-        with replacing(self.run / "last" / "state.pt") as temporary, temporary.open("wb") as file:
-            torch.save(state, file)
-
-    def _resume(self) -> None:
-        path = self.run / "last" / "state.pt"
-        if not path.is_file():
-            return
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for group, members in self._stateful().items():
-            for name, member in members.items():
-                member.load_state_dict(state[group][name])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.progress = _Progress(**state["progress"])
-        log.info("resuming %s after epoch %d of %d", self.run, self.progress.epoch, self.loop.epochs)

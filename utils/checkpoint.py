@@ -24,6 +24,13 @@ from undegrade.utils.files import replacing
 log = logging.getLogger(__name__)
 
 _META = "undegrade"
+_CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# entries of a description that programs depend on: their types, and those of the items of lists
+_DESCRIBED: dict[str, type] = {
+    "kind": str, "arch": str, "num_classes": int, "image_size": int, "diffusion_steps": int, "unet": dict,
+    "classes": list, "degradations": list, "mean": list, "std": list,
+}  # fmt: skip
+_ITEMS: dict[str, tuple[type, ...]] = {"classes": (str,), "degradations": (str,), "mean": (float, int), "std": (float, int)}
 
 
 def save_checkpoint(path: str | Path, state_dict: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -34,10 +41,21 @@ def save_checkpoint(path: str | Path, state_dict: Mapping[str, Tensor], descript
         state_dict: tensors by name, on any device.
         description: JSON-able entries needed to build the network again (`kind`, `arch`,
             `num_classes`, ...).
+
+    Raises:
+        ValueError: a tensor holds NaN or infinite values; nothing is written.
     """
+    broken = not_finite(state_dict)
+    if broken is not None:
+        raise ValueError(f"{path} is not written: {broken} holds NaN or infinite values")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={_META: json.dumps(description, sort_keys=True)})
+
+
+def not_finite(state_dict: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor that holds NaN or infinite values, None if none does."""
+    return next((name for name, t in state_dict.items() if t.dtype in _CHECKED and not t.isfinite().all()), None)
 
 
 def split_entry(reference: str | Path) -> tuple[Path, str]:
@@ -60,7 +78,8 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
 
     Raises:
         FileNotFoundError: names the path.
-        ValueError: truncated or not a checkpoint; holds Python objects; another kind than expected.
+        ValueError: truncated or not a checkpoint; holds Python objects; another kind than expected;
+            a tensor holds NaN or infinite values.
     """
     path, entry = split_entry(path)
     if not path.is_file():
@@ -68,6 +87,9 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
     if entry and path.suffix == ".safetensors":
         raise ValueError(f"{path}#{entry}: a safetensors file holds one state dict, leave out #{entry}")
     state, description = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path, entry), {})
+    broken = not_finite(state)
+    if broken is not None:
+        raise ValueError(f"checkpoint {path}: {broken} holds NaN or infinite values: its training went wrong, take another one")
     found = description.get("kind")
     if kind is not None and found is not None and found != kind:
         raise ValueError(f"checkpoint {path} holds a {found} model, a {kind} model is needed here")
@@ -81,24 +103,35 @@ def read_description(path: str | Path) -> dict[str, Any]:
     path, _ = split_entry(path)
     if path.suffix != ".safetensors":
         return {}
+    return _read_safetensors(path, tensors=False)[1]
+
+
+def _read_safetensors(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get(_META, "{}"))
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise _unreadable(path, error) from error
+            names = file.keys() if tensors else ()
+            return {name: file.get_tensor(name) for name in names}, _described(path, (file.metadata() or {}).get(_META, "{}"))
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors (truncated, or another format?): {error}") from error
 
 
-def _unreadable(path: str | Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} cannot be read as safetensors (truncated, or another format?): {error}")
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _described(path: Path, text: str) -> dict[str, Any]:
+    """The description in a file's header, the types of its entries checked."""
     try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-            return state, json.loads((file.metadata() or {}).get(_META, "{}"))
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise _unreadable(path, error) from error
+        description = json.loads(text)
+        if not isinstance(description, dict):
+            raise ValueError(f"it is {text[:40]}")
+        for name, kind in _DESCRIBED.items():
+            value = description.get(name)
+            items = value if isinstance(value, list) else ()
+            fits = isinstance(value, kind) and all(isinstance(item, _ITEMS[name]) for item in items)
+            if value is not None and not fits:
+                raise ValueError(f"{name} is {str(value)[:40]!r}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: the description in it is damaged ({error}): take another copy of the file, or make the checkpoint anew"
+        ) from error
+    return description
 
 
 # entries of files of other programs that hold a state dict, by what they hold; of each the first is

@@ -28,7 +28,7 @@ def run_main(main: Callable[[], object]) -> NoReturn:
         include(sys.argv)  # before the script makes its parser, which lists the options of all rows
         status = main()
     except Interrupted as reason:
-        print(f"stopped: {reason}; the same command goes on from there", file=sys.stderr)
+        print(f"stopped: {reason}; {reason.go_on}", file=sys.stderr)
         sys.exit(STATUS)
     except (ValueError, OSError, Stopped) as error:
         if os.environ.get("UNDEGRADE_TRACEBACK"):

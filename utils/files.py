@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -21,8 +22,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     and nothing beside it.
 
     Raises:
-        OSError: the folder cannot be written, or a new folder would replace one that holds
-            something.
+        OSError: the folder cannot be written, the disk is full, or a new folder would replace one
+            that holds something; names the file.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +34,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             _share(file)
             _flush(file)
         os.replace(temporary, target)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk: of which file?
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -53,6 +58,13 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def remove_litter(folder: Path) -> None:
+    """Remove what killed writes left directly in `folder`, which nobody else writes to now."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _flush(file: Path) -> None:

@@ -7,6 +7,7 @@ ends with the status 75 (`EX_TEMPFAIL` of sysexits.h): the same command goes on 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import threading
@@ -19,7 +20,13 @@ _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 class Interrupted(RuntimeError):
-    """The work was stopped on purpose, and what was done is kept; the message says why."""
+    """The work was stopped on purpose, and what was done is kept; the message says why.
+
+    Attributes:
+        go_on: how, in words.
+    """
+
+    go_on = "the same command goes on from there"
 
 
 def parse_duration(text: str) -> float:
@@ -82,3 +89,22 @@ class Interruption:
         if self._signal == "SIGINT" and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = signal.Signals(number).name
+
+
+def listen_to_parent_alone(*_: object) -> None:
+    """For processes that make the batches of one that listens: a signal that everybody gets, as
+    schedulers and launchers send it, must not end them before it. What the parent itself asks for
+    is done, and nothing where the system cannot tell who asks.
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # here and in all threads that this one starts
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)

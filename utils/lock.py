@@ -21,8 +21,9 @@ _STALE = 120.0  # seconds without one after which a holder on another host is gi
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Hold the folder for the block; the same process may not hold it twice.
 
-    A lock whose process is gone is taken over: of this host by its process number, of another one
-    when it gave no sign of life for two minutes (the holder gives one every 20 seconds).
+    A lock whose process is gone is taken over: of this host by its process number and start, of
+    another one when it gave no sign of life for two minutes (the holder gives one every 20
+    seconds).
 
     Args:
         folder: is made if it is not there.
@@ -33,8 +34,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
-    holder = {"host": socket.gethostname(), "process": os.getpid(), "what": what, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-    text = json.dumps({**holder, "token": secrets.token_hex(8)})
+    own = {"host": socket.gethostname(), "process": os.getpid(), "started": _start_of(os.getpid())}
+    text = json.dumps({**own, "what": what, "since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": secrets.token_hex(8)})
     while not _create(path, text):
         found = _read(path)
         if found is None:
@@ -107,13 +108,24 @@ def _alive(path: Path, text: str) -> bool:
     holder = _parse(text)
     process = holder.get("process")
     if holder.get("host") == socket.gethostname() and isinstance(process, int):
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # somebody else's process
-            pass
-        return True
+        start = _start_of(process)
+        return start is not None and (not start or holder.get("started") in (None, "", start))
     with contextlib.suppress(FileNotFoundError):
         return time.time() - path.stat().st_mtime <= _STALE
     return False
+
+
+def _start_of(process: int) -> str | None:
+    """What tells a process of this host from a later one of the same number ("" where the system
+    does not say it); None when it has ended, even if its parent has not taken notice.
+    """
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:  # somebody else's process
+        pass
+    with contextlib.suppress(OSError):  # Linux
+        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZX" else fields[18]
+    return ""

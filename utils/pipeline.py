@@ -23,6 +23,7 @@ from pathlib import Path
 from undegrade.utils.choices import check_choice
 from undegrade.utils.composition import find_config
 from undegrade.utils.config import build, read_all, read_yaml
+from undegrade.utils.costs import USUAL_SPEED, plan
 from undegrade.utils.errors import Stopped, run_main
 from undegrade.utils.files import write_atomic
 from undegrade.utils.stages import SCRIPTS, Command, PipelineConfig, Variables, all_variables, commands, escaped
@@ -104,8 +105,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     p.add_argument("-c", "--config", required=True, help="pipeline YAML")
     p.add_argument("--out", help="folder for everything that the pipeline writes")
-    p.add_argument("--dry_run", action="store_true", help="print the commands and stop")
+    p.add_argument("--dry_run", action="store_true", help="print the commands and what they come to, and stop")
+    p.add_argument("--speed", type=float, default=USUAL_SPEED, help="with --dry_run: of a device, TFLOP a second, for the hours")
     args, rest = p.parse_known_args(argv)
+    if not args.speed > 0:
+        raise ValueError(f"--speed {args.speed:g} is no speed: give TFLOP a second, above 0")
     config, given = _given(rest, build(PipelineConfig, read_yaml(args.config)))
     if args.out:
         given["out"] = args.out
@@ -114,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_files(config, stages, variables["family"])
     if args.dry_run:
         print("\n".join(f"{stage.name}: {shlex.join(stage.words)}" for stage in stages))
+        print("\n" + plan(stages, args.speed) + "".join(f"not there yet: {line}\n" for line in missing_weights(stages)), end="")
         return
     if missing := missing_weights(stages):
         raise FileNotFoundError(f"nothing was run, since published weights are not there: {', '.join(missing)}")

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,27 @@ def provenance() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpu": _gpu_models(),
     }
+
+
+def made_by(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries for the description of a checkpoint: the resolved `configuration` that it was made
+    from, seeds included, and `made_by`, the code and the libraries.
+
+    What belongs to one machine is left out: `save_dir`, and of absolute paths all but the name.
+    """
+    facts = provenance()
+    return {
+        "configuration": {key: _portable(value) for key, value in configuration.items() if key != "save_dir"},
+        "made_by": {name: facts[name] for name in ("commit", "dirty", "python", "libraries")},
+    }
+
+
+def _portable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _portable(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_portable(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).expanduser().is_absolute() else value
 
 
 def library_versions() -> dict[str, str]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
@@ -18,6 +19,9 @@ from undegrade.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+log = logging.getLogger(__name__)
 
 
 class _TqdmHandler(logging.Handler):
@@ -36,6 +40,39 @@ def setup_logging(quiet: bool = False) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
+def read_rows(path: Path, number: str | None = None) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file, none if it is not there. A last line that a kill cut off is left
+    out, with a message.
+
+    Args:
+        path: the file.
+        number: an entry of each row that must be a number.
+
+    Raises:
+        ValueError: another line is damaged; names it.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    rows: list[dict[str, Any]] = []
+    for place, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line else None
+            if row is not None and not (isinstance(row, dict) and (number is None or isinstance(row.get(number), int))):
+                raise ValueError("not a row of this file")
+        except (ValueError, RecursionError) as error:
+            if place == len(lines):  # whole lines end with a line break
+                log.warning("%s: its last line was cut off, and is left out", path)
+                break
+            raise ValueError(f"{path}, line {place} is damaged ({error}): remove that line, or the file") from error
+        if row is not None:
+            rows.append(row)
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a JSON-lines file by these rows, in one step."""
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
 class RunLog:
     """metrics.jsonl and TensorBoard of one run; does nothing when `folder` is None (other ranks).
 
@@ -49,9 +86,7 @@ class RunLog:
         if folder is None:
             return
         path = folder / "metrics.jsonl"
-        rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [row for row in rows if row.endswith("}") and json.loads(row)["epoch"] <= resume_epoch]  # a kill may cut the last
-        write_atomic(path, "".join(row + "\n" for row in kept))
+        write_rows(path, [row for row in read_rows(path, "epoch") if row["epoch"] <= resume_epoch])
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -67,6 +102,7 @@ class RunLog:
         row = {"epoch": epoch, "step": step, **{k: round(float(v), 6) for k, v in metrics.items()}}
         self._file.write(json.dumps(row, allow_nan=True) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())  # before the state that follows it
         if self._writer is not None:
             for name, value in metrics.items():
                 if math.isfinite(value):

@@ -1,5 +1,5 @@
-"""Run folders: `<save_dir>/<name>/<run id>/{config.yaml, metrics.jsonl, events, best.safetensors,
-last/, DONE}`.
+"""Run folders: `<save_dir>/<name>/<run id>/{config.yaml, metrics.jsonl, provenance.jsonl, events,
+best.safetensors, last/, DONE}`.
 
 Stages find each other by name: `resolve_checkpoint("sl/Digits/ResNet20-ResNet20/jpeg")` is the best
 checkpoint of the latest finished run of that name.
@@ -7,45 +7,69 @@ checkpoint of the latest finished run of that name.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from undegrade.utils.checkpoint import read_description, split_entry
+from undegrade.utils.files import remove_litter
+from undegrade.utils.lock import locked
 from undegrade.utils.published_commands import published_run
 from undegrade.utils.training_commands import training_command
 
-BEST = "best.safetensors"
+BEST, CONFIG = "best.safetensors", "config.yaml"
 DONE = "DONE"
 
 
 def create_run(save_dir: str | Path, name: str, run_id: str | None = None) -> Path:
-    """Make and return a new run folder; `run_id` defaults to the local time `YYYYMMDD-HHMMSS`, made
-    unique by a suffix.
+    """Return the folder of a run; the one of `run_id` may exist. Without it a new one is made,
+    named by the local time `YYYYMMDD-HHMMSS`, made unique by a suffix.
     """
     parent = Path(save_dir) / name
-    stem = run_id or datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    if run_id is not None:
+        return parent / run_id
+    stem = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     for attempt in itertools.count():
         folder = parent / (stem if attempt == 0 else f"{stem}-{attempt}")
-        try:
+        with contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:
-            if run_id is not None:
-                raise ValueError(f"run {folder} exists already: resume it with -r {folder}, or choose another --run_id") from None
     raise AssertionError("unreachable")
 
 
+@contextlib.contextmanager
+def holding(run: Path, what: str) -> Iterator[None]:
+    """Nobody else writes to the run folder within the block, which is made if it is not there; what
+    killed writes left is removed.
+
+    Raises:
+        ValueError: somebody holds it (names who); it holds files but no config.yaml.
+    """
+    with locked(run, what):
+        if not (run / CONFIG).is_file() and any(not path.name.startswith(".") for path in run.iterdir()):
+            raise ValueError(f"{run} holds files but no {CONFIG}, so it is no run: give another --run_id")
+        for folder in (run, run / "last"):
+            remove_litter(folder)
+        yield
+
+
 def mark_done(run: Path) -> None:
-    """Mark a run as finished; only finished runs are found by name."""
+    """Mark a run as finished; only finished runs are found by name.
+
+    Raises:
+        FileNotFoundError: it has no best checkpoint.
+    """
+    if not (run / BEST).is_file():
+        raise FileNotFoundError(f"{run} has no {BEST}, so it has not finished: train it anew, with another --run_id")
     (run / DONE).touch()
 
 
 def finished_runs(save_dir: str | Path, name: str) -> list[Path]:
     """Finished runs of a name, oldest first (by the time at which they finished)."""
     folder = Path(save_dir) / name
-    runs = [marker.parent for marker in folder.glob(f"*/{DONE}")] if folder.is_dir() else []
+    runs = [marker.parent for marker in folder.glob(f"*/{DONE}") if (marker.parent / BEST).is_file()]
     return sorted(runs, key=lambda run: ((run / DONE).stat().st_mtime_ns, run.name))
 
 

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,27 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  third-party code may draw from the global generator
     torch.manual_seed(seed)
+
+
+def global_state(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Where Python's, numpy's and torch's global generators are, and torch's of the device: plain
+    values and tensors.
+    """
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    kind, key, *rest = numpy_state
+    state = {"python": random.getstate(), "numpy": (kind, key.tolist(), *rest), "torch": torch.get_rng_state()}
+    if torch.device(device).type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_global_state(state: dict[str, Any], device: str | torch.device = "cpu") -> None:
+    """Put the generators to where `global_state` found them."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.device(device).type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 @contextlib.contextmanager

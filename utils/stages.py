@@ -85,10 +85,14 @@ class PipelineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A stage's command with all variables filled in, and the identity of the pipeline up to it."""
+    """A stage's command with all variables filled in: its words, those of them that follow the
+    script, and the identity of the pipeline up to it.
+    """
 
     name: str
+    script: str
     words: list[str]
+    arguments: list[str]
     configs: list[str]
     identity: str
 
@@ -171,7 +175,8 @@ def _chain(
             before = _identity([stage.script, *words], configs, before)
             words = [word.replace(_STAGE_ID, before) for word in words]
             full = prefix + (f"{name}-{value}" if value else name)
-            out.append(Command(full, [*_program(stage, here["ranks"] if stage.mpi else ""), *words], configs, before))
+            program = _program(stage, here["ranks"] if stage.mpi else "")
+            out.append(Command(full, stage.script, [*program, *words], words, configs, before))
     return out
 
 

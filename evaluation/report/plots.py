@@ -113,11 +113,11 @@ def severity_plot(
     columns, colours = column_names(rows), system_colours(rows)
     for axes, (name, panel) in zip(grid, panels.items(), strict=False):
         for index, (key, column) in enumerate(columns.items()):
-            own = [sorted((r for r in run if (r.system, r.rule) == key), key=lambda r: r.severity) for run in panel]
+            own = [sorted((r for r in run if (r.system, r.rule) == key), key=_severity) for run in panel]
             _curve(axes, own, column, colours[column], index)
         title, axis = (titles or {}).get(name, (_label(name), "severity"))
         axes.set_title(title, fontsize=10, weight="bold" if name == MEAN else "normal")
-        if len(ticks := sorted({row.severity for row in panel[0]})) <= 6:
+        if len(ticks := sorted({_severity(row) for row in panel[0]})) <= 6:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         if titles:
             axes.set_xlabel(textwrap.fill(axis, 40), fontsize=9, color=INK)
@@ -222,23 +222,24 @@ def _means_by_severity(rows: Sequence[Result], severities: Sequence[float]) -> l
     for system, rule in column_names(rows):
         own = [row for row in rows if (row.system, row.rule) == (system, rule)]
         for severity in severities:
-            # A mean row at severity 0 may span all severities, so it is never taken for level 0 of
-            # a sweep.
-            given = [row for row in own if row.corruption == MEAN and row.severity == severity != 0]
+            given = [row for row in own if row.corruption == MEAN and row.severity == severity]
             cells = [row for row in own if row.corruption not in (MEAN, CLEAN) and row.severity == severity]
             if given or cells:
                 means.append(average_rows(given or cells, MEAN, severity))
     return means
 
 
-def _cells(rows: Sequence[Result]) -> set[tuple[str, str, str, float]]:
+def _cells(rows: Sequence[Result]) -> set[tuple[str, str, str, float | None]]:
     return {(row.system, row.rule, row.corruption, row.severity) for row in rows}
 
 
 def _panels(runs: Sequence[Sequence[Result]], names: Iterable[str] | None) -> dict[str, list[list[Result]]]:
-    """Corruption -> its rows in each run."""
-    levels = levels_by_corruption(runs[0])
+    """Corruption -> its rows in each run, but those of levels drawn for each image, which have no
+    place on an axis.
+    """
+    levels = {name: values for name, values in levels_by_corruption(runs[0]).items() if values}
     levels = {name: levels[name] for name in names or levels}
+    runs = [[row for row in run if row.severity is not None] for run in runs]
     panels = {name: [[row for row in run if row.corruption == name] for run in runs] for name in levels}
     if len(levels) > 1 and len({tuple(values) for values in levels.values()}) == 1:
         drawn = [[row for row in run if row.corruption in (MEAN, *levels)] for run in runs]
@@ -247,7 +248,7 @@ def _panels(runs: Sequence[Sequence[Result]], names: Iterable[str] | None) -> di
 
 
 def _curve(axes: Axes, runs: Sequence[Sequence[Result]], label: str, colour: str, index: int) -> None:
-    x = [row.severity for row in runs[0]]
+    x = [_severity(row) for row in runs[0]]
     accuracy, low, high = (
         100 * np.array([[getattr(row, field) for row in run] for run in runs]) for field in ("accuracy", "ci95_low", "ci95_high")
     )
@@ -258,6 +259,12 @@ def _curve(axes: Axes, runs: Sequence[Sequence[Result]], label: str, colour: str
     places, width = (index % step, step), 1.6 if step == 1 else 1.2
     axes.plot(x, y, color=colour, marker=MARKERS[index % len(MARKERS)], markevery=places, ms=4, linewidth=width, label=label)
     axes.fill_between(x, bottom, top, color=colour, alpha=0.15, linewidth=0)
+
+
+def _severity(row: Result) -> float:
+    """Of a row that has one."""
+    assert row.severity is not None
+    return row.severity
 
 
 def _label(name: str) -> str:

@@ -144,11 +144,11 @@ def run(config: GenerateConfig, world: World, args: argparse.Namespace) -> Outco
         config = dataclasses.replace(config, num_per_class=per_class(args.num_fid_samples, len(classes)))
     if args.dry_run:
         if world.rank == 0:
-            print(describe_generation(opened, config, world.size), end="")
+            print(describe_generation(opened, config, world.size, args.verify), end="")
         return None
     log.info("%s: %d classes of %d px, %d rank(s) on %s", opened.path, opened.generator.num_classes,
              opened.generator.image_size, world.size, device.type)  # fmt: skip
-    return generate(opened, config, world)
+    return generate(opened, config, world, args.verify)
 
 
 if __name__ == "__main__":

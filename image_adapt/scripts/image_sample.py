@@ -164,12 +164,12 @@ def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, args: 
     if args.dry_run:
         if world.rank == 0:
             seconds = time_batch(jobs, adapter, config, device) if args.time else None
-            print(describe_plan(jobs, adapter, config, world.size, seconds), end="")
+            print(describe_plan(jobs, adapter, config, world.size, seconds, args.verify), end="")
         return None
     images = sum(len(job.source) for job in jobs)
     log.info("%d images in %d cells, %d rank(s) on %s, batches of %d", images, len(jobs), world.size, device.type,
              config.batch_size)  # fmt: skip
-    return run_jobs(jobs, adapter, config, world, device)
+    return run_jobs(jobs, adapter, config, world, device, args.verify)
 
 
 def report(outcome: Outcome, config: AdaptConfig) -> int:

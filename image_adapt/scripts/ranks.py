@@ -24,6 +24,10 @@ def ranks_parser(description: str | None, schema: type, listed_in: str) -> Scrip
     )
     p.add_argument("--threads", type=typed(Count), default=1, help="CPU threads a rank")
     p.add_argument("--dry_run", action="store_true", help="print what would be done, write nothing")
+    p.add_argument(
+        "--verify", action="store_true", help="decode all images that are there and compare their digests with the manifest's; "
+        "what differs is made again (without the flag: sizes, and digests of files that changed since)"
+    )  # fmt: skip
     return p
 
 

@@ -17,10 +17,12 @@ from tests.adapting import digits
 from tests.chaos.launches import assert_one_line, assert_same_tree, within
 from tests.scripts import Done, run_script
 from tests.test_generation import generated, save_model
+from undegrade.utils.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
 CELL = "jpeg/random"
+RUN = "ind/Digits/ResNet20_clean/one"
 TAR = ("--output", "tar", "--shard_size", 4)
 
 
@@ -152,37 +154,33 @@ def training(root: Path, epochs: int) -> Done:
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three epochs that has done two and is not finished."""
-    root = tmp_path_factory.mktemp("stopped")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run that has done two of its three epochs, kept apart, and the root where it belongs."""
+    kept, root = tmp_path_factory.mktemp("kept"), tmp_path_factory.mktemp("stopped")
+    training(root, 2).check()
+    shutil.copytree(root / RUN, kept / RUN)
+    shutil.rmtree(root / RUN)
     training(root, 3).check()
-    run = root / "ind/Digits/ResNet20_clean/one"
-    (run / "DONE").unlink()
-    shutil.rmtree(run / "last")
-    (run / "metrics.jsonl").unlink()
-    (run / "best.safetensors").unlink()
-    training_of_two = tmp_path_factory.mktemp("two")
-    training(training_of_two, 2).check()
-    before = training_of_two / "ind/Digits/ResNet20_clean/one"
-    for name in ("metrics.jsonl", "best.safetensors"):
-        shutil.copyfile(before / name, run / name)
-    shutil.copytree(before / "last", run / "last")
-    return root
+    shutil.copyfile(root / RUN / "config.yaml", kept / RUN / "config.yaml")
+    (kept / RUN / "DONE").unlink()
+    return kept, root
 
 
 @pytest.mark.parametrize("name", ["deleted", "empty", "half", "zeros", "one bit", "text", "nested"])
 @pytest.mark.parametrize("file", ["last/state.pt", "config.yaml", "metrics.jsonl", "best.safetensors"])
-def test_a_run_with_a_damaged_file_ends_well_or_names_it(file: str, name: str, stopped: Path, copy: Callable[[Path], Path]) -> None:
-    root = copy(stopped)
-    run = root / "ind/Digits/ResNet20_clean/one"
+def test_a_run_with_a_damaged_file_ends_well_or_names_it(file: str, name: str, stopped: tuple[Path, Path]) -> None:
+    kept, root = stopped
+    run = root / RUN
+    shutil.rmtree(run)
+    shutil.copytree(kept / RUN, run)
     damage(run / file, name)
     with within(120):
         done = training(root, 3)
     if done.status:
         return assert_one_line(done, run)
     assert (run / "DONE").is_file()
-    state = torch.load(run / "last/state.pt", weights_only=True)
-    assert state["progress"]["epoch"] == 3
+    assert torch.load(run / "last/state.pt", weights_only=True)["progress"]["epoch"] == 3
+    assert all(value.isfinite().all() for value in load_checkpoint(run / "best.safetensors")[0].values())
     return None
 
 

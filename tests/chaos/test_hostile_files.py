@@ -25,7 +25,7 @@ from tests.scripts import Done, run_script
 
 pytestmark = pytest.mark.slow
 
-SPECIALIST = "configs/sl/Digits/ResNet20-20.yaml"
+CLEAN = "configs/ind/Digits/ResNet20_clean.yaml"
 SECONDS = 30  # of each call
 
 
@@ -109,7 +109,7 @@ def loads(path: Path, marker: Path, tmp_path: Path) -> None:
     calls: list[tuple[object, ...]] = [
         ("test.py", "-r", path, "--arch", "ResNet20", "--data.dataset", "Digits", "--limit", 10, "--out", tmp_path / "e"),
         (SCRIPT, "--model_path", path, "--corruption", "jpeg", "--limit", 4, "--save_dir", tmp_path / "a"),
-        ("train.py", "-c", SPECIALIST, "--dt", "jpeg", "--model.init_from", path, "--save_dir", tmp_path / "t"),
+        ("train.py", "-c", CLEAN, "--data.limit", 20, "--loop.epochs", 1, "--model.init_from", path, "--save_dir", tmp_path / "t"),
     ]
     for script, *words in calls:
         assert_one_line(call(str(script), *words), path)
@@ -195,7 +195,7 @@ ARRAYS: dict[str, Callable[[Path, Path], object]] = {
         npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 32, 32, 3), }\n")
     ),
     "header nested": lambda path, marker: path.write_bytes(npy("(" * 5000 + "\n")),
-    "floats": lambda path, marker: np.save(path, np.load(path).astype(np.float32)),
+    "floats": lambda path, marker: np.save(path, np.load(path) + 0.5),
     "other shape": lambda path, marker: np.save(path, np.load(path).reshape(-1)[:49]),
     "archive": lambda path, marker: np.savez(str(path), a=np.zeros(3)) or shutil.move(f"{path}.npz", path),
     "a folder": lambda path, marker: (path.unlink(), path.mkdir()),
@@ -212,7 +212,7 @@ def test_arrays_of_strangers_are_refused_in_one_line(name: str, file: str, ddpm:
     words = ("--model_path", ddpm, "--save_dir", tmp_path / "out", "--timestep_respacing", 10, "--N", 3, "--batch_size", 5)
     done = call(SCRIPT, *words, "--base_samples", folder, "--corruption", "fog", "--severity", "1-5")
     assert not marker.exists()
-    assert_one_line(done, folder)
+    assert_one_line(done, *([folder] if (folder / file).is_file() else []))
 
 
 # --- manifests, class maps and lists

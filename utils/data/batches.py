@@ -26,6 +26,7 @@ from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.device import move_batch
+from undegrade.utils.interruption import listen_to_parent_alone
 from undegrade.utils.seeding import numpy_generator
 
 Batch = dict[str, Any]
@@ -228,13 +229,13 @@ def _orders(count: int, seed: int, epoch: int) -> dict[tuple[str, ...], np.ndarr
 
 
 class _Places(Sampler):
-    """(epoch, step) pairs of the current epoch."""
+    """(epoch, step) pairs of the current epoch from its step `start` on."""
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.epoch = steps, 0
+        self.steps, self.epoch, self.start = steps, 0, 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter([(self.epoch, step) for step in range(self.steps)])
+        return iter([(self.epoch, step) for step in range(self.start, self.steps)])
 
     def __len__(self) -> int:
         return self.steps
@@ -253,7 +254,8 @@ class BatchLoader:
         self._places = _Places(len(batches))
         self._loader = DataLoader(
             _Made(batches), batch_size=None, sampler=self._places, num_workers=workers, persistent_workers=workers > 0,
-            pin_memory=self._device.type == "cuda",
+            pin_memory=self._device.type == "cuda", worker_init_fn=listen_to_parent_alone,
+            generator=torch.Generator(),  # else it draws from the global one, in each epoch or, with workers, in the first
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -263,7 +265,7 @@ class BatchLoader:
         """Images that all processes together see at a step, for each degradation."""
         return self._batches.global_images(step)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Batches of one epoch in step order."""
-        self._places.epoch = epoch
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of one epoch in step order, from the step `start` on."""
+        self._places.epoch, self._places.start = epoch, start
         return (self._batches.finished(move_batch(made, self._device)) for made in iter(self._loader))

@@ -5,17 +5,16 @@ How the images of a cell come to be is a matter of views (utils/data/views.py).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
 from undegrade.utils.data.perturbations.registry import CLEAN as CLEAN
 from undegrade.utils.data.perturbations.registry import find_perturbation
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One column of a result table.
+class Cell(NamedTuple):
+    """One test set: a column of a result table.
 
     Attributes:
         corruption: name of a perturbation: `clean`, one of the ImageNet-C corruptions, a
@@ -30,7 +29,12 @@ class Cell:
     @property
     def folder(self) -> str:
         """`<corruption>/<severity>`, with `random` for levels drawn image by image."""
-        return f"{self.corruption}/{'random' if self.severity is None else f'{self.severity:g}'}"
+        return f"{self.corruption}/{level_text(self.severity)}"
+
+
+def level_text(severity: float | None) -> str:
+    """A level as folders and messages have it: `random` where one is drawn for each image."""
+    return "random" if severity is None else f"{severity:g}"
 
 
 def parse_severities(text: str, also: str = "") -> list[int]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,16 +20,17 @@ from torch import Tensor
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.cells import CLEAN, Cell
+from undegrade.utils.data.manifest import MANIFEST, read_manifest
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.perturbations.registry import find_perturbation, with_severities
 from undegrade.utils.data.sources.folders import first_size, folder_source
+from undegrade.utils.data.sources.image_files import list_images
 from undegrade.utils.data.sources.image_source import ImageSource
-from undegrade.utils.data.sources.images import Resize, list_images
+from undegrade.utils.data.sources.images import Resize
 from undegrade.utils.data.sources.released import LABELS, array_cell, refuse_to_read
 from undegrade.utils.data.sources.shards import SHARDS, shard_source
 
 RAW = "raw"  # the view that corrupts clean images as they are read
-MANIFEST = "manifest.jsonl"  # beside adapted images: a line an image
 
 
 class View(Protocol):
@@ -173,8 +173,7 @@ class FolderTree:
 
     def _manifest(self, cell: Cell) -> list[dict[str, Any]]:
         """What the adapter noted of its images; nothing where none was there."""
-        path = self._folder(cell) / MANIFEST
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        return read_manifest(self._folder(cell))
 
     def _resize(self, cell: Cell) -> Resize | None:
         """How the files of a cell are resized: as the clean images, or None (see above)."""

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from undegrade.utils.data.sources.image_files import find_images, keys_of, list_images, say_left_out
 from undegrade.utils.data.sources.image_source import (
     TEST_SHARE,
     VALIDATION_SHARE,
@@ -37,9 +38,9 @@ from undegrade.utils.data.sources.images import (
     FileSlice,
     Resize,
     image_size,
-    list_images,
     read_image,
 )
+from undegrade.utils.paths import utf8
 
 log = logging.getLogger(__name__)
 
@@ -177,10 +178,17 @@ def folder_source(
         ValueError: no images, images outside a class folder only, one class only, or a class that
             is not in `classes`.
     """
-    paths = [p for p in list_images(folder) if len(p.relative_to(folder).parts) >= 2]
+    paths, left_out = find_images(folder)
+    outside = [p for p in paths if p.parent == folder]
+    if outside:
+        paths = [p for p in paths if p.parent != folder]
+        left_out["outside the class folders"] += len(outside)
+    say_left_out(folder, left_out)
     if not paths:
         raise ValueError(f"no images under {folder}: expected {folder}/<class>/<name> with a suffix such as .png, .jpg, .jpeg")
-    found, named = sorted({p.relative_to(folder).parts[0] for p in paths}), named or {}
+    relative, named = [utf8(p.relative_to(folder).as_posix()) for p in paths], named or {}
+    folders = [name.split("/", 1)[0] for name in relative]
+    found = sorted(set(folders))
     usual = list(named.values()) or found
     if classes is None and len(usual) < 2:
         raise ValueError(f"{folder} holds one class folder only, {found[0]!r}: at least 2 are needed, {folder}/<class>/<name>")
@@ -192,16 +200,10 @@ def folder_source(
             f"{folder} has class folders {unknown[:5]} that are not among the classes of {known} or of data.classes "
             f"({list(order)[:10]})"
         )
-    size = image_size or min(first_size(paths))
-    if len(paths) * 3 * size * size > PRELOAD_BYTES:
-        source = plain_source(folder, size, name, paths, resize)
-    else:
-        paths, images = _decode_all(paths, size, resize)
-        source = dataclasses.replace(plain_source(folder, size, name, paths, resize), read=array_reader(images))
-    folders = [p.relative_to(folder).parts[0] for p in paths]
-    keys = [named.get(first, first) + key.removeprefix(first) for first, key in zip(folders, source.keys, strict=True)]
-    labels = [order[named.get(first, first)] for first in folders]
-    return dataclasses.replace(source, classes=tuple(order), labels=torch.tensor(labels), keys=keys)
+    source = plain_source(folder, image_size or min(first_size(paths)), name, paths, resize)
+    keys = keys_of([named.get(first, first) + name.removeprefix(first) for first, name in zip(folders, relative, strict=True)])
+    labels = torch.tensor([order[named.get(first, first)] for first in folders])
+    return preloaded(dataclasses.replace(source, classes=tuple(order), labels=labels, keys=keys))
 
 
 def plain_source(
@@ -219,7 +221,7 @@ def plain_source(
     if not files:
         raise ValueError(f"no images under {folder} (by suffix: {', '.join(IMAGE_SUFFIXES)})")
     read = functools.partial(read_files, files, image_size, resize)
-    keys = _unique_names([p.relative_to(folder) for p in files])
+    keys = keys_of([p.relative_to(folder).as_posix() for p in files])
     return ImageSource(name, (), torch.full((len(files),), -1), keys, image_size, read, resize=resize)
 
 
@@ -229,6 +231,32 @@ def read_files(
     """uint8 [B, 3, size, size] of the files at `rows`; see `read_image`."""
     images = [read_image(files[i], size, resize, smallest=smallest) for i in rows]
     return torch.from_numpy(np.stack(images) if images else np.empty((0, 3, size, size), np.uint8))
+
+
+def preloaded(source: ImageSource) -> ImageSource:
+    """The source with its images in memory if they are there and fit into 2 GiB, else as it is
+    (decoded whenever they are read). Files that cannot be decoded are named and left out.
+
+    Raises:
+        ValueError: none can be decoded.
+    """
+    size = source.image_size
+    if source.listing_of is not None or len(source) * 3 * size * size > PRELOAD_BYTES:
+        return source
+    images = np.empty((len(source), 3, size, size), np.uint8)
+    good: list[int] = []
+    broken: list[str] = []
+    for row in range(len(source)):
+        found, image, bad = source.readable([row])
+        if found:
+            images[len(good)] = image[0].numpy()
+        good += found
+        broken += [entry.reason for entry in bad]
+    if not good:
+        raise ValueError(f"none of the {len(source)} files can be decoded, e.g. {broken[0]}")
+    if broken:
+        log.warning("left out %d of %d files that cannot be decoded:\n  %s", len(broken), len(source), "\n  ".join(broken[:20]))
+    return dataclasses.replace(source.subset(good), read=array_reader(images[: len(good)]))
 
 
 def first_size(paths: Sequence[Path]) -> tuple[int, int]:
@@ -241,24 +269,3 @@ def first_size(paths: Sequence[Path]) -> tuple[int, int]:
         with contextlib.suppress(BrokenImageError):
             return image_size(path)
     raise ValueError(f"none of the {len(paths)} files under {paths[0].parent.parent} can be read as an image, e.g. {paths[0]}")
-
-
-def _decode_all(paths: list[Path], size: int, resize: Resize | None) -> tuple[list[Path], np.ndarray]:
-    good, arrays, broken = [], [], []
-    for path in paths:
-        try:
-            arrays.append(read_image(path, size, resize))
-            good.append(path)
-        except BrokenImageError as error:
-            broken.append(str(error))
-    if broken:
-        log.warning("left out %d of %d files that cannot be decoded:\n  %s", len(broken), len(paths), "\n  ".join(broken[:20]))
-    if not good:
-        raise ValueError(f"none of the {len(paths)} files can be decoded, e.g. {broken[0]}")
-    return good, np.stack(arrays)
-
-
-def _unique_names(relative: Sequence[Path]) -> list[str]:
-    """Paths without suffix; with it where two files differ by the suffix alone."""
-    count = collections.Counter(p.with_suffix("") for p in relative)
-    return [(p if count[p.with_suffix("")] > 1 else p.with_suffix("")).as_posix() for p in relative]

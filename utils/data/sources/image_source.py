@@ -4,6 +4,7 @@ splits.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import re
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from undegrade.utils.data.sources.images import IMAGE_SUFFIXES, BrokenImageError, Resize
 from undegrade.utils.data.targets import Target
-from undegrade.utils.paths import escaped
+from undegrade.utils.paths import escaped, utf8
 from undegrade.utils.seeding import numpy_generator
 
 VALIDATION_SHARE = 0.1
@@ -72,6 +73,11 @@ class ImageSource:
     listing_of: Path | None = None
     target: Target | None = None
     read_target: Callable[[np.ndarray], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.keys)) < len(self.keys):
+            twice = next(key for key, count in collections.Counter(self.keys).items() if count > 1)
+            raise ValueError(f"{self.name}: several images have the key {escaped(twice)}: give their files names of their own")
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -151,7 +157,8 @@ class ImageSource:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{what} {path} does not exist; expected a file with one image key or path a line")
-        lines = [line.strip().removeprefix("./") for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        text = utf8(Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
+        lines = [line.strip().removeprefix("./") for line in text.splitlines()]
         place = {key: i for i, key in enumerate(self.keys)}
         found = {line: _first_known(line, place) for line in lines if line and not line.startswith("#")}
         missing = sorted(line for line, row in found.items() if row is None)
@@ -304,11 +311,3 @@ def train_validation_test(trainval: ImageSource, test: ImageSource, split: str, 
     """
     validation, train = cut(trainval, [VALIDATION_SHARE], f"{name}/validation")
     return one_split({"train": train, "validation": validation, "test": test, "trainval": trainval}, split, name)
-
-
-def found_at(path: Path) -> str:
-    """For messages: what the folder `path`, or the closest parent that exists, holds."""
-    folder = next(p for p in (path.resolve(), *path.resolve().parents) if p.is_dir())
-    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
-    more = f", ... ({len(names)} in all)" if len(names) > 8 else ""
-    return f"{folder} holds {', '.join(names[:8]) or 'nothing'}{more}"

@@ -12,15 +12,15 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from undegrade.utils.data.sources.folders import PRELOAD_BYTES, read_files
-from undegrade.utils.data.sources.image_source import VALIDATION_SHARE, ImageSource, array_reader, cut, found_at
-from undegrade.utils.data.sources.images import IMAGE_SUFFIXES, Resize
+from undegrade.utils.data.sources.folders import read_files
+from undegrade.utils.data.sources.image_files import Kinds, entries_of, found_at, keys_of, say_left_out
+from undegrade.utils.data.sources.image_source import VALIDATION_SHARE, ImageSource, cut
+from undegrade.utils.data.sources.images import Resize
 from undegrade.utils.data.sources.released import first_cell, listing
 
 FOLDERS = ("imagenet", "ILSVRC/Data/CLS-LOC", "ILSVRC", ".")  # below the root, the first that has a train or val folder
@@ -77,7 +77,7 @@ def imagenet(
     own_list = folder / "classes.txt"
     order = tuple(classes) if classes is not None else read_classes(str(own_list) if own_list.is_file() else IMAGENET_1K)
     files, labels = _labelled_files(images, (images, folder, root), {c: i for i, c in enumerate(order)})
-    keys = [f"{order[label]}/{os.path.splitext(os.path.basename(file))[0]}" for file, label in zip(files, labels, strict=True)]
+    keys = keys_of([f"{order[label]}/{os.path.basename(file)}" for file, label in zip(files, labels, strict=True)])
     read = functools.partial(read_files, files, image_size, resize)
     source = ImageSource("Imagenet", order, torch.tensor(labels), keys, image_size, read, RGB_MEAN, RGB_STD, resize=resize)
     if split in ("train", "validation"):
@@ -113,22 +113,11 @@ def read_classes(text: str) -> tuple[str, ...]:
     return tuple(names[label] for label in range(len(lines)))
 
 
-def preloaded(source: ImageSource) -> ImageSource:
-    """The source with its images in memory if they are there and fit into 2 GiB, else as it is
-    (decoded whenever they are read).
-    """
-    size = source.image_size
-    if source.listing_of is not None or len(source) * 3 * size * size > PRELOAD_BYTES:
-        return source
-    images = np.empty((len(source), 3, size, size), np.uint8)
-    for i in range(len(source)):
-        images[i] = source.images([i])[0].numpy()
-    return dataclasses.replace(source, read=array_reader(images))
-
-
 def _labelled_files(part: Path, places: Sequence[Path], numbers: dict[str, int]) -> tuple[list[str], list[int]]:
     """Files of a part, in the order of classes and names, and their labels."""
-    folders = sorted(entry.name for entry in os.scandir(part) if entry.is_dir() and not entry.name.startswith("."))
+    left_out = Kinds()
+    here = list(entries_of(str(part), left_out))
+    folders = sorted(entry.name for entry in here if entry.is_dir())
     unknown = [name for name in folders if name not in numbers]
     if unknown:
         raise ValueError(
@@ -136,25 +125,28 @@ def _labelled_files(part: Path, places: Sequence[Path], numbers: dict[str, int])
             f"...): {', '.join(unknown[:5])}; name all classes with data.classes"
         )
     if folders:
-        pairs = [(file, numbers[name]) for name in folders for file in _images(part / name)]
+        left_out["outside the class folders"] += len(here) - len(folders)
+        pairs = [(file, numbers[name]) for name in folders for file in _images(part / name, left_out)]
     else:
         labels = _flat_labels(part, places, numbers)
-        files = list(_images(part))
+        files = sorted(entry.path for entry in here)
         missing = [file for file in files if Path(file).stem not in labels]
         if missing:
             raise ValueError(f"{len(missing)} of {len(files)} images in {part} have no label, e.g. {', '.join(missing[:3])}")
         pairs = sorted(((file, labels[Path(file).stem]) for file in files), key=lambda pair: (pair[1], pair[0]))
+    say_left_out(part, +left_out)
     if not pairs:
         raise FileNotFoundError(f"Imagenet: no images under {part}; expected {part}/<wnid>/*.JPEG")
     return [file for file, _ in pairs], [label for _, label in pairs]
 
 
-def _images(folder: Path) -> Iterator[str]:
+def _images(folder: Path, left_out: Kinds) -> list[str]:
     """Paths of the images in a folder, sorted (text: a million Path objects take seconds and
     gigabytes).
     """
-    with os.scandir(folder) as entries:
-        yield from sorted(e.path for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith("."))
+    found = list(entries_of(str(folder), left_out))
+    left_out["folders in a class folder"] += sum(entry.is_dir() for entry in found)
+    return sorted(entry.path for entry in found if entry.is_file())
 
 
 def _flat_labels(part: Path, places: Sequence[Path], numbers: dict[str, int]) -> dict[str, int]:

@@ -75,12 +75,6 @@ class FileSlice(NamedTuple):
             return io.BytesIO(file.read(self.size))
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Image files below `folder` by suffix, in sorted order (hidden files and folders left out)."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-
-
 def center_crop(image: Image.Image, size: int, resize: Resize | None = None) -> Image.Image:
     """Square `size` x `size` centre of an image whose shorter side is first brought to `size`, or
     to that of `resize`.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from undegrade.utils.data.sources.image_source import ImageSource, MappedReader, array_reader, found_at, train_validation_test
+from undegrade.utils.data.sources.image_files import Kinds, entries_of, found_at, keys_of, say_left_out
+from undegrade.utils.data.sources.image_source import ImageSource, MappedReader, array_reader, train_validation_test
 from undegrade.utils.data.sources.images import read_image
 from undegrade.utils.files import replacing
 
@@ -75,12 +75,11 @@ def _lines(folder: Path, path: Path) -> list[str]:
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _jpegs(folder: Path, place: Path) -> list[tuple[str, int]]:
+def _images(folder: Path, place: Path, left_out: Kinds) -> list[tuple[str, int]]:
     """Sorted names and sizes of the images that lie in `place`."""
     found = []
     if place.is_dir():
-        with os.scandir(place) as entries:
-            found = [(e.name, e.stat().st_size) for e in entries if e.name.endswith(SUFFIX) and not e.name.startswith(".")]
+        found = [(e.name, e.stat().st_size) for e in entries_of(str(place), left_out) if not e.is_dir()]
     if not found:
         raise _missing(folder, place / f"*{SUFFIX}")
     return sorted(found)
@@ -92,12 +91,13 @@ def _train_files(folder: Path, wnids: Sequence[str]) -> list[_File]:
         unknown = sorted(p.name for p in train.iterdir() if p.is_dir() and p.name not in wnids and not p.name.startswith("."))
         if unknown:
             raise ValueError(f"{train} holds folders that wnids.txt does not name: {', '.join(unknown[:5])}{_again(folder)}")
-    files = []
+    files, left_out = [], Kinds()
     for label, wnid in enumerate(wnids):
         images = train / wnid / "images"
         place = images if images.is_dir() else images.parent  # some copies lack the level in between
         below = place.relative_to(folder).as_posix()
-        files += [_File(f"{below}/{name}", size, label) for name, size in _jpegs(folder, place)]
+        files += [_File(f"{below}/{name}", size, label) for name, size in _images(folder, place, left_out)]
+    say_left_out(train, left_out)
     return files
 
 
@@ -109,7 +109,9 @@ def _val_files(folder: Path, wnids: Sequence[str]) -> list[_File]:
         if wnid not in wnids:
             raise ValueError(f"{annotations}: {name} has class {wnid!r}, which is not in wnids.txt{_again(folder)}")
         labels[name] = wnids.index(wnid)
-    sizes = dict(_jpegs(folder, images))
+    left_out = Kinds()
+    sizes = dict(_images(folder, images, left_out))
+    say_left_out(images, left_out)
     for names, what in (
         (labels.keys() - sizes.keys(), f"named in {annotations} are not in {images}"),
         (sizes.keys() - labels.keys(), f"in {images} are not named in {annotations}"),
@@ -121,7 +123,7 @@ def _val_files(folder: Path, wnids: Sequence[str]) -> list[_File]:
 
 def _part(folder: Path, name: str, wnids: Sequence[str], files: Sequence[_File]) -> ImageSource:
     labels = torch.tensor([file.label for file in files])
-    keys = [f"{wnids[file.label]}/{file.path.rsplit('/', 1)[1].removesuffix(SUFFIX)}" for file in files]
+    keys = keys_of([f"{wnids[file.label]}/{file.path.rsplit('/', 1)[1]}" for file in files])
     return ImageSource(f"TinyImagenet/{name}", tuple(wnids), labels, keys, SIDE, _reader(folder, name, files))
 
 

@@ -1,0 +1,200 @@
+"""What pipelines come to before they run: the published sizes, and what is counted as the programs
+themselves count it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.scripts import ROOT
+from tests.shipped import COMPOSED
+from undegrade.image_adapt.adapters import ADAPTERS
+from undegrade.image_adapt.config import adapt_schema
+from undegrade.models.classification.classifier import build_classifier
+from undegrade.models.diffusion.denoiser import build_denoiser
+from undegrade.utils.config import build, read_yaml
+from undegrade.utils.costs import Cost, costs, plan
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.known_sizes import NETWORKS, SIZES
+from undegrade.utils.pipeline import main
+from undegrade.utils.stages import PipelineConfig, commands
+
+
+@pytest.fixture(autouse=True)
+def _root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def found(pipeline: str, dataset: str, **given: str) -> dict[str, Cost]:
+    """Cost by stage, without the repetition's name."""
+    stages = commands(build(PipelineConfig, read_yaml(f"configs/pipelines/{pipeline}.yaml")), {"dataset": dataset, **given})
+    return {stage.name.removeprefix("seed1/"): cost for stage, cost in zip(stages, costs(stages), strict=True)}
+
+
+# images of stages, each with its number of passes forward and backward an image
+PUBLISHED = {
+    # ImageNet-C at severity 5 is 15 x 50,000 images, DDA 50 passes of each kind; DiffAUD trains on
+    # 50,000 images x 3 degradations; SDA on 50 of each of 1,000 classes: DiT 250 passes, the VAE 1
+    ("diffaud", "Imagenet"): {
+        "degraded_distill": (150_000, 200, 50), "adapt_known-train": (150_000, 50, 50), "adapt_known-validation": (150_000, 50, 50),
+        "adapted_distill": (150_000, 200, 50), "adapt_test": (750_000, 50, 50), "evaluate": (750_000, 4, 0),
+    },
+    ("sda", "Imagenet"): {
+        "adapt_test": (750_000, 50, 50), "generate": (50_000, 251, 0), "align": (50_000, 50, 50),
+        "finetune": (45_000, 100 / 3, 30), "adapt_clean": (50_000, 50, 50), "evaluate_sda": (800_000, 3, 0),
+    },
+    ("diffaud", "CIFAR10"): {
+        "clean": (45_000, 2000 / 9, 200), "degraded-blur": (45_000, 1000 / 9, 100), "degraded_distill": (135_000, 1000 / 9, 50),
+        "adapt_known-train": (135_000, 50, 50), "adapt_known-validation": (15_000, 50, 50), "adapt_test": (150_000, 50, 50),
+        "evaluate": (150_000, 4, 0),
+    },
+    ("sda", "CIFAR10"): {"generate": (1000, 250, 0), "align": (1000, 50, 50), "finetune": (900, 50 / 9, 5)},
+    # 229 levels and 15 unseen corruptions x 3 severities and clean images
+    ("fusiondistill", "CIFAR10"): {"evaluate": (2_750_000, 10, 0), "specialist-jpeg": (45_000, 2000 / 9, 100)},
+    ("fusiondistill", "CIFAR100"): {
+        "clean": (45_000, 2000 / 9, 200), "all-ResNet56_fused": (180_000, 1000 / 9, 100), "soup": (180_000, 1, 0),
+        "all-ResNet56-ResNet56_fusiondistill": (180_000, 2000 / 9, 100), "evaluate": (2_750_000, 10, 0),
+    },
+    ("fusiondistill", "TinyImagenet"): {"clean": (90_000, 2000 / 9, 200), "evaluate": (2_750_000, 10, 0)},
+    ("fusiondistill", "Digits"): {"evaluate": (98_725, 10, 0)},
+    ("diffaud", "Digits"): {"adapt_known-train": (3885, 7, 0), "adapt_known-validation": (429, 7, 0), "adapt_test": (5385, 7, 0)},
+    ("sda", "Digits"): {"generate": (1000, 50, 0), "align": (1000, 7, 0), "adapt_clean": (359, 7, 0), "evaluate_sda": (5744, 6, 0)},
+    ("soups", "Digits"): {"soup-recalibrate": (5180, 1, 0), "soup-average": (5180, 0, 0), "evaluate": (1795, 11, 0)},
+    ("soups", "CIFAR10"): {"evaluate": (50_000, 11, 0)},
+    ("soups", "CIFAR100"): {"evaluate": (50_000, 11, 0)},
+    ("soups", "TinyImagenet"): {"evaluate": (50_000, 11, 0)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("pipeline", "dataset"), PUBLISHED)
+def test_published_sizes(pipeline: str, dataset: str) -> None:
+    stages = found(pipeline, dataset)
+    for name, (images, forward, backward) in PUBLISHED[pipeline, dataset].items():
+        cost = stages[name]
+        assert (cost.images, cost.forward, cost.backward) == (images, pytest.approx(images * forward), images * backward), name
+    assert not [cost.unknown for cost in stages.values() if cost.unknown]
+    assert all(cost.gflop is not None and (cost.gflop > 0) == (cost.forward > 0) for cost in stages.values())
+
+
+def test_dda_takes_225_tflop_an_image_and_its_published_test_set_thousands_of_hours() -> None:
+    cost = found("diffaud", "Imagenet")["adapt_test"]
+    assert cost.gflop is not None and cost.gflop / cost.images == pytest.approx(225e3, rel=0.01)
+    assert cost.gflop / 20 / 3.6e6 == pytest.approx(2333, rel=0.01)
+    assert cost.disk == pytest.approx(750_000 * 256 * 256 * 3)
+
+
+def test_what_the_command_line_changes_is_counted() -> None:
+    assert found("diffaud", "Imagenet", known_limit="100")["adapt_known-train"].images == 300
+    assert found("diffaud", "Imagenet", known_limit="null")["adapt_known-train"].images == 3 * 1_153_050
+    assert found("diffaud", "Digits", severity="1-5")["adapt_test"].images == 5 * 5385
+    config = build(PipelineConfig, read_yaml("configs/pipelines/diffaud.yaml"))
+    config.overrides["train"].update({"loop.epochs": 2, "data.limit": 10})
+    config.overrides["adapt"].update({"N": "5", "guidance_weight": "1"})
+    config.overrides["test"].update({"limit": "7"})
+    stages = commands(config, {"dataset": "Digits"})
+    by_name = {stage.name: cost for stage, cost in zip(stages, costs(stages), strict=True)}
+    assert by_name["seed1/clean"] == Cost(10, 40, 20, pytest.approx(80 * 0.0816), pytest.approx(28 * 0.27e6))
+    assert (by_name["seed1/adapt_test"].forward, by_name["seed1/adapt_test"].backward) == (15 * 7 * 5,) * 2
+    assert by_name["seed1/evaluate"].forward == 15 * 7 * 4
+
+
+@pytest.mark.parametrize("path", [found.path for found in COMPOSED if found.path.startswith("configs/adapt/")])
+def test_passes_are_those_that_the_adapter_counts(path: str) -> None:
+    stage = {"script": "image_adapt/scripts/image_sample.py", "config": path, "args": {"corruption": "fog", "save_dir": "x"}}
+    (cost,) = costs(commands(build(PipelineConfig, {"stages": {"a": stage}}), {}))
+    config = build(adapt_schema(), read_yaml(path))
+    adapter = ADAPTERS[config.adapter](build_denoiser(32, [8]), **vars(getattr(config, config.adapter)))
+    if "ImageFolder" in path:
+        assert cost.unknown == "path/to/images is not there: its images cannot be counted"
+    else:
+        assert (cost.forward / cost.images, cost.backward / cost.images) == adapter.passes
+
+
+# --- sizes
+
+
+def test_sizes_of_digits_are_those_of_its_parts() -> None:
+    parts = {split: open_source("Digits", split) for split in ("train", "validation", "test")}
+    assert SIZES["Digits"] == (*map(len, parts.values()), parts["train"].image_size, 10)
+
+
+@pytest.mark.parametrize("layout", [("",), ("train", "test"), ("train", "val", "test")])
+def test_images_of_a_folder_are_counted_as_they_are_cut(layout: tuple[str, ...], tmp_path: Path) -> None:
+    for part in layout:
+        for place in range(40):
+            file = tmp_path / "photos" / part / ("cat", "dog")[place % 2] / f"{place}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (24, 20)).save(file)
+    stages = found("diffaud", str(tmp_path / "photos"))
+    parts = {split: open_source(str(tmp_path / "photos"), split) for split in ("train", "validation", "test")}
+    assert stages["clean"].images == pytest.approx(len(parts["train"]), abs=1)
+    assert stages["adapt_known-validation"].images == pytest.approx(3 * len(parts["validation"]), abs=3)
+    assert stages["adapt_test"].images == pytest.approx(15 * len(parts["test"]), abs=15)
+
+
+# --- networks
+
+
+def gflop(network: nn.Module, *inputs: torch.Tensor) -> float:
+    """Of a pass forward, by torch's counter."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*inputs)
+    return counter.get_total_flops() / 1e9
+
+
+def weights(network: nn.Module) -> float:
+    return sum(parameter.numel() for parameter in network.parameters()) / 1e6
+
+
+@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if " " in name or network.side < 256])
+def test_arithmetic_of_networks_is_what_torch_counts(name: str) -> None:
+    expected, side = NETWORKS[name], NETWORKS[name].side
+    with torch.device("meta"):
+        inputs = [torch.empty(1, 3, side, side)]
+        if " x" in name:
+            channels, blocks = name.split(" x")
+            attention = [1, 2] if blocks == "2" else []
+            levels = [int(level) for level in channels.split("-")]
+            network: nn.Module = build_denoiser(side, levels, blocks_per_level=int(blocks), attention_levels=attention).unet
+            inputs.append(torch.zeros(1))
+        elif side == 32:
+            network = build_classifier(name, 10, (0.5,) * 3, (0.2,) * 3).network
+        else:
+            network = timm.create_model(name)
+        network = network.to("meta")
+        assert (gflop(network, *inputs), weights(network)) == pytest.approx((expected.gflop, expected.weights), rel=0.02)
+
+
+def test_a_network_that_is_not_known_and_a_folder_that_is_not_there_are_named_in_the_plan() -> None:
+    config = build(PipelineConfig, read_yaml("configs/pipelines/diffaud.yaml"))
+    config.overrides["train"].update({"model.arch": "resnext50"})
+    text = plan(commands(config, {"dataset": "Digits"}), 20)
+    assert "not counted, seed1/clean: the arithmetic of the network resnext50 is not known\n" in text
+    text = plan(commands(build(PipelineConfig, read_yaml("configs/pipelines/diffaud.yaml")), {"dataset": "no/photos"}), 20)
+    assert "not counted, seed1/adapt_test: no/photos is not there: its images cannot be counted\n" in text
+
+
+# --- the plan
+
+
+def test_a_dry_run_ends_with_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["-c", "configs/pipelines/sda.yaml", "--dataset", "Imagenet", "--dry_run", "--speed", "40"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines[lines.index("") + 1 :] if line}
+    assert rows["stage"] == ["images", "forward", "backward", "hours", "GB"]
+    assert rows["seed1/adapt_test"] == ["750,000", "37,500,000", "37,500,000", "1,167", "147.46"]
+    assert rows["total"][0] == "1,795,000"
+    assert "at 40 TFLOP a second" in " ".join(lines)
+    assert [line for line in lines if line.startswith("not there yet: ckpt/")] == lines[-3:]
+
+
+def test_a_speed_above_zero_is_needed() -> None:
+    with pytest.raises(ValueError, match=r"^--speed 0 is no speed: give TFLOP a second, above 0$"):
+        main(["-c", "configs/pipelines/sda.yaml", "--dry_run", "--speed", "0"])

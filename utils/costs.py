@@ -1,0 +1,280 @@
+"""What the stages of a pipeline come to before any is run: images, passes of networks, hours of a
+device at a stated speed, disk.
+
+Everything is read off the command lines and configurations, and the sizes of the data sets are the
+published ones: nothing has to be there. Of an image folder the files are counted. What cannot be
+told, such as the arithmetic of a network of one's own, is named and left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from undegrade.utils.composition import read_all
+from undegrade.utils.data.cells import parse_cells, parse_severities, sweep_cells
+from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
+from undegrade.utils.data.sources.folders import first_size
+from undegrade.utils.data.sources.image_files import list_images
+from undegrade.utils.data.sources.image_source import TEST_SHARE, VALIDATION_SHARE
+from undegrade.utils.known_sizes import NETWORKS, SIZES, Sizes
+from undegrade.utils.stages import SCRIPTS, Command
+from undegrade.utils.yaml_trees import Tree, merge, nested, parse_value
+
+BYTES_A_PIXEL = {"png": 3.0, "jpeg": 0.5, "npy": 6.0, "tar": 3.0}
+"""Of an image on disk, at most: PNG of noisy photographs, JPEG of quality 75, arrays beside PNG."""
+
+_BYTES_A_WEIGHT = 28.0  # the best weights, and the last state and the one before it, each with two moments of the optimiser
+_BYTES_A_LOGIT = 2
+USUAL_SPEED = 20.0  # TFLOP a second
+_UNITS = """\
+forward, backward: passes of networks, an image each, at most. GB: on disk, about and at most.
+hours: of one device at {speed:g} TFLOP a second (--speed), which ranks and processes share out; reading, degrading and writing
+images come on top. GPUs of users of DDA did 20 and 49, two CPU cores 0.1 on Digits.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a stage comes to.
+
+    Attributes:
+        images: that it makes, or trains or tests on, each in all of its versions.
+        forward, backward: passes of networks, of one image each.
+        gflop: of all passes; None where a network's arithmetic is not known.
+        disk: bytes, about and at most.
+        unknown: what could not be told.
+    """
+
+    images: int = 0
+    forward: int = 0
+    backward: int = 0
+    gflop: float | None = 0.0
+    disk: float = 0.0
+    unknown: str = ""
+
+
+class _Unknown(Exception):
+    """What a stage comes to cannot be told; the message says why."""
+
+
+_FLAGS: dict[str, dict[str, str]] = {  # kind of script -> short flag -> key of its configuration
+    "train": {"dt": "data.degradations", "deg_type": "data.degradations", "bs": "data.batch_size"},
+    "soup": {"dataset": "data.dataset"},
+    "ensemble": {"dataset": "data.dataset", "corruption": "data.corruptions", "severity": "data.severities", "dt": "data.sweep",
+                 "limit": "data.limit"},
+    "adapt": {"model_path": "model", "base_samples": "input.folder", "dataset": "input.dataset", "split": "input.split",
+              "limit": "input.limit", "corruption": "input.corruptions", "severity": "input.severities", "N": "dda.start_step",
+              "guidance_weight": "dda.guidance_weight", "scale": "dda.guidance_weight", "guidance": "dda.guidance"},
+    "generate": {"model_path": "model", "timestep_respacing": "respacing"},
+}  # fmt: skip
+_HELD_OUT = ("validation", "val", "valid", "test")  # folders of the parts of an image folder that are not trained on
+_LISTS = ("data.degradations", "data.corruptions", "data.sweep", "input.corruptions")
+
+
+class _Books:
+    """The costs of stages in their order: later ones work on what earlier ones make."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, tuple[int, int, int]] = {}  # folder that a stage makes: images, side, classes
+        self.models: dict[str, str] = {}  # trained diffusion models: key of NETWORKS by the template of the run's name
+
+    def cost(self, stage: Command) -> Cost:
+        kinds: dict[str, Callable[[Tree], Cost]] = {
+            "train": self._training, "soup": self._soup, "adapt": self._adaptation, "generate": self._generation,
+            "ensemble": self._evaluation, "table": lambda tree: Cost(),
+        }  # fmt: skip
+        kind = SCRIPTS.get(stage.script, "")
+        try:
+            if kind not in kinds:
+                raise _Unknown(f"what {stage.script} does is not known")
+            return kinds[kind](_tree(stage, _FLAGS.get(kind, {})))
+        except _Unknown as error:
+            return Cost(gflop=None, unknown=str(error))
+        except KeyError as error:
+            return Cost(gflop=None, unknown=f"its configuration does not say {error}")
+
+    def _training(self, tree: Tree) -> Cost:
+        data, model, method, loop = (tree.get(key, {}) for key in ("data", "model", "method", "loop"))
+        sizes = self._sizes(data["dataset"])
+        train, validation = sizes.train, sizes.validation
+        if data.get("validation") == "test":
+            train, validation = train + validation, sizes.test
+        versions = max(1, len(data.get("degradations", [])))
+        train, validation = (_limited(count, data.get("limit")) * versions for count in (train, validation))
+        epochs, networks = loop["epochs"], 2 if method["name"] == "distillation" else 1
+        validations = -(-epochs // loop.get("validate_every", 1))
+        name = str(model.get("arch", ""))
+        if "channels" in model:
+            name = f"{'-'.join(map(str, model['channels']))} x{model.get('blocks_per_level', 1)}"
+            self.models[tree["name"]] = name
+        forward, backward = networks * (epochs * train + validations * validation), epochs * train
+        side = data.get("image_size") or sizes.side
+        return _of(name, side, train, forward, backward, ratio=2, disk=_BYTES_A_WEIGHT * _weights(name))
+
+    def _soup(self, tree: Tree) -> Cost:
+        data = tree["data"]
+        sizes = self._sizes(data["dataset"])
+        images = _limited(sizes.train, data.get("limit")) * len(data["degradations"])
+        passes = images if tree.get("buffers") == "recalibrate" else 0
+        return _of(tree["arch"], sizes.side, images, passes, disk=4 * _weights(tree["arch"]))
+
+    def _adaptation(self, tree: Tree) -> Cost:
+        given, adapter = tree.get("input", {}), tree.get("adapter", "dda")
+        if given.get("folder") is not None:
+            folder = given["folder"]
+            images, side, classes = self.made.get(folder) or _counted(folder)
+        else:
+            sizes = self._sizes(given["dataset"])
+            severities = given.get("severities", [5])
+            cells = parse_cells(given["corruptions"], None if severities == "random" else severities)
+            part = _limited(getattr(sizes, given.get("split", "test")), given.get("limit"))
+            images, side, classes = _limited(part, tree.get("num_samples")) * len(cells), sizes.side, sizes.classes
+        options = tree.get(adapter, {})
+        if adapter not in ("dda", "ilvr") or not isinstance(options.get("start_step"), int):
+            raise _Unknown(f"the passes of the adapter {adapter} are known when it is opened (image_sample.py --dry_run)")
+        steps = options["start_step"]
+        guided = adapter == "dda" and options.get("guidance_weight", 3) > 0 and options.get("guidance", "full") == "full"
+        name = self._model(tree)
+        side = NETWORKS[name].side if name in NETWORKS else side
+        self.made[tree["save_dir"]] = images, side, classes
+        disk = images * side**2 * BYTES_A_PIXEL[tree.get("output", "png")]
+        return _of(name, side, images, images * steps, images * steps * guided, disk=disk)
+
+    def _generation(self, tree: Tree) -> Cost:
+        name, sizes = self._model(tree), self._sizes(tree["dataset"])
+        images = tree.get("num_per_class", 50) * sizes.classes
+        side = NETWORKS[name].side if name in NETWORKS else sizes.side
+        self.made[tree["save_dir"]] = images, side, sizes.classes
+        passes = images * int(tree.get("respacing") or 250) * (1 if tree.get("guidance_scale", 1) == 1 else 2)
+        cost = _of(name, side, images, passes, disk=images * side**2 * BYTES_A_PIXEL["png"])
+        if tree.get("vae") is None:
+            return cost
+        decoded = _of(_stem(tree["vae"]), side, images, images)
+        gflop = None if cost.gflop is None or decoded.gflop is None else cost.gflop + decoded.gflop
+        return dataclasses.replace(cost, forward=passes + images, gflop=gflop, unknown=cost.unknown or decoded.unknown)
+
+    def _evaluation(self, tree: Tree) -> Cost:
+        data = tree["data"]
+        sizes = self._sizes(data["dataset"])
+        swept = [name for given in data.get("sweep", []) for name in (DEGRADATIONS if given == "all" else [given])]
+        cells = {*parse_cells(data.get("corruptions", []), data.get("severities", [1, 2, 3, 4, 5]))}
+        cells |= {cell for name in swept for cell in sweep_cells(name)}
+        degradations = tree.get("degradations", [])
+        members = sum(len(degradations) if "{deg}" in name else 1 for name in tree["members"])
+        images = _limited(getattr(sizes, data.get("split", "test")), data.get("limit")) * len(cells)
+        side = data.get("image_size") or sizes.side
+        return _of(tree["arch"], side, images, images * members, disk=images * members * sizes.classes * _BYTES_A_LOGIT)
+
+    def _model(self, tree: Tree) -> str:
+        """Key of NETWORKS of the diffusion model that a configuration names."""
+        return self.models.get(tree["model"]) or _stem(tree["model"])
+
+    def _sizes(self, dataset: str) -> Sizes:
+        if dataset in SIZES:
+            return SIZES[dataset]
+        if made := self.made.get(f"{dataset}/train"):  # generated images: a tenth of them is for validation
+            validation = round(VALIDATION_SHARE * made[0])
+            return Sizes(made[0] - validation, validation, 0, made[1], made[2])
+        root = Path(dataset)
+        train, side, classes = _counted(str(root / "train" if (root / "train").is_dir() else root))
+        held_out = [_counted(str(root / part))[0] for part in _HELD_OUT if (root / part).is_dir()]
+        if len(held_out) == 2:
+            return Sizes(train, held_out[0], held_out[1], side, classes)
+        test = held_out[0] if held_out else round(TEST_SHARE * train)
+        train -= 0 if held_out else test
+        validation = round(VALIDATION_SHARE * train)
+        return Sizes(train - validation, validation, test, side, classes)
+
+
+@functools.lru_cache
+def _counted(folder: str) -> tuple[int, int, int]:
+    """Images below a folder, their side, and how many folders they lie in."""
+    if not Path(folder).is_dir():
+        raise _Unknown(f"{folder} is not there: its images cannot be counted")
+    paths = list_images(Path(folder))
+    if not paths:
+        raise _Unknown(f"{folder} holds no images")
+    return len(paths), min(first_size(paths)), len({path.relative_to(folder).parts[0] for path in paths})
+
+
+def _tree(stage: Command, flags: Mapping[str, str]) -> Tree:
+    """The configuration of a stage with the arguments of its command."""
+    tree = read_all(stage.configs)
+    words = iter(stage.arguments)
+    for word in words:
+        if not word.startswith("--"):
+            continue
+        key = flags.get(word[2:], word[2:])
+        text = next(words, "")
+        value: Any = parse_value(text)
+        if key.endswith("severities") and text != "random":
+            value = parse_severities(text)
+        elif key in _LISTS and not isinstance(value, list):
+            value = text.split(",")
+        if text != "combined_deg":
+            tree = merge(tree, nested(key, value))
+    return tree
+
+
+def _weights(name: str) -> float:
+    network = NETWORKS.get(name.partition(".")[0])
+    return 0.0 if network is None else network.weights * 1e6
+
+
+def _of(name: str, side: int, images: int, forward: int, backward: int = 0, ratio: int = 1, disk: float = 0.0) -> Cost:
+    """The cost of passes of a network; a pass backward costs `ratio` passes forward."""
+    network = NETWORKS.get(name.partition(".")[0])
+    if network is None:
+        why = f"the arithmetic of the network {name} is not known" if forward else ""
+        return Cost(images, forward, backward, None if forward else 0.0, disk, why)
+    gflop = network.gflop * (side / network.side) ** 2 * (forward + ratio * backward)
+    return Cost(images, forward, backward, gflop, disk)
+
+
+def _limited(count: int, limit: int | None) -> int:
+    return count if limit is None else min(count, limit)
+
+
+def _stem(path: str) -> str:
+    return Path(path).name.removesuffix(".pt").removesuffix(".safetensors")
+
+
+def costs(stages: Sequence[Command]) -> list[Cost]:
+    """What each of the stages comes to."""
+    books = _Books()
+    return [books.cost(stage) for stage in stages]
+
+
+def plan(stages: Sequence[Command], speed: float) -> str:
+    """The costs as a table, what is left out, and what the hours are.
+
+    Args:
+        stages: of a pipeline.
+        speed: of a device, TFLOP a second.
+    """
+    found = costs(stages)
+    lines = [["stage", "images", "forward", "backward", "hours", "GB"]]
+    for name, cost in [*((stage.name, cost) for stage, cost in zip(stages, found, strict=True)), ("total", _sum(found))]:
+        counts = (f"{count:,}" for count in (cost.images, cost.forward, cost.backward))
+        lines.append([name, *counts, _hours(cost, speed), f"{cost.disk / 1e9:,.2f}"])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ["  ".join([row[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(row[1:], widths[1:], strict=True))]) for row in lines]
+    left_out = [f"not counted, {stage.name}: {cost.unknown}" for stage, cost in zip(stages, found, strict=True) if cost.unknown]
+    return "\n".join([*table, *left_out, _UNITS.format(speed=speed)])
+
+
+def _hours(cost: Cost, speed: float) -> str:
+    if cost.gflop is None:
+        return "-"
+    hours = cost.gflop / speed / 3.6e6
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}" if hours < 10 else f"{hours:.1f}"
+
+
+def _sum(found: Sequence[Cost]) -> Cost:
+    """Of all stages; what is not known counts as nothing."""
+    sums: dict[str, Any] = {name: sum(getattr(cost, name) or 0 for cost in found) for name in vars(Cost()) if name != "unknown"}
+    return Cost(**sums)

@@ -1,0 +1,54 @@
+"""Sizes that are known before anything is there: arithmetic of networks, images of data sets."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Network(NamedTuple):
+    """GFLOP (two for a multiplication and addition) of a pass forward of an image of `side` pixels,
+    and millions of weights.
+    """
+
+    gflop: float
+    weights: float
+    side: int
+
+
+NETWORKS = {
+    "ResNet20": Network(0.0816, 0.27, 32),
+    "ResNet56": Network(0.2515, 0.86, 32),
+    "ResNet18_CIFAR": Network(1.111, 11.2, 32),
+    "ResNet50_CIFAR": Network(2.596, 23.5, 32),
+    "resnet50": Network(8.18, 25.6, 224),
+    "convnext_tiny": Network(8.91, 28.6, 224),
+    "convnext_base": Network(30.7, 88.6, 224),
+    "swin_tiny_patch4_window7_224": Network(8.98, 28.3, 224),
+    "swin_base_patch4_window7_224": Network(30.9, 87.8, 224),
+    # diffusion models by their channels and blocks a level, published ones by their file
+    "16-32-64 x1": Network(0.1846, 0.64, 32),
+    "32-64-128 x1": Network(0.7326, 2.54, 32),
+    "128-256-256-256 x2": Network(12.63, 37.1, 32),
+    "256x256_diffusion_uncond": Network(2240, 552.8, 256),
+    "DiT-XL-2-256x256": Network(237.3, 675.1, 256),
+    "sd-vae-ft-ema": Network(622, 49.5, 256),  # what decodes
+}
+
+
+class Sizes(NamedTuple):
+    """Images of the parts of a data set, their side in pixels, number of classes."""
+
+    train: int
+    validation: int
+    test: int
+    side: int
+    classes: int
+
+
+SIZES = {
+    "Digits": Sizes(1295, 143, 359, 32, 10),
+    "CIFAR10": Sizes(45000, 5000, 10000, 32, 10),
+    "CIFAR100": Sizes(45000, 5000, 10000, 32, 100),
+    "TinyImagenet": Sizes(90000, 10000, 10000, 64, 200),
+    "Imagenet": Sizes(1153050, 128117, 50000, 224, 1000),
+}
