@@ -36,6 +36,7 @@ from undegrade.utils.data.sources.images import Resize
 from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.data.views import RAW
 from undegrade.utils.files import write_atomic
+from undegrade.utils.paths import escaped, utf8
 from undegrade.utils.runs import find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -162,14 +163,14 @@ def _open(path: Path, views: Sequence[str], size: int, resize: Resize | None) ->
         found[view] = raw if view == RAW else plain_source(Path(view), size, view, resize=resize)
     common = set(raw.keys).intersection(*(source.keys for source in found.values()))
     rows = [i for i, key in enumerate(raw.keys) if key in common]
-    lacking = [str(file) for file, key in zip(paths, raw.keys, strict=True) if key not in common]
+    lacking = [escaped(file) for file, key in zip(paths, raw.keys, strict=True) if key not in common]
     if lacking:
         where = " or ".join(view for view in found if view != RAW)
         if not rows:
             raise ValueError(f"none of the {len(raw)} images of --predict {path} is under {where}, e.g. {lacking[0]}: {mend}")
         log.warning("left out %d of %d images that are not under %s; %s:\n  %s", len(lacking), len(raw), where, mend, _few(lacking))
     keys = [raw.keys[i] for i in rows]
-    files = [paths[i].relative_to(folder).as_posix() for i in rows]
+    files = [utf8(paths[i].relative_to(folder).as_posix()) for i in rows]
     return files, {view: source.aligned(keys, view) for view, source in found.items()}
 
 
@@ -180,16 +181,16 @@ def _predictors(
     else numbers.
     """
     descriptions = {path: read_description(path) for path in checkpoints.values()}
-    names = next((d["classes"] for d in descriptions.values() if d.get("classes")), None)
+    names, order = next(((d["classes"], f"as in {path}") for path, d in descriptions.items() if d.get("classes")), (None, None))
     if names is None and config.data.classes is not None:
-        names = read_classes(config.data.classes)
+        names, order = read_classes(config.data.classes), f"by data.classes {config.data.classes}"
     foreign = [path for path, description in descriptions.items() if not description]
     if foreign and names is None:
         raise ValueError(
             f"checkpoint {foreign[0]} does not say what its classes are: give --data.classes imagenet-1k or a file with one a line "
             "(and its network: --arch, or `arch` of an ensemble's member)"
         )
-    found = {m: member_predictor(config, m, path, names, device)[0] for m, path in checkpoints.items()}
+    found = {m: member_predictor(config, m, path, names, device, order)[0] for m, path in checkpoints.items()}
     classes = names or [str(number) for number in range(next(iter(found.values())).num_classes)]
     for member, predictor in found.items():
         if predictor.num_classes != len(classes):

@@ -23,6 +23,13 @@ def test_a_list_of_several_words_is_refused_with_the_mend(parser: ScriptParser) 
     assert keys == {"data": {"limit": 3}}
 
 
+def test_a_key_without_value_takes_no_flag_for_it(parser: ScriptParser) -> None:
+    parser.add_argument("-r", "--resume")
+    with pytest.raises(ValueError, match=r"option --data\.limit has no value"):
+        parser.parse(["--data.limit", "-r", "runs/x"])
+    assert parser.parse(["--data.limit", "-3"])[1] == {"data": {"limit": -3}}
+
+
 @pytest.mark.parametrize(
     ("keys", "forms"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,7 +139,10 @@ def test_what_is_read_may_be_changed() -> None:
         ("configs/adapt/Digits/dda", "adapt has "),
         ("configs/adapt/Digits", "adapt has Digits/dda, Digits/fast, Digits/ilvr"),
         ("configs/adapt", "adapt has CIFAR10, Digits, ImageFolder, Imagenet"),
-        ("configs/adept/Digits/dda.yaml", "near it: configs/adapt/<data set>/..., configs/deg_all/"),
+        ("configs/adept/Digits/dda.yaml", "did you mean configs/adapt/Digits/dda.yaml? near it: configs/adapt/<data set>/..., "),
+        ("configs/idn", "did you mean configs/ind?"),
+        ("ind/Digits/ResNet20_clean.yaml", "did you mean configs/ind/Digits/ResNet20_clean.yaml?"),
+        ("/undegrade.yaml", "does not exist"),
         ("other/Digits/dda.yaml", "config file other/Digits/dda.yaml does not exist"),
     ],
 )
@@ -155,6 +159,28 @@ def test_a_recipe_without_its_keys_is_reported(folder: Path) -> None:
     (folder / "configs/recipes/mine/bad.yaml").write_text("script: train.py\nlr: 1")
     with pytest.raises(ValueError, match=r"bad\.yaml: a recipe needs `script: train\.py` and `paths: \[\.\.\.\]`"):
         read_yaml("configs/mine/A/Net18/fit.yaml")
+
+
+@pytest.mark.parametrize(
+    ("part", "text", "message"),
+    [
+        ("data", "like: 3", "`like: 3` is not of the form `like: ImageFolder`, see docs/configuration.md"),
+        ("networks", "by: [A]", "`by: ['A']` is not of the form `by: {CIFAR10: {loop: {epochs: 3}}}`"),
+        ("networks", "by: {A: 3}", "`by: {'A': 3}` is not of the form"),
+        ("recipes/mine", "{script: s, paths: x}", "`paths: 'x'` is not of the form `paths: [{net}/deg]`"),
+        (
+            "recipes/mine",
+            "{script: s, paths: ['{nte}']}",
+            "unknown name 'nte' in configs/recipes/mine/bad.yaml, paths: did you mean",
+        ),
+        ("recipes/mine", "{script: s, paths: [x], takes: {a: 3}}", "`takes: {'a': 3}` is not of the form"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_a_part_whose_own_keys_are_of_another_form_is_reported(part: str, text: str, message: str) -> None:
+    Path(f"configs/{part}/bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        [composed.tree() for composed in compositions("mine").values()]
 
 
 def test_what_a_path_resolves_to_is_printed_with_the_files_that_it_comes_from() -> None:

@@ -298,7 +298,7 @@ def test_a_yaml_of_a_stage_that_does_not_exist_is_reported_before_anything_runs(
     for words in ((), ("--dry_run",)):
         with pytest.raises(
             FileNotFoundError,
-            match=r"^nothing was run, .*: config file second\.yaml does not exist; near it: ",
+            match=r"^nothing was run, .*: config file second\.yaml does not exist; .*near it: ",
         ):
             run(*words)
     assert (folder / "log.txt").read_text() == ""
@@ -318,8 +318,8 @@ def test_help_says_that_variables_are_flags(capsys: pytest.CaptureFixture[str]) 
     [
         (
             ("--dataset", "Imagenet", "--generator", "conditional", "--diffusion", "conditional"),
-            ["configs/diffusion/Imagenet/conditional.yaml does not exist: ", "diffusion has CIFAR10/conditional, ",
-             "configs/generate/Imagenet/conditional.yaml does not exist: ", "Imagenet/dit"],
+            ["configs/diffusion/Imagenet/conditional.yaml does not exist; ", "diffusion has CIFAR10/conditional, ",
+             "configs/generate/Imagenet/conditional.yaml does not exist; ", "Imagenet/dit"],
         ),
         (("--ddpm", "ddpm_smal", "--dataset", "photos"), ["did you mean configs/diffusion/ImageFolder/ddpm_small.yaml?"]),
         (("--arch", "ResNet18", "--dataset", "CIFAR10"), ["configs/sda/CIFAR10/ResNet18.yaml", "sda has CIFAR10/ResNet20"]),

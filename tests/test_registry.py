@@ -62,6 +62,24 @@ def test_entry_points_add_rows_and_one_that_fails_is_named_while_the_rest_works(
     assert "broken" in caplog.text and "no_such_module_of_theirs" in caplog.text
 
 
+def test_an_entry_point_with_the_name_of_another_row_is_refused_too() -> None:
+    rows: Registry[int] = Registry("thing", "undegrade.things")
+    exec("rows.add('one', 1)", {"__name__": "module_of_ours", "rows": rows})
+    points = [metadata.EntryPoint("one", "their_rows", "undegrade.things")]
+    with (
+        mock.patch("undegrade.utils.registry.entry_points", return_value=points),
+        mock.patch("importlib.metadata.import_module", side_effect=lambda name: rows.add("one", 2)),
+        pytest.raises(ValueError, match="one is of module_of_ours, one of tests.test_registry"),
+    ):
+        list(rows)
+
+
+@pytest.mark.parametrize("words", [["--include", "-r", "runs/x"], ["--include"], ["--include="], ["--include", "--dt", "jpeg"]])
+def test_include_takes_no_option_for_its_value(words: list[str]) -> None:
+    with pytest.raises(ValueError, match="option --include has no value: name modules, joined by commas"):
+        include(words)
+
+
 @pytest.mark.parametrize("words", [["--include", "missing_module_of_mine"], ["--include=missing_module_of_mine"]])
 def test_a_module_that_cannot_be_included_is_named(words: list[str]) -> None:
     with pytest.raises(ValueError, match="missing_module_of_mine"):

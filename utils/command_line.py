@@ -84,7 +84,7 @@ class ScriptParser(argparse.ArgumentParser):
             if "." not in name:
                 self._check_flag(name)
             others.append(word)
-            if "=" not in word and words:
+            if "=" not in word and words and words[0] not in self._option_string_actions:
                 others.append(words.pop(0))
         known, left = self.parse_known_args(own)
         if left:

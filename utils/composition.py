@@ -12,10 +12,13 @@ import difflib
 import functools
 import operator
 import re
-from collections.abc import Iterable, Iterator
+import types
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from undegrade.utils.choices import fill_names
 from undegrade.utils.yaml_trees import Tree, load_yaml, merge, nested
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
@@ -116,14 +119,15 @@ def compositions(family: str, root: Path = Path("configs")) -> dict[str, Composi
     kinds = {net: _part(path) for net, path in networks.items()}
     for recipe in _files(f"recipes/{family}", root).values():
         rules = _part(recipe)
-        if not isinstance(rules.get("paths"), list) or "script" not in rules:
+        if "paths" not in rules or "script" not in rules:
             raise ValueError(f"{recipe}: a recipe needs `script: train.py` and `paths: [...]`, see docs/configuration.md")
         for name, dataset in datasets.items():
             names = _names(dataset)
             fitting = [net for net, part in kinds.items() if _is_for(part, names, "") and _is_for(rules, names, net)]
             for pattern in rules["paths"]:
                 for net in fitting if "{net}" in pattern else [""] * _is_for(rules, names, ""):
-                    place = f"{name}/{pattern.format(net=net, size=re.sub('[^0-9]', '', net))}"
+                    size = re.sub("[^0-9]", "", net)
+                    place = f"{name}/{fill_names(pattern, {'net': net, 'size': size}, f'{recipe}, paths')}"
                     path = f"configs/{family}/{place}.yaml"
                     out[place] = Composition(path, rules["script"], dataset, recipe, networks.get(net))
     return out
@@ -155,12 +159,31 @@ def _read(path: Path, above: tuple[Path, ...]) -> Tree:
 
 def _part(path: Path) -> Tree:
     """A part; the shipped ones are read once, since they do not change while a program runs."""
-    return _shipped_part(path) if SHIPPED in path.parents else _read(path, ())
+    return _shipped_part(path) if SHIPPED in path.parents else _check_part(_read(path, ()), path)
 
 
 @functools.cache
 def _shipped_part(path: Path) -> Tree:
     return _read(path, ())
+
+
+def _check_part(part: Tree, path: Path) -> Tree:
+    """The part; ValueError where a key that is about it has another form than the others read."""
+
+    def texts_to(kind: type | types.UnionType, value: Any) -> bool:
+        return isinstance(value, dict) and all(isinstance(key, str) and isinstance(to, kind) for key, to in value.items())
+
+    forms: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "script": (lambda value: isinstance(value, str), "train.py"),
+        "like": (lambda value: isinstance(value, str), "ImageFolder"),
+        "paths": (lambda value: isinstance(value, list) and all(isinstance(path, str) for path in value), "[{net}/deg]"),
+        "takes": (lambda value: texts_to(str, value), "{arch: model.arch}"),
+        "by": (lambda value: texts_to(dict | None, value), "{CIFAR10: {loop: {epochs: 3}}}"),
+    }
+    for key, (fits, example) in forms.items():
+        if key in part and not fits(part[key]):
+            raise ValueError(f"{path}: `{key}: {part[key]!r}` is not of the form `{key}: {example}`, see docs/configuration.md")
+    return part
 
 
 def _files(kind: str, root: Path) -> dict[str, Path]:
@@ -216,14 +239,17 @@ def _split(path: Path) -> tuple[Path, str, str]:
 def _near(path: Path) -> str:
     """What there is in the place of a path that does not exist, for the message."""
     root, family, place = _split(path)
-    if family:
-        known = list(compositions(family, root))
-        dataset, _, rest = place.partition("/")
-        close = difflib.get_close_matches(place, known, n=1, cutoff=0.6)
-        meant = f"did you mean configs/{family}/{close[0]}.yaml? " if close else ""
-        near = [name for name in known if name.startswith(f"{dataset}/") or rest and name.endswith(f"/{rest}")]
-        return f": {meant}{family} has {', '.join(near or dict.fromkeys(name.partition('/')[0] for name in known))}"
+    composed = {name: compositions(name, root) for name in ([family] if family else families(root))}
     folder = path.parent if path.parent.is_dir() else path.parent.parent
-    near = [f"configs/{name}/<data set>/..." for name in families(root)] if "configs" in path.parts else []
-    near += sorted(str(p) for p in folder.rglob("*.yaml"))[:12] if folder.is_dir() else []
-    return f"; near it: {', '.join(near)}" if near else ""
+    files = sorted(str(file) for pattern in ("*.yaml", "*/*.yaml") for file in folder.glob(pattern))  # no deeper: it may be /
+    paths = [f"configs/{name}" for name in composed] + [found.path for known in composed.values() for found in known.values()]
+    close = [] if str(path) in ("configs", *paths) else difflib.get_close_matches(str(path), [*paths, *files], n=1, cutoff=0.6)
+    meant = f"; did you mean {close[0]}?" if close else ""
+    if family:
+        known = list(composed[family])
+        dataset, _, rest = place.partition("/")
+        near = [name for name in known if name.startswith(f"{dataset}/") or rest and name.endswith(f"/{rest}")]
+        return f"{meant or ';'} {family} has {', '.join(near or dict.fromkeys(name.partition('/')[0] for name in known))}"
+    near = [f"configs/{name}/<data set>/..." for name in composed] if "configs" in path.parts else []
+    near += files[:12]
+    return meant + (f"{' ' if meant else '; '}near it: {', '.join(near)}" if near else "")

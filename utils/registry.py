@@ -22,11 +22,16 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class NameTakenError(ValueError):
+    """Two rows of one name, of two modules: which of them is meant is never guessed."""
+
+
 class Registry(Mapping[str, T], Generic[T]):
     """Rows of one kind by name, in the order in which they were registered.
 
     Entry points of the group are loaded when a row is looked up that is not there, or when all rows
-    are listed. One that cannot be imported is named in a warning, and the others work.
+    are listed. One that cannot be imported is named in a warning, and the others work; one whose
+    row has the name of another is an error, as it is with `--include`.
 
     Args:
         kind: noun for messages, in the singular ("adapter").
@@ -43,11 +48,11 @@ class Registry(Mapping[str, T], Generic[T]):
         """Register `row` and return it.
 
         Raises:
-            ValueError: the name is taken by a row of another module; names both.
+            NameTakenError: the name is taken by a row of another module; names both.
         """
         origin = sys._getframe(1).f_globals.get("__name__", "?")
         if name in self._rows and self._origins[name] != origin:
-            raise ValueError(
+            raise NameTakenError(
                 f"two {self.kind}s are called {name!r}: one is of {self._origins[name]}, one of {origin}; give one of them "
                 "another name"
             )
@@ -81,6 +86,8 @@ class Registry(Mapping[str, T], Generic[T]):
         for point in entry_points(group=self.group):
             try:
                 point.load()
+            except NameTakenError:
+                raise
             except Exception as error:  # of somebody else's package: whatever it is, our rows work without it
                 log.warning("the %s %s of %s cannot be imported and is left out: %s", self.kind, point.name,
                             point.dist.name if point.dist else point.value, f"{type(error).__name__}: {error}")  # fmt: skip
@@ -91,10 +98,12 @@ def include(words: Sequence[str]) -> None:
     working folder among them.
 
     Raises:
-        ValueError: one that cannot be imported; names it and the reason.
+        ValueError: none named; one that cannot be imported, with the reason.
     """
     texts = [after for word, after in zip(words, [*words[1:], ""], strict=True) if word == "--include"]
     texts += [word.partition("=")[2] for word in words if word.startswith("--include=")]
+    if any(text.startswith("-") or not text for text in texts):
+        raise ValueError("option --include has no value: name modules, joined by commas, --include my_module")
     if texts and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     for name in [name for text in texts for name in text.split(",")]:

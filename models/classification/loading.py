@@ -38,6 +38,7 @@ def load_classifier(
     arch: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    class_order: str | None = "as given",
 ) -> Classifier:
     """A classifier in eval mode.
 
@@ -51,10 +52,13 @@ def load_classifier(
         mean, std: input normalisation per channel, in place of the one that the checkpoint has.
             Files of mm-classification have that program's, other files of timm networks have
             timm's.
+        class_order: how `classes` are numbered, where a file of another program can know it
+            (`ImageSource.class_order`).
 
     Raises:
-        FileNotFoundError, ValueError: missing, foreign without `arch`, of another network than
-            `arch`, of other classes, or of unknown normalisation.
+        FileNotFoundError, ValueError: missing, foreign without `arch` or with classes in an order
+            of one's own, of another network than `arch`, of other classes, or of unknown
+            normalisation.
     """
     path = resolve_checkpoint(reference, save_dir)
     state, description = load_checkpoint(path, kind="classifier")
@@ -70,6 +74,13 @@ def load_classifier(
         classifier = from_description(description, state)
     else:
         assert arch is not None and classes is not None
+        if class_order is None:
+            raise ValueError(
+                f"checkpoint {path} does not say which class is which number, and the names {', '.join(classes[:3])}, ... do not, "
+                "either: list the classes in the network's order in a file, one a line, and give it as data.classes (or call "
+                f"their folders 0 to {len(classes) - 1})"
+            )
+        log.info("checkpoint %s: its %d classes are numbered %s", path, len(classes), class_order)
         classifier = build_classifier(arch, len(classes), (0.0,) * 3, (1.0,) * 3)
         _load_state(path, classifier, state)
         found = _normalisation(classifier, state, description)
@@ -96,6 +107,10 @@ def initialise_classifier(classifier: Classifier, reference: str | Path, save_di
     _check_arch(path, description, classifier.arch, "model.arch")
     _check_classes(path, description.get("classes", []), classes)
     _load_state(path, classifier, state)
+    if not description.get("classes"):
+        log.info(
+            "checkpoint %s does not name its classes: they are taken to be %s, ..., in this order", path, ", ".join(classes[:3])
+        )
     classifier.set_normalisation(*_normalisation(classifier, state, description))
     log.info("weights from %s", path)
 

@@ -5,6 +5,8 @@ Generated images lie in numbered folders, `<root>[/train]/<0000>/*`, and a class
 names their classes: a line `<0000> <class>` for each. The data set then has those names, in the
 order of the numbers, as classes and in its keys, like the data set that the generator was trained
 on. Without class map the folders' numbers are places in the class list, if one is given.
+
+Folders that are all called by numbers are in the order of these, others in that of their names.
 """
 
 from __future__ import annotations
@@ -111,6 +113,23 @@ def _numbered(folder: Path, classes: Sequence[str] | None) -> dict[str, str]:
     return {f"{number:04d}": name for number, name in enumerate(classes or ())}
 
 
+def _in_order(folders: Iterable[str]) -> list[str]:
+    """Names of class folders, by their numbers where all are numbers."""
+    numbers = all(re.fullmatch(r"[0-9]+", name) for name in folders)
+    return sorted(folders, key=lambda name: (int(name) if numbers else 0, name))
+
+
+def class_order(root: Path, classes: Sequence[str]) -> str | None:
+    """How `classes`, the sorted folders of an image folder, are numbered, if that is by more than
+    their names.
+    """
+    if read_class_map(root):
+        return f"by {CLASS_MAP}"
+    if all(re.fullmatch(r"[0-9]+", name) for name in classes) and [int(name) for name in classes] == list(range(len(classes))):
+        return "by the numbers of their folders"
+    return "by WordNet ids, sorted" if all(re.fullmatch(r"n\d{8}", name) for name in classes) else None
+
+
 def _warn_of_few(root: Path, source: ImageSource) -> None:
     counts = collections.Counter(source.labels.tolist())
     most = max(counts.values())
@@ -169,7 +188,7 @@ def folder_source(
         folder: holds one folder a class.
         image_size: side in pixels (default: the shorter side of the first readable image).
         name: for messages.
-        classes: class order to use (default: that of `named`, else the sorted folder names).
+        classes: class order to use (default: that of `named`, else of the folders).
         resize: see `ImageSource`.
         named: class by name of the folder (`read_class_map`), for folders that are not called as
             their class.
@@ -188,7 +207,7 @@ def folder_source(
         raise ValueError(f"no images under {folder}: expected {folder}/<class>/<name> with a suffix such as .png, .jpg, .jpeg")
     relative, named = [utf8(p.relative_to(folder).as_posix()) for p in paths], named or {}
     folders = [name.split("/", 1)[0] for name in relative]
-    found = sorted(set(folders))
+    found = _in_order(set(folders))
     usual = list(named.values()) or found
     if classes is None and len(usual) < 2:
         raise ValueError(f"{folder} holds one class folder only, {found[0]!r}: at least 2 are needed, {folder}/<class>/<name>")

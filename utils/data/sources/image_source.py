@@ -47,6 +47,8 @@ class ImageSource:
             hang on them.
         image_size: side S of the square images, pixels.
         read: numpy index array [B] -> uint8 tensor [B, 3, S, S].
+        class_order: how the classes are numbered, where a network made elsewhere can know it; None
+            for names of one's own.
         level: float [N] in [0, 1], how strongly each image was degraded (0 = clean) before it was
             adapted; None where unknown.
         rgb_mean, rgb_std: channel statistics of the training images, range [0, 1], for the
@@ -70,6 +72,7 @@ class ImageSource:
     rgb_std: tuple[float, ...] = (0.25, 0.25, 0.25)
     level: Tensor | None = None
     resize: Resize | None = None
+    class_order: str | None = "as published"
     listing_of: Path | None = None
     target: Target | None = None
     read_target: Callable[[np.ndarray], Tensor] | None = None

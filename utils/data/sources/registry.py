@@ -22,7 +22,7 @@ from PIL import Image
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
-from undegrade.utils.data.sources.folders import image_folder, preloaded
+from undegrade.utils.data.sources.folders import class_order, image_folder, preloaded
 from undegrade.utils.data.sources.image_files import found_at
 from undegrade.utils.data.sources.image_source import TEST_SHARE, ImageSource, array_source, cut, train_validation_test
 from undegrade.utils.data.sources.imagenet import IMAGE_SIZE, RESIZE, imagenet, read_classes
@@ -132,6 +132,7 @@ def open_source(
         source = imagenet(split, Path(root), image_size, frame, order)
     elif is_folder:
         source = image_folder(Path(dataset), split, image_size, frame, order)
+        source = dataclasses.replace(source, class_order=class_order(Path(dataset), source.classes))
     elif dataset in DATASETS:
         for name, value in (("resize", resize), ("classes", classes)):
             if value is not None:
@@ -143,6 +144,8 @@ def open_source(
         )
     else:
         check_choice(dataset, [*DATASETS, "<path of an image folder>"], "dataset")
+    if classes is not None:
+        source = dataclasses.replace(source, class_order=f"by data.classes {classes}")
     if subset is not None:
         source = source.listed(subset, "data.subset", partly=split != "test")
     source = source.limited(limit)
