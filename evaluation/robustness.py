@@ -8,12 +8,13 @@ photographs it often is); Guo et al., ICML 2017 (expected calibration error).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from undegrade.evaluation.results import CLEAN, MEAN, Result, percent
+from undegrade.utils.data.perturbations.c_bar import IMAGENET_C_BAR
 from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
 from undegrade.utils.data.perturbations.watermark import WATERMARK
 
@@ -42,22 +43,22 @@ ALEXNET_ERRORS: dict[str, tuple[float, float, float, float, float]] = {
 }
 
 
-def errors_by_corruption(rows: Sequence[Result]) -> dict[str, dict[int, float]]:
-    """corruption -> severity -> error in [0, 1], of one system's rows on the 15 corruptions of the
-    benchmark.
+def errors_by_corruption(rows: Sequence[Result], benchmark: Collection[str] = CORRUPTIONS) -> dict[str, dict[int, float]]:
+    """corruption -> severity -> error in [0, 1], of one system's rows on the corruptions of the
+    benchmark, by default the 15 of ImageNet-C.
     """
     errors: dict[str, dict[int, float]] = {}
     for row in rows:
-        if row.corruption in CORRUPTIONS and row.severity is not None:
+        if row.corruption in benchmark and row.severity is not None:
             errors.setdefault(row.corruption, {})[int(row.severity)] = 1 - row.accuracy
     return errors
 
 
-def mean_error(errors: dict[str, dict[int, float]]) -> float | None:
-    """Mean over corruptions of the mean error over severities, in [0, 1]; None unless all 15
-    corruptions are there.
+def mean_error(errors: dict[str, dict[int, float]], benchmark: Collection[str] = CORRUPTIONS) -> float | None:
+    """Mean over corruptions of the mean error over severities, in [0, 1]; None unless all of the
+    benchmark's corruptions are there.
     """
-    if set(errors) != set(CORRUPTIONS):
+    if set(errors) != set(benchmark):
         return None
     return float(np.mean([np.mean(list(by_severity.values())) for by_severity in errors.values()]))
 
@@ -89,8 +90,8 @@ def mce(errors: dict[str, dict[int, float]], clean_error: float | None = None) -
 
 
 def summary(rows: Sequence[Result], imagenet: bool) -> dict[str, float]:
-    """`clean error`, `mean error`, for ImageNet `mCE` and `relative mCE`, and `watermark_gaps`, of
-    one system, in %.
+    """`clean error`, `mean error`, for ImageNet `mCE` and `relative mCE`, `C-bar error` (the mean
+    error on ImageNet-C-bar, for which there is no mCE), and `watermark_gaps`, of one system, in %.
 
     What its rows cannot say is left out.
 
@@ -100,12 +101,14 @@ def summary(rows: Sequence[Result], imagenet: bool) -> dict[str, float]:
             exists.
     """
     errors = errors_by_corruption(rows)
+    c_bar = mean_error(errors_by_corruption(rows, IMAGENET_C_BAR), IMAGENET_C_BAR)
     clean = next((1 - row.accuracy for row in rows if row.corruption == CLEAN), None)
     values = {
         "clean error": None if clean is None else 100 * clean,
         "mean error": None if (mean := mean_error(errors)) is None else 100 * mean,
         "mCE": mce(errors) if imagenet else None,
         "relative mCE": mce(errors, clean) if imagenet and clean is not None else None,
+        "C-bar error": None if c_bar is None else 100 * c_bar,
     }
     return {name: value for name, value in values.items() if value is not None} | watermark_gaps(rows)
 
