@@ -20,7 +20,8 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 from torch import Tensor
 
-from undegrade.utils.data.sources.images import list_images, read_image
+from undegrade.utils.data.sources.image_files import list_images
+from undegrade.utils.data.sources.images import read_image
 from undegrade.utils.seeding import numpy_generator
 
 Array = NDArray[np.float64]
