@@ -176,3 +176,27 @@ def test_training_and_adaptation_by_the_commands(tmp_path: Path) -> None:
             out, "--corruption", "fog", "--limit", 4, *words,
         ).check()  # fmt: skip
         assert len(list(out.rglob("*.png"))) == 4
+
+
+@pytest.mark.parametrize("distilled", [False, True], ids=["dpm", "cm"])
+def test_the_published_snippet_works_with_our_pipelines(distilled: bool, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from undegrade.image_adapt.pipelines import ConsistInstructPix2PixPipeline, IP2PLatentConsistencyModelPipeline, LCMScheduler
+
+    saved_pipeline(tmp_path / "model", 768 if distilled else None)
+    kind = IP2PLatentConsistencyModelPipeline if distilled else ConsistInstructPix2PixPipeline
+    more = {"scheduler": LCMScheduler.from_pretrained(tmp_path / "model", subfolder="scheduler")} if distilled else {}
+    pipe = kind.from_pretrained(tmp_path / "model", torch_dtype=torch.float32, use_safetensors=True, safety_checker=None, **more)
+    image = Image.fromarray(((IMAGES[0].permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy())
+
+    def out(seed: int, count: int = 1) -> list[Image.Image]:
+        return pipe(
+            prompt=["Clean the image"], image=image, num_images_per_prompt=count, num_inference_steps=4,
+            generator=torch.Generator().manual_seed(seed), image_guidance_scale=1.3, guidance_scale=7.5,
+        ).images  # fmt: skip
+
+    assert out(1)[0].size == (16, 16) and out(1)[0].tobytes() == out(1)[0].tobytes() != out(2)[0].tobytes()
+    assert len(out(1, 3)) == 3
+    with pytest.raises(ValueError, match="image is missing"):
+        pipe("Clean the image")
