@@ -38,7 +38,7 @@ class ConsistInstructPix2PixPipeline(StableDiffusionInstructPix2PixPipeline):
         self,
         prompt: str | Sequence[str] = INSTRUCTION,
         image: Any = None,
-        num_inference_steps: int = 20,
+        num_inference_steps: int | None = None,
         guidance_scale: float = 7.5,
         image_guidance_scale: float | Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
@@ -51,7 +51,7 @@ class ConsistInstructPix2PixPipeline(StableDiffusionInstructPix2PixPipeline):
         Args:
             prompt: the instruction; of several all must be the same.
             image: PIL, or a tensor [B, 3, H, W] in [0, 1], or a list of these.
-            num_inference_steps: see `models.diffusion.editor.edit`.
+            num_inference_steps: None: 20, of a distilled editor 4.
             guidance_scale, image_guidance_scale: w_T and w_I (None: the published list, of a
                 distilled editor 1.3).
             num_images_per_prompt: edits of each image.
@@ -70,12 +70,14 @@ class ConsistInstructPix2PixPipeline(StableDiffusionInstructPix2PixPipeline):
         device, kind = self._execution_device, self.unet.dtype
         embeddings = embed(self.tokenizer, self.text_encoder, [*texts, ""]).to(kind)
         editor = Editor(self.unet, LatentAutoencoder(self.vae), embeddings, self.scheduler.config)
+        distilled = editor.scale_width is not None
+        steps = num_inference_steps or (4 if distilled else 20)
         condition = editor.autoencoder.encode(self.image_processor.preprocess(image).to(device, kind))
         condition = condition.repeat_interleave(num_images_per_prompt, 0)
         if image_guidance_scale is None:
-            image_guidance_scale = image_weights(num_inference_steps) if editor.scale_width is None else 1.3
+            image_guidance_scale = 1.3 if distilled else image_weights(steps)
         streams = _one_each(generator, len(condition))
-        latents = edit(editor, condition, streams, num_inference_steps, guidance_scale, image_guidance_scale)
+        latents = edit(editor, condition, streams, steps, guidance_scale, image_guidance_scale)
         images: Any = (
             latents if output_type == "latent" else self.image_processor.postprocess(editor.autoencoder(latents), output_type)
         )
@@ -84,9 +86,6 @@ class ConsistInstructPix2PixPipeline(StableDiffusionInstructPix2PixPipeline):
 
 class IP2PLatentConsistencyModelPipeline(ConsistInstructPix2PixPipeline):
     """The distilled editor ("CM")."""
-
-    def __call__(self, prompt: Any = INSTRUCTION, image: Any = None, num_inference_steps: int = 4, **options: Any) -> Any:
-        return super().__call__(prompt, image, num_inference_steps, **options)
 
 
 def _one_each(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
