@@ -67,7 +67,7 @@ class ConsistInstructPix2PixPipeline(StableDiffusionInstructPix2PixPipeline):
         texts = {prompt} if isinstance(prompt, str) else set(prompt)
         if len(texts) != 1:
             raise ValueError(f"prompts {sorted(texts)}: give one instruction, the same for all images")
-        device, kind = self._execution_device, self.unet.dtype
+        device, kind = self.unet.device, self.unet.dtype
         embeddings = embed(self.tokenizer, self.text_encoder, [*texts, ""]).to(kind)
         editor = Editor(self.unet, LatentAutoencoder(self.vae), embeddings, self.scheduler.config)
         distilled = editor.scale_width is not None
