@@ -35,7 +35,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --durations 10
 
 test-all: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 20
+	HYPOTHESIS_PROFILE=many OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 20
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -54,4 +54,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache .links
+	rm -rf $(VENV) runs .pytest_cache .hypothesis .ruff_cache .mypy_cache .links

@@ -29,6 +29,7 @@ from undegrade.utils.config import to_tree
 from undegrade.utils.data.cells import CLEAN, Cell
 from undegrade.utils.data.perturbations.watermark import WATERMARK
 from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.data.sources.readable import without_broken
 from undegrade.utils.data.views import check_view, open_view
 from undegrade.utils.lock import locked
 from undegrade.utils.provenance import listing_digest, provenance
@@ -78,12 +79,12 @@ def evaluate(config: EvaluationConfig, device: torch.device) -> Evaluation:
     checkpoints = {n: find_checkpoint(fill_names(config, config.members[n].checkpoint), config.runs) for n in used}
     for name in used:
         check_view(member_view(config, name))
-    source = config.data.open(config.data.split)
+    out = Path(config.out)
+    source = without_broken(config.data.open(config.data.split), out / "logits" if config.cache else None)
     members = _members(config, checkpoints, source, device)
     for name, system in config.systems.items():
         for cell in needed:
             check_rule(system.rule, {m: members[m].predictor for m in members_of(system, cell, members)}, name)
-    out = Path(config.out)
     with locked(out, "evaluation"):
         files = ResultFiles(out, result_facts(config, members, source, list(needed)), config.overwrite)
         if config.cache:

@@ -21,10 +21,9 @@ from undegrade.image_adapt.job import Job
 from undegrade.image_adapt.mpi import World
 from undegrade.image_adapt.output import Stored, find_outputs, write_manifest
 from undegrade.image_adapt.settings import check_settings, prepare
-from undegrade.image_adapt.work import BatchResult, Outcome, cut_pieces, share_out, sift
+from undegrade.image_adapt.work import BatchResult, Outcome, cut_pieces, finished, share_out, sift
 from undegrade.utils.costs import BYTES_A_PIXEL
 from undegrade.utils.data.cells import Cell
-from undegrade.utils.data.pixels import from_signed
 from undegrade.utils.data.sources.folders import CLASS_MAP
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.files import write_atomic
@@ -110,7 +109,7 @@ def generate(opened: Opened, config: GenerateConfig, world: World, verify: bool 
         filled = [keys[min(i, len(keys) - 1)] for i in range(config.batch_size)]  # kernels differ by shape
         streams = [torch_generator(config.seed, "generate", number_of(key)) for key in filled]
         images = generator.generate([number_of(key) % generator.num_classes for key in filled], streams)
-        return rows, list(from_signed(images[: len(rows)].cpu()).numpy()), []
+        return finished(job, rows, images[: len(rows)].cpu(), "the generator", config.batch_size)
 
     job = _job(numbers, opened, folder)
     there: list[dict[int, Stored]] = []
@@ -126,7 +125,8 @@ def generate(opened: Opened, config: GenerateConfig, world: World, verify: bool 
     outcome = share_out([job], there, compute, world, config.batch_size, "png", "generating")
     if world.rank == 0:
         now = before | _by_key(job, outcome.there[0])
-        write_manifest(everything, settings, {i: now[key] for i, key in enumerate(everything.source.keys) if key in now})
+        rows = {i: now[key] for i, key in enumerate(everything.source.keys) if key in now}
+        write_manifest(everything, settings, rows, [entry for _, entry in outcome.broken])
     return outcome
 
 

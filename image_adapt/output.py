@@ -17,9 +17,11 @@ from PIL import Image
 
 from undegrade.image_adapt.job import Job
 from undegrade.utils.data.manifest import MANIFEST, read_manifest
+from undegrade.utils.data.sources.image_source import Broken
 from undegrade.utils.data.sources.images import FileSlice
 from undegrade.utils.data.sources.shards import sample_name, shard_places, write_shard
 from undegrade.utils.files import write_atomic
+from undegrade.utils.paths import escaped
 
 # output -> suffix of the files and how Pillow writes them. jpeg: Pillow's own quality (75) and
 # subsampling (4:2:0)
@@ -171,7 +173,11 @@ def _in_shard(job: Job, path: Path, rows: Sequence[int]) -> dict[int, tuple[int,
     return {i: places[name] for i, name in names.items() if name in places}
 
 
-def store(job: Job, rows: Sequence[int], images: Mapping[int, bytes]) -> dict[int, Stored]:
+# what is wrong with a name alone; whatever else goes wrong, such as a full disk, hits all images
+_OF_A_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.EILSEQ, errno.EINVAL)
+
+
+def store(job: Job, rows: Sequence[int], images: Mapping[int, bytes]) -> tuple[dict[int, Stored], list[Broken]]:
     """Write encoded images, each in one step; or their shard, with what it holds besides.
 
     Args:
@@ -180,12 +186,20 @@ def store(job: Job, rows: Sequence[int], images: Mapping[int, bytes]) -> dict[in
         images: those that were made.
 
     Returns:
-        All that was written.
+        All that was written, and what could not be for its name.
     """
+    written: dict[int, Stored] = {}
+    broken: list[Broken] = []
     if job.shard_size is None or not images:
         for i, data in images.items():
-            write_atomic(job.path(i), data)
-        return {i: Stored(len(data), digest_of(data)) for i, data in images.items()}
+            try:
+                write_atomic(job.path(i), data)
+                written[i] = Stored(len(data), digest_of(data))
+            except OSError as error:
+                if error.errno not in _OF_A_NAME:
+                    raise
+                broken.append(Broken(job.source.keys[i], f"{escaped(job.file(i))} cannot be written: {error.strerror}"))
+        return written, broken
     number = job.shard(min(images))
     assert number is not None and {job.shard(i) for i in images} == {number}
     path, files = job.path(rows[0]), dict(images)
@@ -194,17 +208,22 @@ def store(job: Job, rows: Sequence[int], images: Mapping[int, bytes]) -> dict[in
         files[i] = FileSlice(path, *place).open().getvalue()
     keys = job.source.keys
     places = write_shard(path, ((keys[i], files[i], int(job.source.labels[i])) for i in job.shard_rows(number) if i in files))
-    return {i: Stored(len(data), digest_of(data), places[keys[i]][0]) for i, data in files.items()}
+    return {i: Stored(len(data), digest_of(data), places[keys[i]][0]) for i, data in files.items()}, broken
 
 
-def write_manifest(job: Job, settings: Mapping[str, Any], there: Mapping[int, Stored]) -> None:
-    """`manifest.jsonl`: a line an image that is there, sorted by key: file, class index, level,
-    seed, settings (digest), `Job.input_side`, size and digest, and its offset in a shard.
+def write_manifest(job: Job, settings: Mapping[str, Any], there: Mapping[int, Stored], broken: Sequence[Broken] = ()) -> None:
+    """`manifest.jsonl`: a line an image, sorted by key: file, class index, level, seed, settings
+    (digest), `Job.input_side`, size and digest, and its offset in a shard; or why it is not there.
     """
     digest = digest_of(json.dumps(settings, sort_keys=True).encode())
     side = {"input_side": job.input_side} if job.input_side is not None else {}
     lines = []
-    for i in (i for i in job.by_key if i in there):
+    reasons = dict(broken)
+    for i in job.by_key:
+        if i not in there:
+            if (key := job.source.keys[i]) in reasons:
+                lines.append(json.dumps({"key": key, "error": reasons[key]}))
+            continue
         row = {"key": job.source.keys[i], "file": job.file(i), "label": int(job.source.labels[i]), "level": job.levels[i]}
         where = {} if there[i].offset is None else {"offset": there[i].offset}
         written = {**where, "size": there[i].size, "digest": there[i].digest}

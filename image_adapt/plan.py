@@ -33,14 +33,13 @@ def describe_plan(
         ValueError: as the launch would (images of other settings in an output folder).
     """
     stale = {j for j, job in enumerate(jobs) if check_settings(job, settings_of(config, adapter, job), config.overwrite)}
-    pieces = cut_pieces(
-        jobs, [{} if j in stale else find_outputs(job, verify).there for j, job in enumerate(jobs)], config.batch_size
-    )
+    there = [{} if j in stale else find_outputs(job, verify).there for j, job in enumerate(jobs)]
+    pieces = cut_pieces(jobs, there, config.batch_size)
     lines = [["cell", "images", "there", "to do", "batches"]]
     for j, job in enumerate(jobs):
         left = [rows for k, rows in pieces if k == j]
         images, batches = sum(map(len, left)), sum(_batches(rows, config) for rows in left)
-        counts = (len(job.source), len(job.source) - images, images, batches)
+        counts = (len(job.source), len(there[j]), images, batches)
         lines.append([job.cell.folder if job.cell.corruption else "images", *map(str, counts)])
     totals = [sum(int(line[column]) for line in lines[1:]) for column in range(1, 5)]
     lines.append(["total", *map(str, totals)])

@@ -68,17 +68,9 @@ def _check_apart(folder: Path, save_dir: Path) -> None:
         )
 
 
-def adapt_batch(
-    adapter: Adapter,
-    images: Tensor,
-    keys: Sequence[str],
-    seed: int,
-    batch_size: int,
-    device: torch.device,
-    rounding: str = "round",
-) -> Tensor:
-    """uint8 [n, 3, H, W] -> uint8 [n, 3, H, W], n <= batch_size, run at the shape of a full batch
-    (kernels differ by shape).
+def adapt_batch(adapter: Adapter, images: Tensor, keys: Sequence[str], seed: int, batch_size: int, device: torch.device) -> Tensor:
+    """uint8 [n, 3, H, W] -> about [-1, 1], [n, 3, H, W], n <= batch_size, run at the shape of a
+    full batch (kernels differ by shape).
 
     The stream of an image is named by (seed, key) alone.
     """
@@ -90,7 +82,7 @@ def adapt_batch(
         raise ValueError(
             f"{type(adapter).__name__} makes images of shape {list(adapted.shape)} from {list(x.shape)}: the same is needed"
         )
-    return from_signed(adapted[: len(keys)].cpu(), rounding)
+    return adapted[: len(keys)].cpu()
 
 
 @dataclasses.dataclass
@@ -124,7 +116,34 @@ def adapt_rows(job: Job, rows: list[int], adapter: Adapter, config: AdaptConfig,
         return [], [], broken
     keys = [job.source.keys[i] for i in readable]
     size = len(keys) if adapter.batch_matters or job.whole else config.batch_size
-    return readable, list(adapt_batch(adapter, images, keys, config.seed, size, device, config.rounding).numpy()), broken
+    try:
+        adapted = adapt_batch(adapter, images, keys, config.seed, size, device)
+    except (ValueError, RuntimeError) as error:  # too small for a filter, too large for the memory
+        if not job.whole:  # all images of a launch are alike
+            raise
+        return [], [], [*broken, Broken(keys[0], f"{type(error).__name__}: {error}")]
+    made, pixels, failed = finished(job, readable, adapted, f"the adapter {config.adapter}", config.batch_size, config.rounding)
+    return made, pixels, broken + failed
+
+
+def finished(job: Job, rows: list[int], images: Tensor, by: str, batch_size: int, rounding: str = "round") -> BatchResult:
+    """Images [B, 3, H, W], about [-1, 1], as pixels. One with a number that is not finite is no
+    image.
+
+    Raises:
+        ValueError: a full batch without one image.
+    """
+    finite = torch.isfinite(images).flatten(1).all(1).tolist()
+    failed = [
+        Broken(job.source.keys[i], f"{by} made numbers of it that are not finite")
+        for i, fine in zip(rows, finite, strict=True)
+        if not fine
+    ]
+    if len(failed) == batch_size > 1:
+        raise ValueError(f"{by} makes numbers that are not finite of all {batch_size} images of a batch, e.g. {failed[0].key}: "
+                         "its weights or its options are at fault")  # fmt: skip
+    pixels = from_signed(images[finite], rounding).numpy()
+    return [i for i, fine in zip(rows, finite, strict=True) if fine], list(pixels), failed
 
 
 def run_jobs(
@@ -144,9 +163,11 @@ def run_jobs(
     adapt = functools.partial(adapt_rows, adapter=adapter, config=config, device=device)
     outcome = share_out(jobs, there, adapt, world, config.batch_size, config.output, "adapting")
     if world.rank == 0:
-        for job, wanted, now in zip(jobs, settings, outcome.there, strict=True):
-            write_manifest(job, wanted, now)
-        if config.output == "npy":
+        for j, job in enumerate(jobs):
+            write_manifest(job, settings[j], outcome.there[j], [entry for k, entry in outcome.broken if k == j])
+        if config.output == "npy" and outcome.broken:
+            log.warning("the arrays are not written: they hold every image of a test set")
+        elif config.output == "npy":
             write_arrays(jobs, Path(config.fill(config.save_dir)))
     return outcome
 
@@ -189,7 +210,8 @@ def share_out(
         doing: what the progress bar says.
     """
     pieces = world.broadcast(cut_pieces(jobs, there, batch_size) if world.rank == 0 else None)
-    total, pending = sum(len(job.source) for job in jobs), sum(len(rows) for _, rows in pieces)
+    pending = sum(len(rows) for _, rows in pieces)
+    total = sum(len(job.source) for job in jobs)
     progress = Progress(world, total, total - pending, doing)
     broken: list[tuple[int, Broken]] = []
     stored: list[tuple[int, dict[int, Stored]]] = []
@@ -201,14 +223,17 @@ def share_out(
             broken += [(j, entry) for entry in bad]
             files |= {i: encode(image, output) for i, image in zip(computed, images, strict=True)}
             progress.add(len(batch))
-        stored.append((j, store(jobs[j], rows, files)))
+        written, bad = store(jobs[j], rows, files)
+        broken += [(j, entry) for entry in bad]
+        stored.append((j, written))
     progress.finish()
     seconds = time.perf_counter() - start
     everyone = [entry for part in world.gather(broken) or [] for entry in part]
-    now = [dict(found) for found in there]
+    found = sum(map(len, there))
+    now = [dict(before) for before in there]
     for j, written in (entry for part in world.gather(stored) or [] for entry in part):
         now[j] |= written
-    return Outcome(total - pending, pending - len(everyone), sorted(everyone, key=lambda entry: entry[1]), seconds, now)
+    return Outcome(found, sum(map(len, now)) - found, sorted(everyone, key=lambda entry: entry[1]), seconds, now)
 
 
 Piece = tuple[int, list[int]]  # a job, and images of it that one rank computes and writes

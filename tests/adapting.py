@@ -31,7 +31,7 @@ def digits(ddpm: Path, save_dir: Path, *words: object) -> Done:
 
 
 def pngs(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.png"))}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.png")) if p.is_file()}
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -43,6 +43,16 @@ def save_images(folder: Path, names: list[str], side: int = 32) -> None:
 
 
 def manifest_of(folder: Path) -> list[dict]:
+    """Lines of the images that are there."""
+    return [row for row in _lines_of(folder) if "error" not in row]
+
+
+def errors_of(folder: Path) -> dict[str, str]:
+    """Key and reason of the images that could not be made."""
+    return {row["key"]: row["error"] for row in _lines_of(folder) if "error" in row}
+
+
+def _lines_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.photo_like import save_all
 from tests.scripts import ROOT, forget_accelerator, run_script
@@ -20,6 +21,11 @@ from undegrade.utils.runs import mark_done
 from undegrade.utils.seeding import seed_everything
 
 torch.set_num_threads(1)  # xdist starts a process a core
+
+# few examples, the same every time; `make test-all` tries many (HYPOTHESIS_PROFILE=many)
+settings.register_profile("few", max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.register_profile("many", max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -255,7 +255,7 @@ def test_images_of_a_view_are_those_of_the_png_files(
     single: Path, sharded: Path, clean: ImageSource, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     if not at_once:
-        monkeypatch.setattr(undegrade.utils.data.sources.shards, "PRELOAD_BYTES", 0)
+        monkeypatch.setattr(undegrade.utils.data.sources.folders, "PRELOAD_BYTES", 0)
     for cell in (Cell("gaussian_noise", 5), Cell("jpeg")):
         few = clean.subset([4, 0, 3])
         one, other = FolderTree(single, few).source(cell), FolderTree(sharded, few).source(cell)

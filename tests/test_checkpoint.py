@@ -147,3 +147,31 @@ def test_a_foreign_file_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_the_digest_is_the_start_of_the_sha256_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert file_digest(tmp_path / "a") == "ba7816bf8f01cfea"  # FIPS 180-2, example B.1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_numbers_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path: Path, kind: torch.dtype, value: float) -> None:
+    state = {**STATE, "fc.bias": torch.tensor([1.0, value], dtype=kind)}
+    with pytest.raises(ValueError, match=r"a\.safetensors is not written: fc\.bias holds NaN or infinite values"):
+        save_checkpoint(tmp_path / "a.safetensors", state, {})
+    assert not list(tmp_path.iterdir())
+    torch.save({"state_dict": state}, tmp_path / "b.pth")
+    save_file(state, tmp_path / "b.safetensors")
+    for name in ("b.pth", "b.safetensors"):
+        with pytest.raises(ValueError, match=f"checkpoint {tmp_path}/{name}: fc.bias holds NaN or infinite values"):
+            load_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"kind": "classi', "5", "null", '["kind"]', '{"num_classes": "ten"}', '{"classes": "abc"}', '{"classes": [1, 2]}',
+     '{"mean": [null, 0.5, 0.5]}', '{"kind": {}}', '{"unet": []}', "[" * 100_000],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_a_damaged_description_is_one_line_with_the_mend(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(STATE, path, metadata={"undegrade": text})
+    for read in (load_checkpoint, read_description):
+        with pytest.raises(ValueError, match=r"a\.safetensors: the description in it is damaged \(.*make the checkpoint anew$"):
+            read(path)

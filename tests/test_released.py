@@ -4,8 +4,11 @@ end to end.
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -22,7 +25,7 @@ from tests.scripts import run_script
 from undegrade.evaluation.report.plots import image_grid
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.sources.registry import open_source
-from undegrade.utils.data.sources.released import CIFAR, is_released
+from undegrade.utils.data.sources.released import CIFAR, array_cell, is_released
 from undegrade.utils.data.views import FolderTree, OnTheFly, ReleasedArrays
 
 WNIDS = ("n01440764", "n01484850", "n15075141")  # of the sorted thousand: 0, 2 and 999
@@ -280,3 +283,31 @@ def test_arrays_with_more_classes_than_the_clean_set_are_refused(tmp_path: Path)
     np.save(tmp_path / "c/labels.npy", np.array([99] * 20))
     with pytest.raises(ValueError, match=r"labels\.npy: labels go up to 99, the data set has 10 classes"):
         ReleasedArrays(tmp_path / "c", source).source(Cell("fog", 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("fog.npy", lambda data: data[:-100], "fog.npy is no whole array file"),
+        ("fog.npy", lambda data: b"", "fog.npy is no whole array file"),
+        ("labels.npy", lambda data: data[:40], "labels.npy is no whole array file"),
+        ("labels.npy", lambda data: b"no array", "labels.npy is no whole array file"),
+        ("labels.npy", lambda data: saved(np.array([{}] * 20)), "labels.npy is no whole array file"),
+        ("labels.npy", lambda data: saved(np.full(20, 0.5)), "labels.npy: expected a line of class numbers from 0, found float64"),
+        ("labels.npy", lambda data: saved(np.full(20, -1)), "labels.npy: expected a line of class numbers from 0, found int64"),
+        ("labels.npy", lambda data: saved(np.array(3)), "labels.npy: expected a line of class numbers from 0, found int64 ()"),
+        ("fog.npy", lambda data: saved(np.array(3)), "fog.npy: expected uint8 [5 x N, 32, 32, 3], found int64 ()"),
+    ],
+)
+def test_damaged_arrays_are_named(tmp_path: Path, name: str, content: Callable[[bytes], bytes], message: str) -> None:
+    np.save(tmp_path / "fog.npy", np.zeros((20, 32, 32, 3), np.uint8))
+    np.save(tmp_path / "labels.npy", np.zeros(20, np.int64))
+    (tmp_path / name).write_bytes(content((tmp_path / name).read_bytes()))
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}/{message}")):
+        array_cell(tmp_path, "fog", 1, [str(number) for number in range(10)])
+
+
+def saved(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()

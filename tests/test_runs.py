@@ -197,6 +197,7 @@ def test_a_row_cut_off_by_a_kill_does_not_stop_a_resume_and_is_named(
     RunLog(tmp_path, resume_epoch=2, tensorboard=False).close()
     assert rows(tmp_path) == [{"epoch": 1, "step": 1}]
     assert f"{tmp_path}/metrics.jsonl: its last line was cut off" in caplog.text
+    assert "lacks 1 of the 2 epochs that are done" in caplog.text
 
 
 @pytest.mark.parametrize("line", ["x", "5", "[1]", '{"step": 1}', '{"epoch": "1"}', "\xff"])

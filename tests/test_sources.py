@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from tests.test_folders import assert_reads_its_own_images, write_images
-from undegrade.utils.data.sources.image_source import ImageSource, array_source, concatenated, cut
+from undegrade.utils.data.sources.image_source import ImageSource, array_source
 from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.data.sources.splits import concatenated, cut
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from tests.tiny import tiny_classifier, tiny_context
 from undegrade.trainers.supervised import Supervised, SupervisedConfig
 from undegrade.utils.data.augmentation import AugmentConfig, random_window, resized_crop
 from undegrade.utils.data.batches import Batch, BatchLoader, BatchSet
-from undegrade.utils.data.sources.image_source import ImageSource, array_reader, concatenated
+from undegrade.utils.data.sources.image_source import ImageSource, array_reader
+from undegrade.utils.data.sources.splits import concatenated
 from undegrade.utils.data.targets import Mask, Points, Target
 
 EVERY = list(range(COUNT))

@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 
 from undegrade.utils.data.sources import tiny_imagenet
 from undegrade.utils.data.sources.image_source import ImageSource, MappedReader
-from undegrade.utils.data.sources.images import BrokenImageError
 from undegrade.utils.data.sources.registry import open_source
 
 WNIDS = ["n03", "n01", "n02"]  # not sorted: wnids.txt gives the numbers
@@ -274,9 +273,15 @@ def test_images_without_annotation_are_named(root: Path, folder: Path) -> None:
         open_source("TinyImagenet", "test", root)
 
 
-def test_a_file_that_cannot_be_decoded_is_named_and_leaves_no_array(root: Path, folder: Path) -> None:
-    path = folder / "train/n01/images/n01_3.JPEG"
+def test_a_file_that_cannot_be_decoded_is_left_out_and_named_at_every_opening(
+    root: Path, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "train/n01/images/n01_1.JPEG"
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(BrokenImageError, match=re.escape(f"{path}: ")):
-        open_source("TinyImagenet", "train", root)
-    assert sorted(p.name for p in folder.iterdir()) == ["train", "val", "wnids.txt"]
+    for _ in range(2):
+        source = open_source("TinyImagenet", "trainval", root)
+        assert "n01/n01_1" not in source.keys and len(source) == 11
+        assert (source.images([source.keys.index("n01/n01_2")])[0, :, 0, 0].int() - torch.tensor(colour(1, 2))).abs().max() <= 2
+        assert f"left out 1 of 12 files that cannot be decoded:\n  {path}: " in caplog.text
+        caplog.clear()
+        no_decoding(monkeypatch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,3 +89,34 @@ def test_nan_in_validation_stops_the_run_and_never_becomes_the_best(tmp_path: Pa
         trainer(tmp_path, supervised(kind=Broken), LoopConfig(epochs=3, monitor="loss")).fit()
     assert load_checkpoint(tmp_path / "best.safetensors")[1]["epoch"] == 1
     assert last_of(tmp_path)["progress"]["epoch"] == 1
+
+
+class Ruined(Supervised):
+    """A number becomes infinite after a step, where no loss shows it."""
+
+    def after_step(self, step: int) -> None:
+        if step == 8:  # the last one of the second epoch
+            self.ruin()
+
+
+@pytest.mark.parametrize("place", ["parts.student.network.fc.bias", "optimizers.student.state.0.momentum_buffer", "ema"])
+def test_what_the_last_step_of_an_epoch_ruins_reaches_no_checkpoint(tmp_path: Path, place: str) -> None:
+    method = supervised(kind=Ruined)
+    loop = trainer(tmp_path, method, LoopConfig(epochs=3, ema_decay=0.5), OptimizerConfig("SGD", momentum=0.9))
+    first = next(iter(method.student.parameters()))
+    method.ruin = {
+        "p": lambda: nn.init.constant_(method.student.network.fc.bias, float("inf")),
+        "o": lambda: nn.init.constant_(loop.parts.optimizers["student"].state[first]["momentum_buffer"], float("nan")),
+        "e": lambda: nn.init.constant_(next(loop.parts.averages["student"].parameters()), float("nan")),
+    }[place[0]]
+    when = re.escape(" is not finite after epoch 1 of 3 and 4 of 4 batches of the next: stopped, and not saved")
+    with pytest.raises(Stopped, match=f"^{re.escape(place)}.*{when}"):
+        loop.fit()
+    assert last_of(tmp_path)["progress"]["epoch"] == 1
+    assert load_checkpoint(tmp_path / "best.safetensors")[1]["epoch"] == 1 and not (tmp_path / "DONE").exists()
+
+
+def test_a_decay_of_nan_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(Stopped, match=r"ema\.student\."):
+        trainer(tmp_path, supervised(), LoopConfig(epochs=2, ema_decay=float("nan"))).fit()
+    assert not any((tmp_path / name).exists() for name in ("best.safetensors", "last/state.pt", "DONE"))

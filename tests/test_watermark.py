@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
+from tests.fonts import SIDE, SIZE, make_font
 from tests.perturbing import draw
 from tests.photo_like import photo_like, save_all
 from undegrade.image_adapt.adapters import Adapter
@@ -32,35 +31,6 @@ from undegrade.utils.data.perturbations.watermark import TEXT, WATERMARK, font_f
 from undegrade.utils.data.sources.image_source import array_source
 from undegrade.utils.data.sources.images import Resize
 from undegrade.utils.data.views import FolderTree, OnTheFly
-
-SIDE, SIZE = 700, 112  # of an image, and of its text: 700 / 6.22
-
-
-def make_font(path: Path, *characters: str) -> str:
-    """A font of 10 units a pixel at SIZE, ascent 90 px, whose characters are a large and a small
-    rectangle, 112 px apart.
-    """
-
-    def rectangle(left: int, bottom: int, right: int, top: int) -> object:
-        pen = TTGlyphPen(None)
-        pen.moveTo((10 * left, 10 * bottom))
-        for x, y in ((left, top), (right, top), (right, bottom)):
-            pen.lineTo((10 * x, 10 * y))
-        pen.closePath()
-        return pen.glyph()
-
-    glyphs = {".notdef": rectangle(0, 0, 30, 30), "large": rectangle(10, 0, 100, 80), "small": rectangle(0, 20, 50, 40)}
-    font = FontBuilder(10 * SIZE)
-    font.setupGlyphOrder(list(glyphs))
-    font.setupCharacterMap({ord(c): name for c, name in zip(characters, ("large", "small"), strict=False)})
-    font.setupGlyf(glyphs)
-    font.setupHorizontalMetrics({name: (10 * SIZE, 100 * (name == "large")) for name in glyphs})
-    font.setupHorizontalHeader(ascent=900, descent=-220)
-    font.setupNameTable({"familyName": "Rectangles", "styleName": "Regular"})
-    font.setupOS2()
-    font.setupPost()
-    font.save(path)
-    return str(path)
 
 
 @pytest.fixture

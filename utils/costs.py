@@ -19,7 +19,7 @@ from undegrade.utils.data.cells import parse_cells, parse_severities, sweep_cell
 from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
 from undegrade.utils.data.sources.folders import first_size
 from undegrade.utils.data.sources.image_files import list_images
-from undegrade.utils.data.sources.image_source import TEST_SHARE, VALIDATION_SHARE
+from undegrade.utils.data.sources.splits import TEST_SHARE, VALIDATION_SHARE
 from undegrade.utils.known_sizes import NETWORKS, SIZES, Sizes
 from undegrade.utils.stages import SCRIPTS, Command
 from undegrade.utils.yaml_trees import Tree, merge, nested, parse_value

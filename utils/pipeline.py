@@ -26,7 +26,7 @@ from undegrade.utils.config import build, read_all, read_yaml
 from undegrade.utils.costs import USUAL_SPEED, plan
 from undegrade.utils.errors import Stopped, run_main
 from undegrade.utils.files import write_atomic
-from undegrade.utils.stages import SCRIPTS, Command, PipelineConfig, Variables, all_variables, commands, escaped
+from undegrade.utils.stages import COUNTS, SCRIPTS, Command, PipelineConfig, Variables, all_variables, commands, escaped
 
 log = logging.getLogger("pipeline")
 
@@ -100,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Any of the `variables:` of the YAML is a flag, too: --name value (--dataset CIFAR10 --ranks 4), and any argument "
+        epilog="Any of the `variables:` of the YAML is a flag, too: --name value (--dataset CIFAR10), and so are --ranks N for "
+        "adaptation and --processes N for training (default: the GPUs that PyTorch sees, else 2 and 1), and any argument "
         "of its `overrides:` or of a stage: --group.argument value (--train.loop.epochs 1 --evaluate.batch_size 64)",
     )
     p.add_argument("-c", "--config", required=True, help="pipeline YAML")
@@ -144,7 +145,7 @@ def _given(rest: Sequence[str], config: PipelineConfig) -> tuple[PipelineConfig,
         elif name in config.overrides and name not in config.variables:
             raise ValueError(f"--{name} is a group of arguments: write --{name}.ARGUMENT VALUE, such as --{name}.seed 1")
         else:
-            check_choice(name, config.variables, "variable", "the pipeline (--name value)")
+            check_choice(name, dict.fromkeys([*config.variables, *COUNTS]), "variable", "the pipeline (--name value)")
         if not sign and not words:
             raise ValueError(f"option --{name} has no value")
         text = text if sign else words.pop(0)

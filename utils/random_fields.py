@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from undegrade.utils.seeding import derive_seed
+from undegrade.utils.seeding import derive_seed, name_bytes
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
@@ -86,7 +86,7 @@ def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @functools.lru_cache(maxsize=16)  # a batch asks for the same keys again and again
 def _words_of(keys: tuple[str, ...]) -> NDArray[np.uint64]:
-    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    digests = b"".join(hashlib.blake2b(name_bytes(key), digest_size=8).digest() for key in keys)
     return np.frombuffer(digests, dtype="<u8")
 
 

@@ -86,7 +86,10 @@ class RunLog:
         if folder is None:
             return
         path = folder / "metrics.jsonl"
-        write_rows(path, [row for row in read_rows(path, "epoch") if row["epoch"] <= resume_epoch])
+        kept = [row for row in read_rows(path, "epoch") if row["epoch"] <= resume_epoch]
+        if len(kept) < resume_epoch:
+            log.warning("%s lacks %d of the %d epochs that are done", path, resume_epoch - len(kept), resume_epoch)
+        write_rows(path, kept)
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter

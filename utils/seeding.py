@@ -17,12 +17,17 @@ import numpy as np
 import torch
 
 
+def name_bytes(name: str) -> bytes:
+    """UTF-8, also of what stands for the bytes of a file name that is no UTF-8."""
+    return name.encode("utf-8", "surrogatepass")
+
+
 def derive_seed(*parts: object) -> int:
     """63-bit seed from the text of `parts` (BLAKE2b), equal on every platform and in every
     process.
     """
     text = "\x1f".join(repr(p) if isinstance(p, float) else str(p) for p in parts)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(name_bytes(text), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

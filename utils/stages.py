@@ -16,9 +16,11 @@ from typing import Any
 from undegrade.utils.choices import check_choice, fill_names
 from undegrade.utils.config import dump_yaml, read_yaml
 from undegrade.utils.data.sources.registry import DATASETS
+from undegrade.utils.processes import TORCHRUN, shared_out, visible_gpus
 
 log = logging.getLogger("pipeline")
 
+COUNTS = ("ranks", "processes")  # variables that every pipeline has
 _STAGE_ID = "@STAGE_ID@"
 # script -> word of the command `undegrade`, which runs it where there is no checkout
 SCRIPTS = {
@@ -41,6 +43,9 @@ class StageConfig:
         overrides: groups of arguments (`overrides` of the pipeline) that follow, the later over
             the earlier and over `args`; those of the stage's own name come last.
         mpi: run it on the variable `ranks` of MPI ranks, if there is an mpiexec.
+        recipe_processes: of training: number of processes that the batch size of its configuration
+            is for. On any other number, the variable `processes`, all of them together see as many
+            images a step (`shared_out`).
         each: run it once for each of these values, as `{each}`; a value may be a variable that
             lists several, joined by commas.
         once: run it a single time, after all repetitions of the pipeline's `repeat`; the repeated
@@ -54,6 +59,7 @@ class StageConfig:
     args: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     mpi: bool = False
+    recipe_processes: str | int = 1
     each: list[str] = field(default_factory=list)
     once: bool = False
     when: str = "always"
@@ -66,8 +72,10 @@ class PipelineConfig:
     Attributes:
         stages: by name, in the order in which they run.
         variables: texts and numbers for the stages; any of them is an option of the command line
-            (`--ranks 4`). A mapping chooses by data set: `{CIFAR10: ResNet18, default: ResNet20}`,
-            with ImageFolder for the path of an image folder.
+            (`--arch ResNet20`), and so are `ranks` of adaptation and `processes` of training
+            (default: the GPUs that PyTorch sees, else 2 and 1). A mapping chooses by data set:
+            `{CIFAR10: ResNet18, default: ResNet20}`, with ImageFolder for the path of an image
+            folder.
         overrides: groups of arguments by name, which stages name; any argument of a group or of a
             single stage is an option of the command line (`--train.loop.epochs 1`).
         repeat: `{variable: values joined by commas}`: run the stages for each value of that
@@ -140,6 +148,8 @@ def commands(config: PipelineConfig, given: Mapping[str, str]) -> list[Command]:
     variables = all_variables(config, given)
     if any(stage.mpi for stage in config.stages.values()) and not find_mpiexec():
         log.warning("no mpiexec found: adaptation runs as a single process (pip install mpich brings one)")
+    if variables["processes"] != "1":
+        log.info("training runs on %s processes, which share each batch out (--processes)", variables["processes"])
     if len(config.repeat) > 1:
         raise ValueError(f"repeat names {', '.join(config.repeat)}: give one variable")
     repetitions = [(key, value) for key, text in config.repeat.items() for value in _values(text, variables, "repeat")]
@@ -172,21 +182,24 @@ def _chain(
             filled = {key: here.fill(text, name) for key, text in args.items()}
             empty = {key for key, text in filled.items() if text == "null" and args[key] not in ("null", None)}  # by a variable
             words += [word for key, text in filled.items() if key not in empty for word in (f"--{key}", text)]
-            before = _identity([stage.script, *words], configs, before)
+            recipe = here.fill(str(stage.recipe_processes), name)
+            before = _identity([stage.script, *words, *([recipe] if recipe != "1" else [])], configs, before)
             words = [word.replace(_STAGE_ID, before) for word in words]
             full = prefix + (f"{name}-{value}" if value else name)
-            program = _program(stage, here["ranks"] if stage.mpi else "")
-            out.append(Command(full, stage.script, [*program, *words], words, configs, before))
+            processes = 1
+            if SCRIPTS.get(stage.script) == "train":
+                processes, words = shared_out(full, words, configs, int(here["processes"]), int(recipe))
+            out.append(Command(full, stage.script, [*_program(stage, here["ranks"], processes), *words], words, configs, before))
     return out
 
 
-def _program(stage: StageConfig, ranks: str) -> list[str]:
+def _program(stage: StageConfig, ranks: str, processes: int) -> list[str]:
     """The words that start a stage's script; the installed one where the file is not here."""
-    mpiexec = find_mpiexec() if ranks else None
-    launcher = [mpiexec, "-n", ranks] if mpiexec else []
-    if stage.script in SCRIPTS and not Path(stage.script).is_file():
-        return [*launcher, sys.executable, "-m", "undegrade", SCRIPTS[stage.script]]
-    return [*launcher, sys.executable, stage.script]
+    mpiexec = find_mpiexec() if stage.mpi else None
+    words = [mpiexec, "-n", ranks] if mpiexec else []
+    words += [sys.executable, *([*TORCHRUN, str(processes)] if processes > 1 else [])]
+    installed = stage.script in SCRIPTS and not Path(stage.script).is_file()
+    return [*words, *(["-m", "undegrade", SCRIPTS[stage.script]] if installed else [stage.script])]
 
 
 def _values(text: str, variables: Variables, stage: str) -> list[str]:
@@ -203,13 +216,17 @@ def all_variables(config: PipelineConfig, given: Mapping[str, str]) -> Variables
     """
     dataset = str({**config.variables, **given}.get("dataset", "Digits"))
     family = dataset if dataset in DATASETS else "ImageFolder"
-    out = Variables(ranks="2", each="", stage_id="", folder=Path(dataset).name, family=family)
+    gpus = visible_gpus()
+    out = Variables(ranks=str(gpus or 2), processes=str(gpus or 1), each="", stage_id="", folder=Path(dataset).name, family=family)
     for name, value in {**config.variables, **given}.items():
         if isinstance(value, dict):
             if family not in value and "default" not in value:
                 raise ValueError(f"variable {name!r} has no value for {family} (for {', '.join(value)}): give --{name} VALUE")
             value = value.get(family, value.get("default"))
         out[name] = value if isinstance(value, str) else json.dumps(value)
+    for name in COUNTS:
+        if not (out[name].isdecimal() and int(out[name]) > 0):
+            raise ValueError(f"--{name} {out[name]}: give a whole number of at least 1")
     return out
 
 

@@ -132,6 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "generated %d images in %.1f s (%.2f images/s), %d were there already -> %s",
             outcome.written, outcome.seconds, outcome.speed, outcome.found, config.fill(config.save_dir),
         )  # fmt: skip
+        for _, broken in outcome.broken:
+            log.warning("broken: %s", broken)
+        return int(bool(outcome.broken))
     return 0
 
 

@@ -71,7 +71,10 @@ def load_classifier(
         _check_arch(path, description, arch, "arch")
         if classes is not None:
             _check_classes(path, description.get("classes", []), classes)
-        classifier = from_description(description, state)
+        try:
+            classifier = from_description(description, state)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {path}: {error}") from error
     else:
         assert arch is not None and classes is not None
         if class_order is None:
@@ -116,8 +119,9 @@ def initialise_classifier(classifier: Classifier, reference: str | Path, save_di
 
 
 def _check_arch(path: Path, description: Mapping[str, Any], arch: str | None, what: str) -> None:
-    if description and arch is not None and description["arch"] != arch:
-        raise ValueError(f"checkpoint {path} holds a {description['arch']}, {what} is {arch}: make them equal")
+    found = description.get("arch", "network without name")
+    if description and arch is not None and found != arch:
+        raise ValueError(f"checkpoint {path} holds a {found}, {what} is {arch}: make them equal")
 
 
 def _load_state(path: Path, classifier: Classifier, state: Mapping[str, Tensor]) -> None:
@@ -134,7 +138,7 @@ def _normalisation(
     where nothing says.
     """
     if description:
-        return description["mean"], description["std"]
+        return description.get("mean"), description.get("std")
     names = without_wrappers(state)
     program = foreign_format(names)
     return published_normalisation(classifier) if program is None else program.normalisation(names)

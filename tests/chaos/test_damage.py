@@ -5,6 +5,7 @@ wrong.
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -90,15 +91,6 @@ def copy(tmp_path: Path) -> Callable[[Path], Path]:
     return copied
 
 
-def mends_or_says(done: Done, folder: Path, expected: Path, file: Path) -> None:
-    """The folder is as it was, or one line names the damaged file."""
-    if done.status == 2:
-        assert_one_line(done, file)
-    else:
-        done.check()
-        assert_same_tree(folder, expected)
-
-
 @pytest.mark.parametrize("name", ["deleted", "empty", "half", "zeros", "another picture", "one bit", "text"])
 @pytest.mark.parametrize("kind", ["image", "shard"])
 def test_a_damaged_image_or_shard_is_made_again(
@@ -119,7 +111,7 @@ def test_a_damaged_image_or_shard_is_made_again(
 @pytest.mark.parametrize("name", [*DAMAGES])
 @pytest.mark.parametrize("kind", ["images", "shards"])
 @pytest.mark.parametrize("file", ["manifest.jsonl", "settings.json"])
-def test_a_damaged_manifest_or_settings_file_is_mended_or_named(
+def test_a_damaged_manifest_or_settings_file_is_mended_or_named_with_its_mend(
     file: str, kind: str, name: str, images: Path, shards: Path, ddpm: Path, copy: Callable[[Path], Path]
 ) -> None:
     if name == "another picture":
@@ -129,8 +121,11 @@ def test_a_damaged_manifest_or_settings_file_is_mended_or_named(
     damage(folder / CELL / file, name)
     with within(60):
         done = digits(ddpm, folder, *more)
-        mends_or_says(done, folder, expected, folder / CELL)
-        digits(ddpm, folder, *more, "--overwrite", "true").check()
+        if done.status:
+            assert_one_line(done, folder / CELL)
+            if file == "manifest.jsonl":
+                (folder / CELL / file).unlink()
+            digits(ddpm, folder, *more, *(("--overwrite", "true") if file == "settings.json" else ())).check()
     assert_same_tree(folder, expected)
 
 
@@ -199,7 +194,8 @@ def test_damaged_results_are_made_again_or_named(
         done = evaluation(classifier, folder)
     if done.status:
         return assert_one_line(done, file)
-    assert (folder / "results.json").read_bytes() == (evaluated / "results.json").read_bytes()
+    rows = [json.loads((place / "results.json").read_text())["rows"] for place in (folder, evaluated)]
+    assert rows[0] == rows[1]
     assert (folder / "results.csv").read_bytes() == (evaluated / "results.csv").read_bytes()
     return None
 

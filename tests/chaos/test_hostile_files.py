@@ -259,7 +259,7 @@ def test_manifests_of_strangers_reach_nothing_outside(
     (tmp_path / "e.yaml").write_text(json.dumps(view | data))
     evaluated = call("test_ensemble.py", "-c", tmp_path / "e.yaml")
     if evaluated.status:  # what evaluation does not need of a row may be wrong
-        assert_one_line(evaluated, path)
+        assert_one_line(evaluated, root)
     with within(SECONDS):
         digits(ddpm, root, *(("--output", "tar", "--shard_size", 3) if kind == "shards" else ("--seed", 3)), "--overwrite", "true")
     assert victim.read_text() == "precious" and (root / "VICTIM.txt").read_text() == "precious, too"

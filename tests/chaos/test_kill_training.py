@@ -27,7 +27,7 @@ def training(root: Path, processes: int, *words: object) -> Launch:
     """ResNet20 on 80 digits: 8 steps an epoch in all."""
     launcher = [sys.executable] if processes == 1 else [program("torchrun"), "--standalone", "--nproc_per_node", processes]
     given = ("-c", "configs/ind/Digits/ResNet20_clean.yaml", "--save_dir", root, "--run_id", "one", "-d", "cpu")
-    small = ("--bs", 10 // processes, "--data.limit", 80, "--loop.epochs", EPOCHS, "--loop.ema_decay", 0.9)
+    small = ("--bs", 10 // processes, "--data.limit", 80, "--loop.epochs", EPOCHS, "--loop.ema_decay", 0.9, "--loop.save_every", 3)
     return Launch(*launcher, "train.py", *given, *small, *words)
 
 

@@ -7,11 +7,15 @@ adapted images of unknown level), `key` list of B strings. With k degradations a
 B = k n, and `batch["deg"] == i` selects the n images of one, which follow one another. Row by row,
 `clean`, `degraded`, `label` and `key` belong to one image, and so does `target` [B, ...] of a
 source that has one (utils/data/targets.py).
+
+In place of an image that cannot be decoded the next one of the source that can stands in, so that
+training batches keep their size; from batches without augmentation it is left out.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,10 +28,13 @@ from undegrade.utils.choices import check_choice
 from undegrade.utils.data.augmentation import Augmentation, AugmentConfig, as_unit, fill_holes, flipped
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.perturbations.registry import find_perturbation
-from undegrade.utils.data.sources.image_source import ImageSource
+from undegrade.utils.data.sources.image_source import Broken, ImageSource
+from undegrade.utils.data.sources.images import BrokenImageError
 from undegrade.utils.device import move_batch
 from undegrade.utils.interruption import listen_to_parent_alone
 from undegrade.utils.seeding import numpy_generator
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 
@@ -126,13 +133,14 @@ class BatchSet(Dataset):
         Returns:
             `clean` and `degraded`, uint8 unless something is interpolated or erased; `hole`,
             centres of holes that are yet to be cut; `label`, `level`, `key`, `target`. Of images,
-            labels, keys and targets that all degradations share there is one copy.
+            labels, keys and targets that all degradations share there is one copy. `broken`, what
+            is wrong with images that are not there.
         """
         if not self._apart:
             return self._block(*place, self.degradations)
         blocks = [self._block(*place, [name], (name,)) for name in self.degradations]
-        batch = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0] if name != "key"}
-        return {**batch, "key": [key for block in blocks for key in block["key"]]}
+        lists = {name: [entry for block in blocks for entry in block[name]] for name in ("key", "broken")}
+        return lists | {name: torch.cat([block[name] for block in blocks]) for name in blocks[0] if name not in lists}
 
     def finished(self, made: Batch) -> Batch:
         """The batch, on the device of the tensors in `made`."""
@@ -161,6 +169,32 @@ class BatchSet(Dataset):
         degradation that has its own.
         """
         rows = self.indices(epoch, step, own)
+        try:
+            return self._block_of(rows, epoch, names, own)
+        except BrokenImageError:
+            rows, broken = self._readable(rows, names)
+        return {**self._block_of(rows, epoch, names, own), "broken": broken}
+
+    def _readable(self, rows: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[Broken]]:
+        """The rows that can be read, or those that stand in for them, and what is wrong with the
+        others.
+        """
+        sources = [self.source, *(self.adapted[name] for name in names if name in self.adapted)]
+        chosen: list[int] = []
+        broken: dict[str, Broken] = {}
+        for row in rows.tolist():
+            for candidate in ((row + further) % len(self.source) for further in range(len(self.source))):
+                wrong = [entry for source in sources for entry in source.readable([candidate])[2]]
+                broken |= {entry.key: entry for entry in wrong}
+                if not wrong:
+                    chosen.append(candidate)
+                if not wrong or self.augment is None:
+                    break
+            else:
+                raise ValueError(f"none of the {len(self.source)} images of {self.source.name} can be read, e.g. {wrong[0].reason}")
+        return np.array(chosen, dtype=np.int64), list(broken.values())
+
+    def _block_of(self, rows: np.ndarray, epoch: int, names: Sequence[str], own: tuple[str, ...]) -> Batch:
         keys = [self.source.keys[i] for i in rows]
         streams, flips, augmentation = keys, None, None
         if self.augment is not None:
@@ -174,7 +208,7 @@ class BatchSet(Dataset):
         views = {"clean": clean, "degraded": degraded}
         if augmentation is not None:
             views = self._augmented(clean, degraded, streams, augmentation)
-        made = {**views, "label": self.source.labels[rows], "level": level, "key": keys}
+        made = {**views, "label": self.source.labels[rows], "level": level, "key": keys, "broken": []}
         if self.source.target is None:
             return made
         target = self.source.targets(rows)
@@ -251,7 +285,7 @@ class BatchLoader:
 
     def __init__(self, batches: BatchSet, workers: int = 0, device: str | torch.device = "cpu") -> None:
         self._batches, self._device = batches, torch.device(device)
-        self._places = _Places(len(batches))
+        self._places, self._broken = _Places(len(batches)), set[str]()
         self._loader = DataLoader(
             _Made(batches), batch_size=None, sampler=self._places, num_workers=workers, persistent_workers=workers > 0,
             pin_memory=self._device.type == "cuda", worker_init_fn=listen_to_parent_alone,
@@ -268,4 +302,13 @@ class BatchLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of one epoch in step order, from the step `start` on."""
         self._places.epoch, self._places.start = epoch, start
-        return (self._batches.finished(move_batch(made, self._device)) for made in iter(self._loader))
+        return (self._batches.finished(move_batch(self._reported(made), self._device)) for made in iter(self._loader))
+
+    def _reported(self, made: Batch) -> Batch:
+        """Name each image that cannot be read once."""
+        for key, reason in made["broken"]:
+            if key not in self._broken:
+                self._broken.add(key)
+                what = "it is left out" if self._batches.augment is None else "the next one stands in"
+                log.warning("image that cannot be read, %s (%d so far): %s", what, len(self._broken), reason)
+        return made

@@ -43,6 +43,8 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
             inside(folder, row["file"], where)
             parents.add(parent)
         rows[row["key"]] = row
+    if len({"offset" in row for row in rows.values()}) > 1:
+        raise ValueError(f"{path}: some lines have an offset in a shard, others have none; {_MEND}")
     return list(rows.values())
 
 

@@ -207,13 +207,13 @@ def _sample(images: Tensor, rows: Tensor, columns: Tensor, *, repeat_edge: bool)
     if repeat_edge:
         grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)
     else:
-        grid = torch.stack([2 * columns / (width - 1) - 1, 2 * rows / (height - 1) - 1], dim=-1)
+        grid = torch.stack([2 * columns / max(1, width - 1) - 1, 2 * rows / max(1, height - 1) - 1], dim=-1)
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=not repeat_edge)
 
 
 def elastic_transform(images: Tensor, generators: Generators, displacement: float, sigma: float, shift: float) -> Tensor:
     height, width = images.shape[-2:]
-    centre, reach = np.array([height // 2, width // 2]), min(height, width) // 3
+    centre, reach = np.array([height // 2, width // 2]), max(1, min(height, width) // 3)
     corners = (centre + reach * np.array([[1, 1], [1, -1], [-1, -1]])).astype(np.float32)
     affine, fields = [], []
     for generator in generators:
@@ -246,7 +246,7 @@ def _box(size: int, small: int) -> Tensor:
 
 def pixelate(images: Tensor, generators: Generators, factor: float) -> Tensor:
     height, width = images.shape[-2:]
-    down, across = (_box(size, int(size * factor)).to(images.device) for size in (height, width))
+    down, across = (_box(size, max(1, int(size * factor))).to(images.device) for size in (height, width))
     # Sums of whole numbers, exact in any order. Pillow rounds after each axis, then repeats the
     # pixel below each centre.
     small = (images.float() @ across.T).div_(across.sum(1)).add_(0.5).floor_()

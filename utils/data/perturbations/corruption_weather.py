@@ -115,7 +115,7 @@ def height_map(uniform: Tensor, side: int, decay: float) -> Tensor:
 
 def fog(images: Tensor, generators: Generators, amount: float, decay: float) -> Tensor:
     height, width = images.shape[-2:]
-    side = 1 << (max(height, width) - 1).bit_length()
+    side = max(2, 1 << (max(height, width) - 1).bit_length())
     uniform = draw(generators, lambda generator: generator.random(side**2 - 1, dtype=np.float32), images.device)
     layer = height_map(uniform * 2 - 1, side, decay)[:, None, :height, :width]
     brightest = images.amax(dim=(1, 2, 3), keepdim=True) / 255

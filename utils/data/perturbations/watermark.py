@@ -98,7 +98,7 @@ def _installed() -> Iterator[Path]:
 def _overlay(path: Path, width: int, height: int) -> PILImage.Image:
     """RGBA picture of the text, transparent around it."""
     side = min(width, height)
-    font = _load(path, _FONT_SIZES.get(side, int(side / 6.22)))
+    font = _load(path, _FONT_SIZES.get(side, max(1, int(side / 6.22))))
     overlay = PILImage.new("RGBA", (width, height), (255, 255, 255, 0))
     place = (_ANCHOR[0] * width, _ANCHOR[1] * height)
     ImageDraw.Draw(overlay).text(place, TEXT, fill=(255, 255, 255, _OPACITY), font=font)

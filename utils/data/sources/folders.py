@@ -24,16 +24,7 @@ import numpy as np
 import torch
 
 from undegrade.utils.data.sources.image_files import find_images, keys_of, list_images, say_left_out
-from undegrade.utils.data.sources.image_source import (
-    TEST_SHARE,
-    VALIDATION_SHARE,
-    ImageSource,
-    array_reader,
-    concatenated,
-    cut,
-    one_split,
-    train_validation_test,
-)
+from undegrade.utils.data.sources.image_source import ImageSource, array_reader
 from undegrade.utils.data.sources.images import (
     IMAGE_SUFFIXES,
     BrokenImageError,
@@ -42,6 +33,7 @@ from undegrade.utils.data.sources.images import (
     image_size,
     read_image,
 )
+from undegrade.utils.data.sources.splits import TEST_SHARE, VALIDATION_SHARE, concatenated, cut, one_split, train_validation_test
 from undegrade.utils.paths import utf8
 
 log = logging.getLogger(__name__)
@@ -241,7 +233,7 @@ def plain_source(
         raise ValueError(f"no images under {folder} (by suffix: {', '.join(IMAGE_SUFFIXES)})")
     read = functools.partial(read_files, files, image_size, resize)
     keys = keys_of([p.relative_to(folder).as_posix() for p in files])
-    return ImageSource(name, (), torch.full((len(files),), -1), keys, image_size, read, resize=resize)
+    return ImageSource(name, (), torch.full((len(files),), -1), keys, image_size, read, files, resize=resize)
 
 
 def read_files(
@@ -271,11 +263,20 @@ def preloaded(source: ImageSource) -> ImageSource:
             images[len(good)] = image[0].numpy()
         good += found
         broken += [entry.reason for entry in bad]
-    if not good:
-        raise ValueError(f"none of the {len(source)} files can be decoded, e.g. {broken[0]}")
-    if broken:
-        log.warning("left out %d of %d files that cannot be decoded:\n  %s", len(broken), len(source), "\n  ".join(broken[:20]))
-    return dataclasses.replace(source.subset(good), read=array_reader(images[: len(good)]))
+    say_broken(broken, len(source))
+    return dataclasses.replace(source.subset(good), read=array_reader(images[: len(good)]), files=None)
+
+
+def say_broken(reasons: Sequence[str], count: int) -> None:
+    """Name what of `count` files cannot be decoded.
+
+    Raises:
+        ValueError: all of them.
+    """
+    if reasons and len(reasons) == count:
+        raise ValueError(f"none of the {count} files can be decoded, e.g. {reasons[0]}")
+    if reasons:
+        log.warning("left out %d of %d files that cannot be decoded:\n  %s", len(reasons), count, "\n  ".join(reasons[:20]))
 
 
 def first_size(paths: Sequence[Path]) -> tuple[int, int]:

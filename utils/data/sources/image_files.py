@@ -23,7 +23,7 @@ Kinds = collections.Counter[str]  # number of files left out, by their kind
 
 # class maps, labels, and what adaptation writes beside its images
 _KNOWN = ("classes.txt", "val_labels.txt", "val_annotations.txt", "_boxes.txt", "LOC_val_solution.csv", "labels.npy",
-          "manifest.jsonl", "settings.json")  # fmt: skip
+          "manifest.jsonl", "settings.json", "provenance.jsonl")  # fmt: skip
 _WRITTEN = (".png", ".jpeg", ".jpg")  # suffixes of files that are written under a key
 _SHOWN = 8  # kinds in a message
 

@@ -1,6 +1,4 @@
-"""One split of a data set: labels, stable keys, uint8 images by index; and how a set is cut into
-splits.
-"""
+"""One split of a data set: labels, stable keys, uint8 images by index."""
 
 from __future__ import annotations
 
@@ -16,13 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undegrade.utils.data.sources.images import IMAGE_SUFFIXES, BrokenImageError, Resize
+from undegrade.utils.data.sources.images import IMAGE_SUFFIXES, BrokenImageError, FileSlice, Resize
 from undegrade.utils.data.targets import Target
 from undegrade.utils.paths import escaped, utf8
 from undegrade.utils.seeding import numpy_generator
-
-VALIDATION_SHARE = 0.1
-TEST_SHARE = 0.2  # of a set that comes without a test part
 
 
 class Broken(NamedTuple):
@@ -47,6 +42,8 @@ class ImageSource:
             hang on them.
         image_size: side S of the square images, pixels.
         read: numpy index array [B] -> uint8 tensor [B, 3, S, S].
+        files: that `read` decodes, whenever it is asked for them; None where the images are in
+            memory, or an array on disk.
         class_order: how the classes are numbered, where a network made elsewhere can know it; None
             for names of one's own.
         level: float [N] in [0, 1], how strongly each image was degraded (0 = clean) before it was
@@ -68,6 +65,7 @@ class ImageSource:
     keys: list[str]
     image_size: int
     read: Callable[[np.ndarray], Tensor]
+    files: Sequence[str | Path | FileSlice] | None = None
     rgb_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     rgb_std: tuple[float, ...] = (0.25, 0.25, 0.25)
     level: Tensor | None = None
@@ -126,8 +124,10 @@ class ImageSource:
         read = functools.partial(_read_chosen, self.read, chosen)
         read_target = None if self.read_target is None else functools.partial(_read_chosen, self.read_target, chosen)
         level = None if self.level is None else self.level[chosen]
-        keys = [self.keys[i] for i in chosen]
-        return dataclasses.replace(self, labels=self.labels[chosen], keys=keys, read=read, level=level, read_target=read_target)
+        keys, files = [self.keys[i] for i in chosen], None if self.files is None else [self.files[i] for i in chosen]
+        return dataclasses.replace(
+            self, labels=self.labels[chosen], keys=keys, read=read, files=files, level=level, read_target=read_target
+        )
 
     def limited(self, count: int | None) -> ImageSource:
         """A class-balanced subset of `count` images by a fixed draw (all of them for None), in the
@@ -138,7 +138,7 @@ class ImageSource:
         if count < 1:
             raise ValueError(f"a limit of {count} images leaves nothing; use at least 1, or null for all {len(self)}")
         rank = np.empty(len(self))
-        for members in _by_class(self.labels):
+        for members in by_class(self.labels):
             rank[numpy_generator("limit", self.name, len(members)).permutation(members)] = np.arange(len(members))
         return self.subset(np.sort(np.argsort(rank, kind="stable")[:count]))
 
@@ -240,77 +240,7 @@ def _read_chosen(read: Callable[[np.ndarray], Tensor], chosen: np.ndarray, rows:
     return read(chosen[rows])
 
 
-def concatenated(first: ImageSource, second: ImageSource, mark: str) -> ImageSource:
-    """Both sources, one after the other; levels are dropped.
-
-    A key of `second` that is taken already, `<class>/<name>`, becomes `<class>/<mark>/<name>`:
-    still a path below its class.
-    """
-    assert (first.classes, first.image_size, first.target) == (second.classes, second.image_size, second.target)
-    taken = dict.fromkeys(first.keys)
-    for key in second.keys:
-        while key in taken:
-            key = f"/{mark}/".join(key.split("/", 1))
-        taken[key] = None
-    read = functools.partial(_read_either, first.read, second.read, len(first))
-    read_target = None
-    if first.read_target is not None and second.read_target is not None:
-        read_target = functools.partial(_read_either, first.read_target, second.read_target, len(first))
-    labels = torch.cat([first.labels, second.labels])
-    return dataclasses.replace(first, labels=labels, keys=list(taken), read=read, level=None, read_target=read_target)
-
-
-def _read_either(
-    first: Callable[[np.ndarray], Tensor], second: Callable[[np.ndarray], Tensor], edge: int, rows: np.ndarray
-) -> Tensor:
-    before = rows < edge
-    head = first(rows[before])
-    images = head.new_empty((len(rows), *head.shape[1:]))
-    images[before], images[~before] = head, second(rows[~before] - edge)
-    return images
-
-
-def _by_class(labels: Tensor | np.ndarray) -> list[np.ndarray]:
+def by_class(labels: Tensor | np.ndarray) -> list[np.ndarray]:
+    """Rows of each class that is there, in the order of the numbers."""
     values = np.asarray(labels)
     return [np.flatnonzero(values == k) for k in np.unique(values)]
-
-
-def cut(source: ImageSource, shares: Sequence[float], stream: str) -> list[ImageSource]:
-    """Split class by class by a fixed draw: one part a share, then the rest (which gets the last
-    image of tiny classes).
-    """
-    parts: list[list[np.ndarray]] = [[] for _ in range(len(shares) + 1)]
-    for members in _by_class(source.labels):
-        order = numpy_generator("split", stream, len(members)).permutation(members)
-        edges = np.cumsum([max(1, round(share * len(members))) for share in shares]).clip(max=len(members) - 1)
-        for part, piece in zip(parts, np.split(order, edges), strict=True):
-            part.append(piece)
-    return [source.subset(np.sort(np.concatenate(part))) for part in parts]
-
-
-def _with_statistics(source: ImageSource, train: ImageSource) -> ImageSource:
-    """`source` with the channel mean and deviation of (at most 5,000 of) the training images."""
-    few = train.limited(5000)
-    channels = few.images(range(len(few))).transpose(0, 1).flatten(1)
-    # counted by value: as floating point the pixels would take eight times the memory
-    counts = torch.stack([channel.bincount(minlength=256) for channel in channels]).double()
-    value, number = torch.arange(256).double() / 255, counts.sum(1)
-    mean = (counts * value).sum(1) / number
-    std = ((counts * (value - mean[:, None]) ** 2).sum(1) / (number - 1)).sqrt().clamp_min(1e-3)
-    rounded = [tuple(round(float(v), 4) for v in values) for values in (mean, std)]
-    return dataclasses.replace(source, rgb_mean=rounded[0], rgb_std=rounded[1])
-
-
-def one_split(parts: Mapping[str, ImageSource], split: str, name: str) -> ImageSource:
-    """The part called `split` of train, validation, test and trainval; all of them carry the
-    statistics of train.
-    """
-    return _with_statistics(dataclasses.replace(parts[split], name=f"{name}/{split}"), parts["train"])
-
-
-def train_validation_test(trainval: ImageSource, test: ImageSource, split: str, name: str) -> ImageSource:
-    """One split of a set that comes in two parts: validation images are cut from the first,
-    trainval is all of it.
-    """
-    validation, train = cut(trainval, [VALIDATION_SHARE], f"{name}/validation")
-    return one_split({"train": train, "validation": validation, "test": test, "trainval": trainval}, split, name)

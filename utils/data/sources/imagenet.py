@@ -19,9 +19,10 @@ import torch
 
 from undegrade.utils.data.sources.folders import read_files
 from undegrade.utils.data.sources.image_files import Kinds, entries_of, found_at, keys_of, say_left_out
-from undegrade.utils.data.sources.image_source import VALIDATION_SHARE, ImageSource, cut
+from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.images import Resize
 from undegrade.utils.data.sources.released import first_cell, listing
+from undegrade.utils.data.sources.splits import VALIDATION_SHARE, cut
 
 FOLDERS = ("imagenet", "ILSVRC/Data/CLS-LOC", "ILSVRC", ".")  # below the root, the first that has a train or val folder
 IMAGENET_1K = "imagenet-1k"
@@ -79,7 +80,7 @@ def imagenet(
     files, labels = _labelled_files(images, (images, folder, root), {c: i for i, c in enumerate(order)})
     keys = keys_of([f"{order[label]}/{os.path.basename(file)}" for file, label in zip(files, labels, strict=True)])
     read = functools.partial(read_files, files, image_size, resize)
-    source = ImageSource("Imagenet", order, torch.tensor(labels), keys, image_size, read, RGB_MEAN, RGB_STD, resize=resize)
+    source = ImageSource("Imagenet", order, torch.tensor(labels), keys, image_size, read, files, RGB_MEAN, RGB_STD, resize=resize)
     if split in ("train", "validation"):
         source = cut(source, [VALIDATION_SHARE], "Imagenet/validation")[split == "train"]
     source = dataclasses.replace(source, name=f"Imagenet/{split}")

@@ -24,10 +24,11 @@ from undegrade.utils.choices import check_choice
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.sources.folders import class_order, image_folder, preloaded
 from undegrade.utils.data.sources.image_files import found_at
-from undegrade.utils.data.sources.image_source import TEST_SHARE, ImageSource, array_source, cut, train_validation_test
+from undegrade.utils.data.sources.image_source import ImageSource, array_source
 from undegrade.utils.data.sources.imagenet import IMAGE_SIZE, RESIZE, imagenet, read_classes
 from undegrade.utils.data.sources.images import INTERPOLATIONS, Resize
 from undegrade.utils.data.sources.released import array_listing
+from undegrade.utils.data.sources.splits import TEST_SHARE, cut, train_validation_test
 from undegrade.utils.data.sources.tiny_imagenet import tiny_imagenet
 from undegrade.utils.ranges import Count
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from undegrade.utils.data.perturbations.registry import with_severities
 from undegrade.utils.data.sources.image_source import ImageSource, array_source
+from undegrade.utils.paths import escaped
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,21 @@ def dataset_of_arrays(root: Path) -> str:
     """Of which data set the labels in a folder of arrays are: CIFAR10, or CIFAR100 where they go
     beyond its ten classes.
     """
-    return "CIFAR10" if int(np.load(root / LABELS).max(initial=0)) < 10 else "CIFAR100"
+    return "CIFAR10" if int(_labels(root).max(initial=0)) < 10 else "CIFAR100"
+
+
+def _labels(root: Path) -> np.ndarray:
+    found = np.array(_array(root / LABELS))
+    if found.ndim != 1 or found.dtype.kind not in "iu" or (found < 0).any():
+        raise ValueError(f"{root / LABELS}: expected a line of class numbers from 0, found {found.dtype} {found.shape}")
+    return found
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError, SyntaxError) as error:  # cut, of Python objects, or no array file at all
+        raise ValueError(f"{path} is no whole array file ({escaped(error)}): get it again") from error
 
 
 def array_cell(root: Path, corruption: str, severity: int, classes: Sequence[str]) -> ImageSource:
@@ -98,11 +113,10 @@ def array_cell(root: Path, corruption: str, severity: int, classes: Sequence[str
                 f"{needed} does not exist; CIFAR-10-C is record 2535967 and CIFAR-100-C record 3555552 on zenodo.org: unpack "
                 f"the archive so that {root}/<corruption>.npy and labels.npy lie there"
             )
-    stored = np.load(path, mmap_mode="r")
-    n = len(stored) // 5
-    if stored.shape[1:] != (32, 32, 3) or stored.dtype != np.uint8 or len(stored) % 5:
+    stored = _array(path)
+    if stored.ndim != 4 or stored.shape[1:] != (32, 32, 3) or stored.dtype != np.uint8 or len(stored) % 5:
         raise ValueError(f"{path}: expected uint8 [5 x N, 32, 32, 3], found {stored.dtype} {stored.shape}")
-    every_label = np.load(labels_path)
+    n, every_label = len(stored) // 5, _labels(root)
     if every_label.shape != (5 * n,):
         raise ValueError(f"{labels_path}: expected [{5 * n}] labels as {path.name} has images, found {every_label.shape}")
     if int(every_label.max(initial=0)) >= len(classes):

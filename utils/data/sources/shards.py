@@ -12,16 +12,14 @@ from __future__ import annotations
 import functools
 import io
 import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from undegrade.utils.data.sources.folders import PRELOAD_BYTES, read_files
-from undegrade.utils.data.sources.image_source import ImageSource, array_reader
+from undegrade.utils.data.sources.folders import preloaded, read_files
+from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.images import FileSlice, Resize
 from undegrade.utils.files import replacing
 
@@ -85,9 +83,7 @@ def shard_source(
     label = dict(zip(clean.keys, clean.labels.tolist(), strict=True))
     rows = [row for row in rows if row["key"] in label]
     size, files = clean.image_size, [FileSlice(folder / row["file"], row["offset"], row["size"]) for row in rows]
-    read: Callable[[np.ndarray], Tensor] = functools.partial(read_files, files, size, resize)
-    if len(files) * 3 * size * size <= PRELOAD_BYTES:
-        read = array_reader(read(np.arange(len(files))).numpy())
+    read = functools.partial(read_files, files, size, resize)
     keys = [row["key"] for row in rows]
     labels = torch.tensor([label[key] for key in keys], dtype=torch.int64)
-    return ImageSource(name, clean.classes, labels, keys, size, read, resize=resize)
+    return preloaded(ImageSource(name, clean.classes, labels, keys, size, read, files, resize=resize))

@@ -3,14 +3,15 @@
 
 The published test part has no labels, so its val part is the test part here and validation images
 are cut from training. Each part is decoded once into `<part>-<digest>.npy` beside the images (1.2
-GB and 123 MB), which is memory-mapped from then on. The digest is over names and sizes of the
-files: when they change, the array is made again. Processes that start together each
-make it, and the last one wins.
+GB and 123 MB), which is memory-mapped from then on, and images that cannot be decoded are noted in
+`<part>-<digest>.json`. The digest is over names and sizes of the files: when they change, the array
+is made again. Processes that start together each make it, and the last one wins.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,10 +22,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from undegrade.utils.data.sources.folders import say_broken
 from undegrade.utils.data.sources.image_files import Kinds, entries_of, found_at, keys_of, say_left_out
-from undegrade.utils.data.sources.image_source import ImageSource, MappedReader, array_reader, train_validation_test
-from undegrade.utils.data.sources.images import read_image
-from undegrade.utils.files import replacing
+from undegrade.utils.data.sources.image_source import ImageSource, MappedReader, array_reader
+from undegrade.utils.data.sources.images import BrokenImageError, read_image
+from undegrade.utils.data.sources.splits import train_validation_test
+from undegrade.utils.files import replacing, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +49,8 @@ def tiny_imagenet(split: str, root: Path) -> ImageSource:
 
     Raises:
         FileNotFoundError: a file or folder of the published layout is missing.
-        ValueError: wnids.txt, the folders and val_annotations.txt contradict each other, or an
-            image cannot be decoded.
+        ValueError: wnids.txt, the folders and val_annotations.txt contradict each other, or none of
+            the images can be decoded.
     """
     folder = root.resolve() / FOLDER
     wnids = _lines(folder, folder / "wnids.txt")
@@ -124,46 +127,60 @@ def _val_files(folder: Path, wnids: Sequence[str]) -> list[_File]:
 def _part(folder: Path, name: str, wnids: Sequence[str], files: Sequence[_File]) -> ImageSource:
     labels = torch.tensor([file.label for file in files])
     keys = keys_of([f"{wnids[file.label]}/{file.path.rsplit('/', 1)[1]}" for file in files])
-    return ImageSource(f"TinyImagenet/{name}", tuple(wnids), labels, keys, SIDE, _reader(folder, name, files))
+    read, broken = _reader(folder, name, files)
+    source = ImageSource(f"TinyImagenet/{name}", tuple(wnids), labels, keys, SIDE, read)
+    say_broken(list(broken.values()), len(source))
+    return source.subset([row for row in range(len(source)) if row not in broken]) if broken else source
 
 
-def _reader(folder: Path, name: str, files: Sequence[_File]) -> Callable[[np.ndarray], Tensor]:
-    """Over the array file of a part, made first where it is missing; over an array in memory where
-    it cannot be written.
+def _reader(folder: Path, name: str, files: Sequence[_File]) -> tuple[Callable[[np.ndarray], Tensor], dict[int, str]]:
+    """`read` over the array file of a part, made first where it is missing; over an array in memory
+    where it cannot be written. And what is wrong with the images that cannot be decoded, by their
+    rows, which are black; `<part>-<digest>.json` has it beside the array.
     """
-    listing = "\n".join(f"{file.path} {file.size}" for file in files)
-    path = folder / f"{name}-{hashlib.sha256(listing.encode()).hexdigest()[:16]}.npy"
+    listing = "\n".join(f"{file.path} {file.size}" for file in files).encode("utf-8", "surrogateescape")
+    path = folder / f"{name}-{hashlib.sha256(listing).hexdigest()[:16]}.npy"
+    noted, broken = path.with_suffix(".json"), dict[int, str]()
     shape = (len(files), 3, SIDE, SIDE)
-    if not path.is_file() or path.stat().st_size < np.prod(shape):
-        try:
-            _write(path, _decoded(folder, name, files), shape)
-        except OSError as error:
-            log.warning("cannot write %s (%s): the images are decoded into memory, at every start again", path, error)
-            images = np.empty(shape, np.uint8)
-            for i, image in enumerate(_decoded(folder, name, files)):
-                images[i] = image
-            return array_reader(images)
-        for old in folder.glob(f"{name}-{'?' * 16}.npy"):
-            if old != path:
-                old.unlink(missing_ok=True)
-    return MappedReader(path)
+    if path.is_file() and path.stat().st_size >= np.prod(shape):
+        if noted.is_file():
+            broken = {int(row): reason for row, reason in json.loads(noted.read_text(encoding="utf-8")).items()}
+        return MappedReader(path), broken
+    try:
+        _write(path, _decoded(folder, name, files, broken), shape, lambda: write_atomic(noted, json.dumps(broken)))
+    except OSError as error:
+        log.warning("cannot write %s (%s): the images are decoded into memory, at every start again", path, error)
+        images = np.empty(shape, np.uint8)
+        for i, image in enumerate(_decoded(folder, name, files, broken)):
+            images[i] = image
+        return array_reader(images), broken
+    for old in folder.glob(f"{name}-{'?' * 16}.*"):
+        if old.stem != path.stem:
+            old.unlink(missing_ok=True)
+    return MappedReader(path), broken
 
 
-def _decoded(folder: Path, name: str, files: Sequence[_File]) -> Iterator[np.ndarray]:
-    """uint8 [3, 64, 64] of each file; BrokenImageError, a ValueError, names one that cannot be
-    decoded.
+def _decoded(folder: Path, name: str, files: Sequence[_File], broken: dict[int, str]) -> Iterator[np.ndarray]:
+    """uint8 [3, 64, 64] of each file; black where it cannot be decoded, which is noted in
+    `broken`.
     """
-    for file in tqdm(files, desc=f"decoding TinyImagenet/{name}", unit="img", dynamic_ncols=True, mininterval=1.0):
-        yield read_image(folder / file.path, SIDE)
+    for row, file in enumerate(tqdm(files, desc=f"decoding TinyImagenet/{name}", unit="img", dynamic_ncols=True, mininterval=1.0)):
+        try:
+            yield read_image(folder / file.path, SIDE)
+        except BrokenImageError as error:
+            broken[row] = str(error)
+            yield np.zeros((3, SIDE, SIDE), np.uint8)
 
 
-def _write(path: Path, images: Iterator[np.ndarray], shape: tuple[int, ...]) -> None:
+def _write(path: Path, images: Iterator[np.ndarray], shape: tuple[int, ...], note: Callable[[], None]) -> None:
     """Write a uint8 array of `shape` to the `.npy` file `path`, image by image; `path` never holds
-    a part of it.
+    a part of it, and is there after `note` was called.
     """
     # Written in order, not through a memory map, where a full disk ends the process by a signal
     # instead of an OSError.
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for image in images:
-            file.write(image.tobytes())
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for image in images:
+                file.write(image.tobytes())
+        note()
