@@ -20,7 +20,8 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 from torch import Tensor
 
-from undegrade.utils.data.sources.images import list_images, read_image
+from undegrade.utils.data.sources.image_files import list_images
+from undegrade.utils.data.sources.images import read_image
 from undegrade.utils.seeding import numpy_generator
 
 Array = NDArray[np.float64]
@@ -76,7 +77,7 @@ def mixing_picture(kind: str, folder: str | None, index: int, height: int, width
 
 @functools.lru_cache(maxsize=8)
 def _listed(kind: str, folder: str) -> list[Path]:
-    found = list_images(Path(folder)) if Path(folder).is_dir() else []
+    found = list_images(Path(folder))
     if not found:
         raise FileNotFoundError(
             f"perturbations.pixmix.{kind} {folder} is no folder with pictures: name one, or leave it out for pictures made here"
