@@ -10,7 +10,8 @@ import torch
 
 from tests.perturbing import corrupt
 from tests.photo_like import photo_like, to_array
-from tests.published_c_bar import VALUES
+from tests.published_c_bar import DRAWS, MEASURED, VALUES
+from tests.test_corruption_distributions import spectrum
 from undegrade.evaluation.results import cell_result
 from undegrade.evaluation.robustness import summary
 from undegrade.utils.data.cells import Cell, parse_cells
@@ -39,6 +40,31 @@ def test_values_are_those_of_the_public_generator_given_its_numbers(name: str) -
     found = to_array(out.clamp(0, 255).to(torch.uint8))[3::6, 3::6].astype(int)
     expected = np.frombuffer(base64.b85decode(VALUES[name]), dtype=np.uint8).reshape(found.shape)
     assert np.abs(found - expected).max() <= 1 and (found != expected).mean() < 0.01
+
+
+def _statistics(image: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+    """Mean change and mean of the channels, [4, count]; mean variance of a pixel; power in rings of
+    spatial frequency.
+    """
+    means = np.stack([np.abs(draws - image).mean((1, 2, 3)), *draws.mean((1, 2)).T])
+    return means, draws.var(0).mean(), spectrum(draws - draws.mean(0))
+
+
+@pytest.mark.parametrize("constants", MEASURED)
+@pytest.mark.parametrize("name", TEN)
+def test_distribution_is_the_public_generators(name: str, constants: str) -> None:
+    image, count = photo_like(1, 32), 200
+    for severity, row in zip((1, 3, 5), MEASURED[constants][name], strict=True):
+        keys = [str(i) for i in range(count)]
+        ours = corrupt(image.expand(count, -1, -1, -1), name, severity, keys=keys, seed=0, constants=constants)
+        means, variance, power = _statistics(to_array(image[0]).astype(float), ours.permute(0, 2, 3, 1).numpy().astype(float))
+        measured = np.array(row.split(), dtype=float)
+        expected, deviation = measured[[0, 2, 3, 4]], measured[[1, 5, 6, 7]]
+        error = np.hypot(means.std(1) / count**0.5, deviation / DRAWS[constants] ** 0.5)
+        assert (np.abs(means.mean(1) - expected) < 4 * error).all()
+        assert variance == pytest.approx(measured[8], rel=0.1)
+        # a plane wave is in one ring, so that a ring's power counts a few dozen waves
+        assert np.abs(power / measured[9:] - 1).max() < (1 if name == "single_frequency_greyscale" else 0.25)
 
 
 # --- what the result depends on

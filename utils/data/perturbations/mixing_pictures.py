@@ -77,7 +77,7 @@ def mixing_picture(kind: str, folder: str | None, index: int, height: int, width
 
 @functools.lru_cache(maxsize=8)
 def _listed(kind: str, folder: str) -> list[Path]:
-    found = list_images(Path(folder)) if Path(folder).is_dir() else []
+    found = list_images(Path(folder))
     if not found:
         raise FileNotFoundError(
             f"perturbations.pixmix.{kind} {folder} is no folder with pictures: name one, or leave it out for pictures made here"
