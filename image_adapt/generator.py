@@ -19,7 +19,7 @@ from undegrade.models.diffusion.guidance import guided
 from undegrade.models.diffusion.loading import denoiser_digest, diffusers_folder, open_denoiser
 from undegrade.models.diffusion.precision import Precision, use_precision
 from undegrade.models.diffusion.sampling import check_variance, sample
-from undegrade.models.diffusion.vae import LatentDecoder, open_decoder
+from undegrade.models.diffusion.vae import LatentAutoencoder, open_decoder
 from undegrade.utils.checkpoint import read_description
 from undegrade.utils.choices import check_choice, fill_names
 from undegrade.utils.data.sources.imagenet import read_classes
@@ -126,7 +126,7 @@ class ImageGenerator:
             another image size than asked for.
     """
 
-    def __init__(self, denoiser: Denoiser, decoder: LatentDecoder | None, config: GenerateConfig) -> None:
+    def __init__(self, denoiser: Denoiser, decoder: LatentAutoencoder | None, config: GenerateConfig) -> None:
         if denoiser.num_classes is None:
             command = training_command(config.fill("diffusion/{dataset}/conditional"), config.runs, config.dataset)
             command = command or "python train.py -c configs/diffusion/<DATASET>/conditional.yaml"

@@ -87,6 +87,7 @@ class ReverseChain(Adapter):
     Attributes:
         schedule: of the respaced chain; its length is that of the chain.
         start_step: number of denoising steps N.
+        levels: of the chain, at which the network is asked, the highest first.
         start_level: level of the chain to which an image is noised: with `start_mismatch` N, which
             the first step takes for N - 1; else N - 1.
 
@@ -119,6 +120,7 @@ class ReverseChain(Adapter):
         self.denoiser = frozen(denoiser)
         use_precision(self.denoiser, precision)
         self.image_size = denoiser.image_size
+        self.levels = list(reversed(range(self.start_step)))
         self.passes = Passes(self.start_step)
         self.start_level = self.start_step if mismatch else self.start_step - 1
         self._digest = digest and functools.cache(digest)
@@ -158,7 +160,7 @@ class ReverseChain(Adapter):
     def describe(self) -> str:
         """Where in the chain it starts."""
         alpha_bar = self.schedule.alpha_bar[self.start_level].item()
-        return f"steps: {self.start_step} of a chain of {len(self.schedule)}, from noise level alpha_bar {alpha_bar:.4g}"
+        return f"steps: {len(self.levels)} of a chain of {len(self.schedule)}, from noise level alpha_bar {alpha_bar:.4g}"
 
     @torch.no_grad()
     def adapt(self, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -174,7 +176,7 @@ class ReverseChain(Adapter):
             raise ValueError(f"{len(generators)} generators for {len(x)} images: give one for each image")
         reference = x
         x = self._noised(reference, self.start_level, generators)
-        for i in reversed(range(self.start_step)):
+        for i in self.levels:
             x = self._step(x, reference, generators, i)
         return x
 

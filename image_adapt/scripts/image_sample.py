@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
-from undegrade.image_adapt.adapters import ADAPTERS, DEFAULT, Context, Passes
+from undegrade.image_adapt.adapters import ADAPTERS, Context, Passes
 from undegrade.image_adapt.config import DATATYPES, LAYOUTS, AdaptConfig, adapt_schema
 from undegrade.image_adapt.launch import LaunchOptions
 from undegrade.image_adapt.mpi import World, connect
 from undegrade.image_adapt.plan import describe_plan, time_batch
-from undegrade.image_adapt.scripts.adapter_flags import Flags, add_adapter_flags, check_in_use, read_adapter_flags
+from undegrade.image_adapt.scripts.adapter_flags import Flags, add_adapter_flags, check_model, chosen_adapter
 from undegrade.image_adapt.scripts.ranks import (
     add_precision_flag,
     check_needed,
@@ -99,19 +99,10 @@ def parse(argv: Sequence[str] | None) -> tuple[AdaptConfig, dict[str, str], argp
     if args.time and not args.dry_run:
         raise ValueError("--time is a part of --dry_run: give both, or neither")
     tree = given_tree(args, overrides)
-    adapter = str(args.adapter or tree.get("adapter", DEFAULT))
-    row = ADAPTERS.get_row(adapter)
-    for owner in overrides.keys() & set(ADAPTERS):
-        check_in_use(f"--{owner}.{next(iter(overrides[owner]))}", [owner], adapter)
-    given = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
-    section = tree.get(adapter)
-    options, model_flags = read_adapter_flags(given, flags, adapter, schema, section if isinstance(section, dict) else {})
+    adapter, options, model_flags = chosen_adapter(args, overrides, tree, flags, schema)
     tree = merge(tree, merge(_flag_tree(args, tree, schema), {adapter: options} if options else {}))
     check_needed(tree, "save_dir", "--save_dir")
-    if row.needs_model:
-        check_needed(tree, "model", "--model_path")
-    elif tree.get("model") is not None:
-        raise ValueError(f"model {tree['model']}: the adapter {adapter} has none, leave --model_path (`model:` in the YAML) out")
+    check_model(tree, adapter)
     return build(schema, tree), model_flags, args
 
 
