@@ -96,6 +96,13 @@ class DDA(ReverseChain):
         self.uses_gradient = self.options.guidance_weight > 0 and self.options.guidance == "full"  # of the network
         self.passes = Passes(len(self.levels), len(self.levels) if self.uses_gradient else 0)
 
+    def identity(self) -> dict[str, Any]:
+        """As `ReverseChain.identity`; steps are those of sampler consistency alone."""
+        identity = super().identity()
+        if self.options.sampler != "consistency":
+            del identity["parameters"]["steps"]
+        return identity
+
     def _step(self, x: Tensor, reference: Tensor, generators: Sequence[torch.Generator], i: int) -> Tensor:
         weight = self.options.guidance_weight
         with torch.set_grad_enabled(self.uses_gradient):
