@@ -9,13 +9,14 @@ photographs it often is); Guo et al., ICML 2017 (expected calibration error).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from undegrade.evaluation.results import CLEAN, MEAN, Result, percent
+from undegrade.utils.data.perturbations.c_bar import IMAGENET_C_BAR
 from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
 from undegrade.utils.data.perturbations.watermark import WATERMARK
 
@@ -45,22 +46,22 @@ ALEXNET_ERRORS: dict[str, tuple[float, float, float, float, float]] = {
 }
 
 
-def errors_by_corruption(rows: Sequence[Result]) -> dict[str, dict[int, float]]:
-    """corruption -> severity -> error in [0, 1], of one system's rows on the 15 corruptions of the
-    benchmark.
+def errors_by_corruption(rows: Sequence[Result], benchmark: Collection[str] = CORRUPTIONS) -> dict[str, dict[int, float]]:
+    """corruption -> severity -> error in [0, 1], of one system's rows on the corruptions of the
+    benchmark, by default the 15 of ImageNet-C.
     """
     errors: dict[str, dict[int, float]] = {}
     for row in rows:
-        if row.corruption in CORRUPTIONS and row.severity is not None:
+        if row.corruption in benchmark and row.severity is not None:
             errors.setdefault(row.corruption, {})[int(row.severity)] = 1 - row.accuracy
     return errors
 
 
-def mean_error(errors: dict[str, dict[int, float]]) -> float | None:
-    """Mean over corruptions of the mean error over severities, in [0, 1]; None unless all 15
-    corruptions are there.
+def mean_error(errors: dict[str, dict[int, float]], benchmark: Collection[str] = CORRUPTIONS) -> float | None:
+    """Mean over corruptions of the mean error over severities, in [0, 1]; None unless all of the
+    benchmark's corruptions are there.
     """
-    if set(errors) != set(CORRUPTIONS):
+    if set(errors) != set(benchmark):
         return None
     return float(np.mean([np.mean(list(by_severity.values())) for by_severity in errors.values()]))
 
@@ -110,8 +111,9 @@ def outside_of_mce(classes: Sequence[str], image_size: int, constants: str | Non
 
 
 def summary(rows: Sequence[Result], outside: str) -> dict[str, float]:
-    """`clean error`, `mean error`, under its protocol `mCE` and `relative mCE`, and
-    `watermark_gaps`, of one system, in %.
+    """`clean error`, `mean error`, under its protocol `mCE` and `relative mCE`, `C-bar error` (the
+    mean error on ImageNet-C-bar, for which there is no mCE), and `watermark_gaps`, of one system,
+    in %.
 
     What its rows cannot say is left out.
 
@@ -120,12 +122,14 @@ def summary(rows: Sequence[Result], outside: str) -> dict[str, float]:
         outside: see `outside_of_mce`.
     """
     errors = errors_by_corruption(rows)
+    c_bar = mean_error(errors_by_corruption(rows, IMAGENET_C_BAR), IMAGENET_C_BAR)
     clean = next((1 - row.accuracy for row in rows if row.corruption == CLEAN), None)
     values = {
         "clean error": None if clean is None else 100 * clean,
         "mean error": None if (mean := mean_error(errors)) is None else 100 * mean,
         "mCE": None if outside else mce(errors),
         "relative mCE": None if outside or clean is None else mce(errors, clean),
+        "C-bar error": None if c_bar is None else 100 * c_bar,
     }
     return {name: value for name, value in values.items() if value is not None} | watermark_gaps(rows)
 

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from undegrade.models.diffusion.precision import Precision
+
 
 @dataclasses.dataclass(frozen=True)
 class Context:
@@ -22,7 +24,7 @@ class Context:
         model_flags: those of the adapter's `model_flags` that were given, as texts.
         runs: root of the runs, for a model by name.
         dataset: data set or image folder, for messages that name a training command.
-        use_fp16: whether networks run in bfloat16.
+        precision: of networks (`models.diffusion.precision`).
     """
 
     device: torch.device
@@ -30,7 +32,7 @@ class Context:
     model_flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
     runs: str = "runs"
     dataset: str = ""
-    use_fp16: bool = False
+    precision: Precision = "float32"
 
 
 class Passes(NamedTuple):

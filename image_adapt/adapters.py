@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from undegrade.image_adapt.adapter import Adapter, Context, NoOptions, Passes, option
 from undegrade.image_adapt.dda import DDA
+from undegrade.image_adapt.decorruptor import Decorruptor
 from undegrade.image_adapt.ilvr import ILVR
 from undegrade.utils.registry import Registry
 
@@ -14,5 +15,6 @@ __all__ = ["ADAPTERS", "DEFAULT", "Adapter", "Context", "NoOptions", "Passes", "
 ADAPTERS: Registry[type[Adapter]] = Registry("adapter", "undegrade.adapters")
 ADAPTERS.add("dda", DDA)
 ADAPTERS.add("ilvr", ILVR)
+ADAPTERS.add("decorruptor", Decorruptor)
 
 DEFAULT = "dda"  # where neither YAML nor command line names one

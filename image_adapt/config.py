@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from undegrade.image_adapt.adapters import ADAPTERS, DEFAULT
+from undegrade.models.diffusion.precision import Precision
 from undegrade.utils.choices import fill_names
 from undegrade.utils.data.cells import Cell, parse_cells
 from undegrade.utils.data.perturbations.watermark import WATERMARK
@@ -99,7 +100,9 @@ class AdaptConfig:
         rounding: of grey levels: round | truncate (as the paper's code, which darkens by half a
             level).
         seed: of the adapter's noise; with an image's key it fixes the result.
-        use_fp16: bfloat16 autocast of the network.
+        precision: of the network's products, with float32 around them: float32 | bfloat16 |
+            float16 (what `--use_fp16 true` means, as guided-diffusion's; its error is an eighth of
+            bfloat16's).
         skip_broken: files that cannot be decoded do not make the command fail (they are always
             listed, counted and passed over).
         overwrite: delete what the output folders hold if it was made with other settings (default:
@@ -117,7 +120,7 @@ class AdaptConfig:
     shard_size: Count = 1000
     rounding: Literal["round", "truncate"] = "round"
     seed: Seed = 0
-    use_fp16: bool = False
+    precision: Precision = "float32"
     skip_broken: bool = False
     overwrite: bool = False
     input: InputConfig = field(default_factory=InputConfig)

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from undegrade.image_adapt.adapter import Passes, option
 from undegrade.image_adapt.reverse import ChainOptions, ReverseChain
+from undegrade.models.diffusion.consistency import check_consistency, consistency_levels, consistent
 from undegrade.models.diffusion.denoiser import Denoiser
 from undegrade.models.diffusion.openai_flags import parse_flag
 from undegrade.models.diffusion.sampling import ReverseStep, ddim_step, draw_noise
-from undegrade.utils.ranges import NotNegative
+from undegrade.utils.ranges import Count, NotNegative
+
+_SCALE = 1024.0  # of the distance, so that no part of its gradient is too small for float16; exact
 
 
 def _of_scale(text: str, section: Mapping[str, Any]) -> float:
@@ -39,21 +42,27 @@ class DDAOptions(ChainOptions):
             results depend on batch mates; the last batch is then not filled up).
         guidance: full (gradient through the network) | jacobian_free (past it: no pass backward, a
             third of the time).
-        sampler: ddpm | ddim (no new noise in a step, for short chains).
+        sampler: ddpm | ddim (no new noise in a step, for short chains) | consistency (a model that
+            was distilled for it is asked `steps` times for the clean image, which is noised again
+            in between; respacing is then the model's own).
+        steps: passes of sampler consistency, evenly spaced from start_step downwards.
 
     Raises:
-        ValueError: a variance for a sampler that adds no noise.
+        ValueError: a variance for a sampler that has none; steps for another sampler.
     """
 
     guidance_weight: NotNegative = option(3.0, scale=_of_scale)
     guidance_norm: Literal["per_image", "batch"] = "per_image"
     guidance: Literal["full", "jacobian_free"] = "full"
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    sampler: Literal["ddpm", "ddim", "consistency"] = "ddpm"
+    steps: Count | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sampler == "ddim" and self.variance is not None:
-            raise ValueError(f"variance {self.variance} has no meaning with sampler ddim, which adds no noise: leave it out")
+        if self.sampler != "ddpm" and self.variance is not None:
+            raise ValueError(f"variance {self.variance} has no meaning with sampler {self.sampler}, which has none: leave it out")
+        if self.sampler != "consistency" and self.steps is not None:
+            raise ValueError(f"steps {self.steps} is for sampler consistency: with {self.sampler} give start_step and respacing")
 
 
 class DDA(ReverseChain):
@@ -69,7 +78,7 @@ class DDA(ReverseChain):
 
     Args:
         denoiser: see `ReverseChain`.
-        options: `autocast` and `digest` of `ReverseChain`, and those of `DDAOptions`.
+        options: `precision` and `digest` of `ReverseChain`, and those of `DDAOptions`.
 
     Raises:
         ValueError: any option outside its range; names the value and the range.
@@ -79,16 +88,31 @@ class DDA(ReverseChain):
 
     def __init__(self, denoiser: Denoiser, **options: Any) -> None:
         super().__init__(denoiser, **options)
+        if self.options.sampler == "consistency":
+            check_consistency(denoiser, str(self.options.respacing), self.start_step)
+            self.levels = consistency_levels(self.start_step, 1 if self.options.steps is None else self.options.steps)
+            self.whole = denoiser.schedule()
         self.batch_matters = self.options.guidance_norm == "batch"
         self.uses_gradient = self.options.guidance_weight > 0 and self.options.guidance == "full"  # of the network
-        self.passes = Passes(self.start_step, self.start_step if self.uses_gradient else 0)
+        self.passes = Passes(len(self.levels), len(self.levels) if self.uses_gradient else 0)
 
     def _step(self, x: Tensor, reference: Tensor, generators: Sequence[torch.Generator], i: int) -> Tensor:
         weight = self.options.guidance_weight
         with torch.set_grad_enabled(self.uses_gradient):
-            step = self._reverse_step(x.requires_grad_(self.uses_gradient), i)
+            step = self._predicted(x.requires_grad_(self.uses_gradient), i)
         pull = self._pull(x, step.x0, reference, i) if weight else 0.0
         return self._drawn(x, step, generators, i) - weight * pull  # under no_grad: no graph is kept
+
+    def _predicted(self, x: Tensor, i: int) -> ReverseStep:
+        if self.options.sampler != "consistency":
+            return self._reverse_step(x, i)
+        tau = self.schedule.timesteps[i].expand(len(x)).to(x.device)
+        x0 = consistent(lambda x, tau: self.denoiser(x, tau)[0], self.denoiser.prediction, self.whole, x, tau)
+        x0 = x0.clamp(-1, 1) if self.options.clip_denoised else x0
+        if i == self.levels[-1]:
+            return ReverseStep(x0, x0, 0.0)
+        following = self.schedule.alpha_bar[self.levels[self.levels.index(i) + 1]].item()
+        return ReverseStep(x0, math.sqrt(following) * x0, math.sqrt(1 - following))
 
     def _pull(self, x: Tensor, x0: Tensor, reference: Tensor, i: int) -> Tensor:
         """Gradient of the distance with respect to x."""
@@ -96,7 +120,8 @@ class DDA(ReverseChain):
             x0 = x0.requires_grad_()
             residual = self.low_pass(reference - x0)
             distance = residual.norm() if self.batch_matters else residual.flatten(1).norm(dim=1).sum()
-            (gradient,) = torch.autograd.grad(distance, x if self.uses_gradient else x0)
+            (gradient,) = torch.autograd.grad(distance * _SCALE, x if self.uses_gradient else x0)
+        gradient /= _SCALE
         return gradient if self.uses_gradient else gradient / math.sqrt(self.schedule.alpha_bar[i].item())
 
     def _drawn(self, x: Tensor, step: ReverseStep, generators: Sequence[torch.Generator], i: int) -> Tensor:

@@ -21,7 +21,7 @@ from undegrade.image_adapt.job import Job
 from undegrade.image_adapt.launch import LaunchOptions, sole_writer
 from undegrade.image_adapt.mpi import World
 from undegrade.image_adapt.output import Stored, find_outputs, write_manifest
-from undegrade.image_adapt.settings import check_settings, prepare
+from undegrade.image_adapt.settings import check_settings, note_launch, prepare
 from undegrade.image_adapt.sharing import BatchResult, Outcome, conclude, cut_pieces, finished, share_out, sift
 from undegrade.utils.costs import BYTES_A_PIXEL
 from undegrade.utils.data.cells import Cell
@@ -90,7 +90,7 @@ def settings_of(opened: Opened, config: GenerateConfig) -> dict[str, Any]:
         "classes": opened.generator.num_classes,
         "parameters": opened.generator.parameters,
         "seed": config.seed,
-        "bfloat16": config.use_fp16,
+        "precision": config.precision,
     }
 
 
@@ -123,6 +123,8 @@ def generate(opened: Opened, config: GenerateConfig, world: World, options: Laun
             everything = _job({*numbers, *_present(folder, generator.num_classes)}, opened, folder)  # without those of others
             before = _by_key(everything, sift(everything, settings, options.verify))
             there.append({i: before[key] for i, key in enumerate(job.source.keys) if key in before})
+            if missing := len(numbers) - len(there[0]):
+                note_launch(job, settings, missing, world.size, config)
             if opened.class_names:
                 lines = [f"{c:04d} {name}\n" for c, name in enumerate(opened.class_names)]
                 write_atomic(folder / CLASS_MAP, "".join(lines))

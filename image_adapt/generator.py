@@ -17,8 +17,9 @@ from undegrade.models.diffusion.diffusers_folder import network_folder
 from undegrade.models.diffusion.dit import dit_digest, dit_folder, open_dit
 from undegrade.models.diffusion.guidance import guided
 from undegrade.models.diffusion.loading import denoiser_digest, diffusers_folder, open_denoiser
+from undegrade.models.diffusion.precision import Precision, use_precision
 from undegrade.models.diffusion.sampling import check_variance, sample
-from undegrade.models.diffusion.vae import LatentDecoder, open_decoder
+from undegrade.models.diffusion.vae import LatentAutoencoder, open_decoder
 from undegrade.utils.checkpoint import read_description
 from undegrade.utils.choices import check_choice, fill_names
 from undegrade.utils.data.sources.imagenet import read_classes
@@ -68,7 +69,8 @@ class GenerateConfig:
         num_classes: those of the generator are compared with it (null: not).
         batch_size: images made together on a rank; the last batch is filled up.
         seed: of the noise.
-        use_fp16: bfloat16 autocast of the diffusion model.
+        precision: of the diffusion model's products, with float32 around them: float32 | bfloat16 |
+            float16 (what `--use_fp16` means).
         overwrite: delete the images in `save_dir` if they were made with other settings (default:
             refuse).
         runs: root of the runs, for `model` by name.
@@ -93,7 +95,7 @@ class GenerateConfig:
     num_classes: Count | None = None
     batch_size: Count = 16
     seed: Seed = 0
-    use_fp16: bool = False
+    precision: Precision = "float32"
     overwrite: bool = False
     runs: str = "runs"
 
@@ -124,7 +126,7 @@ class ImageGenerator:
             another image size than asked for.
     """
 
-    def __init__(self, denoiser: Denoiser, decoder: LatentDecoder | None, config: GenerateConfig) -> None:
+    def __init__(self, denoiser: Denoiser, decoder: LatentAutoencoder | None, config: GenerateConfig) -> None:
         if denoiser.num_classes is None:
             command = training_command(config.fill("diffusion/{dataset}/conditional"), config.runs, config.dataset)
             command = command or "python train.py -c configs/diffusion/<DATASET>/conditional.yaml"
@@ -134,6 +136,7 @@ class ImageGenerator:
         from undegrade.models.diffusion.inference_blocks import frozen  # noqa: PLC0415  it imports diffusers, which takes seconds
 
         self.denoiser = frozen(denoiser)
+        use_precision(self.denoiser, config.precision)
         self.decoder = decoder if decoder is None else decoder.to(memory_format=torch.channels_last)
         self.network = guided(denoiser, config.guidance_scale, config.guided_channels)
         self.num_classes = denoiser.num_classes
@@ -147,7 +150,6 @@ class ImageGenerator:
         self.schedule = denoiser.schedule(str(respacing))
         self.variance = check_variance(config.variance, denoiser)
         self.clip_denoised = decoder is None if config.clip_denoised is None else config.clip_denoised
-        self.autocast = config.use_fp16
         self.steps = len(self.schedule)
         self.passes = self.steps * (1 if config.guidance_scale == 1 else 2)
         self.parameters: dict[str, Any] = {
@@ -171,18 +173,16 @@ class ImageGenerator:
         """Images [B, 3, S, S], about [-1, 1], of the classes `labels`; image b depends on (label b,
         generator b) only.
         """
-        device = next(self.denoiser.parameters()).device
         size = self.denoiser.image_size
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
-            x = sample(
-                self.network,
-                self.schedule,
-                (self.denoiser.channels, size, size),
-                generators,
-                clip_denoised=self.clip_denoised,
-                y=torch.tensor(labels, device=device),
-                variance=self.variance,
-            )
+        x = sample(
+            self.network,
+            self.schedule,
+            (self.denoiser.channels, size, size),
+            generators,
+            clip_denoised=self.clip_denoised,
+            y=torch.tensor(labels, device=next(self.denoiser.parameters()).device),
+            variance=self.variance,
+        )
         return x if self.decoder is None else self.decoder(x)
 
 

@@ -44,7 +44,7 @@ class ILVR(ReverseChain):
 
     Args:
         denoiser: see `ReverseChain`.
-        options: `autocast` and `digest` of `ReverseChain`, and those of `ILVROptions`.
+        options: `precision` and `digest` of `ReverseChain`, and those of `ILVROptions`.
 
     Raises:
         ValueError: any option outside its range; names the value and the range.

@@ -70,6 +70,11 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """The same of settings, in the lines of manifests."""
+    return digest_of(json.dumps(settings, sort_keys=True).encode())
+
+
 def find_outputs(job: Job, full: bool = False) -> Found:
     """The images that are there and are what was written.
 
@@ -215,7 +220,7 @@ def write_manifest(job: Job, settings: Mapping[str, Any], there: Mapping[int, St
     """`manifest.jsonl`: a line an image, sorted by key: file, class index, level, seed, settings
     (digest), `Job.input_side`, size and digest, and its offset in a shard; or why it is not there.
     """
-    digest = digest_of(json.dumps(settings, sort_keys=True).encode())
+    digest = settings_digest(settings)
     side = {"input_side": job.input_side} if job.input_side is not None else {}
     lines = []
     reasons = dict(broken)

@@ -18,6 +18,7 @@ from undegrade.image_adapt.lowpass import LowPass
 from undegrade.models.diffusion.denoiser import Denoiser
 from undegrade.models.diffusion.loading import denoiser_digest, diffusers_folder, open_denoiser
 from undegrade.models.diffusion.openai_flags import MODEL_FLAGS, ModelFlags
+from undegrade.models.diffusion.precision import Precision, use_precision
 from undegrade.models.diffusion.sampling import ReverseStep, check_variance, draw_noise, p_mean_variance
 from undegrade.utils.config import build
 from undegrade.utils.key_help import attribute_texts
@@ -79,13 +80,14 @@ class ReverseChain(Adapter):
     Args:
         denoiser: is frozen (no weight gets a gradient), put in eval mode and channels_last layout,
             and its blocks are replaced by those of `models.diffusion.inference_blocks`, in place.
-        autocast: run the network in bfloat16; the arithmetic around it stays float32.
+        precision: of the network (`models.diffusion.precision`).
         digest: names the denoiser in settings; called when it is asked for, since it reads files.
         options: of the class's `Options`.
 
     Attributes:
         schedule: of the respaced chain; its length is that of the chain.
         start_step: number of denoising steps N.
+        levels: of the chain, at which the network is asked, the highest first.
         start_level: level of the chain to which an image is noised: with `start_mismatch` N, which
             the first step takes for N - 1; else N - 1.
 
@@ -98,7 +100,7 @@ class ReverseChain(Adapter):
     model_flags: ClassVar[dict[str, str]] = {flag: attribute_texts(ModelFlags)[flag] for flag in MODEL_FLAGS}
 
     def __init__(
-        self, denoiser: Denoiser, *, autocast: bool = False, digest: Callable[[], str] | None = None, **options: Any
+        self, denoiser: Denoiser, *, precision: Precision = "float32", digest: Callable[[], str] | None = None, **options: Any
     ) -> None:
         from undegrade.models.diffusion.inference_blocks import frozen  # noqa: PLC0415  it imports diffusers, which takes seconds
 
@@ -116,10 +118,11 @@ class ReverseChain(Adapter):
         self.low_pass = LowPass(denoiser.image_size, self.options.downscale_factor, self.options.border)
         self.variance = check_variance(self.options.variance, denoiser)
         self.denoiser = frozen(denoiser)
+        use_precision(self.denoiser, precision)
         self.image_size = denoiser.image_size
+        self.levels = list(reversed(range(self.start_step)))
         self.passes = Passes(self.start_step)
         self.start_level = self.start_step if mismatch else self.start_step - 1
-        self.autocast = autocast
         self._digest = digest and functools.cache(digest)
 
     def _steps(self, start_step: int | None, noise_level: float | None) -> int:
@@ -146,7 +149,7 @@ class ReverseChain(Adapter):
                 "with a null label"
             )
         digest = functools.partial(denoiser_digest, path, context.model_flags)
-        return cls(denoiser.to(context.device), autocast=context.use_fp16, digest=digest, **vars(options))
+        return cls(denoiser.to(context.device), precision=context.precision, digest=digest, **vars(options))
 
     def identity(self) -> dict[str, Any]:
         """The options, a noise level as the number of steps that it comes to, and the model."""
@@ -157,7 +160,7 @@ class ReverseChain(Adapter):
     def describe(self) -> str:
         """Where in the chain it starts."""
         alpha_bar = self.schedule.alpha_bar[self.start_level].item()
-        return f"steps: {self.start_step} of a chain of {len(self.schedule)}, from noise level alpha_bar {alpha_bar:.4g}"
+        return f"steps: {len(self.levels)} of a chain of {len(self.schedule)}, from noise level alpha_bar {alpha_bar:.4g}"
 
     @torch.no_grad()
     def adapt(self, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -173,7 +176,7 @@ class ReverseChain(Adapter):
             raise ValueError(f"{len(generators)} generators for {len(x)} images: give one for each image")
         reference = x
         x = self._noised(reference, self.start_level, generators)
-        for i in reversed(range(self.start_step)):
+        for i in self.levels:
             x = self._step(x, reference, generators, i)
         return x
 
@@ -185,5 +188,4 @@ class ReverseChain(Adapter):
         return self.schedule.q_sample(reference, level, draw_noise(reference.shape[1:], generators, reference))
 
     def _reverse_step(self, x: Tensor, i: int) -> ReverseStep:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
-            return p_mean_variance(self.denoiser, self.schedule, x, i, self.options.clip_denoised, variance=self.variance)
+        return p_mean_variance(self.denoiser, self.schedule, x, i, self.options.clip_denoised, variance=self.variance)

@@ -6,19 +6,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from undegrade.image_adapt.adapter import Adapter
+from undegrade.image_adapt.adapters import ADAPTERS
 from undegrade.image_adapt.config import AdaptConfig
 from undegrade.image_adapt.job import Job
-from undegrade.image_adapt.output import digest_of, file_status
-from undegrade.utils.data.manifest import MANIFEST, SETTINGS, read_manifest, read_settings
+from undegrade.image_adapt.output import digest_of, file_status, settings_digest
+from undegrade.utils.data.manifest import MANIFEST, PROVENANCE, SETTINGS, read_manifest, read_settings
 from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.sources.folders import CLASS_MAP, class_map_file
 from undegrade.utils.data.sources.shards import SHARDS
 from undegrade.utils.files import write_atomic
+from undegrade.utils.provenance import listing_digest, provenance
 
 
 def settings_of(config: AdaptConfig, adapter: Adapter, job: Job) -> dict[str, Any]:
@@ -32,7 +35,7 @@ def settings_of(config: AdaptConfig, adapter: Adapter, job: Job) -> dict[str, An
         "adapter": config.adapter,
         **adapter.identity(),
         "seed": config.seed,
-        "bfloat16": config.use_fp16,
+        "precision": config.precision,
         "rounding": config.rounding,
         "output": "png" if config.output == "npy" else config.output,  # arrays are made of the png files
         "corruption": job.cell.corruption,
@@ -103,6 +106,27 @@ def prepare(job: Job, settings: dict[str, Any], overwrite: bool = False) -> None
     write_atomic(job.folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True) + "\n")
 
 
+def note_launch(job: Job, settings: Mapping[str, Any], images: int, ranks: int, config: Any) -> None:
+    """A line in provenance.jsonl: what makes the `images` that are missing, where and from what.
+    The files themselves depend on no launch.
+    """
+    tree = dataclasses.asdict(config)
+    for name in set(ADAPTERS) & tree.keys() - {tree.get("adapter")}:  # options of adapters that are not in use
+        del tree[name]
+    line = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "images": images,
+        "ranks": ranks,
+        "settings": settings_digest(settings),
+        "listing": listing_digest(job.source.keys, job.source.labels),
+        "configuration": tree,
+        **provenance(),
+    }
+    path = job.folder / PROVENANCE
+    before = path.read_bytes() if path.is_file() else b""
+    write_atomic(path, before + json.dumps(line, default=str).encode() + b"\n")
+
+
 def copy_class_map(config: AdaptConfig) -> None:
     """What names the classes of numbered input folders (`utils.data.sources.folders`) names those
     of the output folders, too.
@@ -120,6 +144,6 @@ def _clear(job: Job) -> None:
     """
     listed = (job.folder / row["file"] for row in read_manifest(job.folder))
     written = (job.path(i) for i in range(len(job.source)))
-    for path in [*listed, *written, *job.folder.glob(SHARDS), job.folder / MANIFEST, job.folder / SETTINGS]:
+    for path in [*listed, *written, *job.folder.glob(SHARDS), *(job.folder / name for name in (MANIFEST, PROVENANCE, SETTINGS))]:
         if file_status(path):
             path.unlink()

@@ -20,7 +20,7 @@ from undegrade.image_adapt.job import Job
 from undegrade.image_adapt.launch import LaunchOptions, sole_writer
 from undegrade.image_adapt.mpi import World
 from undegrade.image_adapt.output import ENCODINGS, Stored, write_manifest
-from undegrade.image_adapt.settings import copy_class_map, prepare, settings_of
+from undegrade.image_adapt.settings import copy_class_map, note_launch, prepare, settings_of
 from undegrade.image_adapt.sharing import BatchResult, Outcome, conclude, finished, share_out, sift
 from undegrade.utils.data.pixels import to_signed
 from undegrade.utils.data.sources.image_source import Broken
@@ -123,6 +123,8 @@ def run_jobs(
             for job, wanted in zip(jobs, settings, strict=True):
                 prepare(job, wanted, config.overwrite)
                 there.append(sift(job, wanted, options.verify))
+                if missing := len(job.source) - len(there[-1]):
+                    note_launch(job, wanted, missing, world.size, config)
             copy_class_map(config)
         outcome = share_out(jobs, there, adapt, world, config.batch_size, config.output, "adapting", options)
         if world.rank == 0:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -58,10 +58,11 @@ def distribute(
 
         if world.broadcast(MPI.Query_thread()) >= MPI.THREAD_MULTIPLE:
             channel = world.communicator.Dup()  # its messages meet no others
-            if world.rank:
+            hosts = world.gather(socket.gethostname())
+            if hosts is None:
                 _follow(channel, work, options.interruption)
                 return None
-            _lead(channel, board, names, work, options.interruption, progress)
+            _lead(channel, board, names, hosts, work, options.interruption, progress)
             return board
     return _fixed_share(world, board, work, options.interruption, progress)
 
@@ -92,6 +93,7 @@ def _lead(
     channel: Any,
     board: Board,
     names: list[str],
+    hosts: list[str],
     work: Work,
     interruption: Interruption,
     progress: Callable[[int], None],
@@ -101,7 +103,7 @@ def _lead(
 
     def serve() -> None:
         try:
-            _serve(channel, board, names, interruption)
+            _serve(channel, board, names, hosts, interruption)
         except BaseException as failure:  # noqa: BLE001  raised by the rank's own thread
             failures.append(failure)
 
@@ -125,7 +127,7 @@ def _lead(
         raise failures[0]  # the other ranks wait for an answer: this one ends them all
 
 
-def _serve(channel: Any, board: Board, names: list[str], interruption: Interruption) -> None:
+def _serve(channel: Any, board: Board, names: list[str], hosts: list[str], interruption: Interruption) -> None:
     others = set(range(1, channel.Get_size()))
     asking: set[int] = set()
     told: set[int] = set()  # that it is the end; who works then finishes its batch and asks once more
@@ -137,7 +139,7 @@ def _serve(channel: Any, board: Board, names: list[str], interruption: Interrupt
         heard = _listen(channel, board, asking)
         for rank, number in board.find_silent():
             held = "it holds nothing" if number is None else f"it holds {names[number]}, which another rank makes"
-            log.error("rank %d has given no sign of life for %.0f s: %s", rank, board.limit, held)
+            log.error("rank %d on %s has given no sign of life for %.0f s: %s", rank, hosts[rank], board.limit, held)
         for rank in others - told if board.stopped else ():
             sent.append(channel.isend(None, dest=rank, tag=_GRANT))  # a rank that hangs does not receive it
             told.add(rank)
@@ -175,7 +177,7 @@ def _listen(channel: Any, board: Board, asking: set[int]) -> bool:
 
 
 def _end_all(channel: Any, why: str) -> None:
-    print(f"error: {why}", file=sys.stderr, flush=True)
+    log.error("error: %s", why)
     time.sleep(0.5)  # launchers drop what they have not passed on when they are told to end
     channel.Abort(2)
     os._exit(2)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.photo_like import photo_like, save_all
 from tests.scripts import Done, run_script
 from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser
+from undegrade.utils.data.manifest import PROVENANCE
 
 SCRIPT = "image_adapt/scripts/image_sample.py"
 SIZE = 16  # of what `tiny_denoiser` takes
@@ -32,6 +33,12 @@ def digits(ddpm: Path, save_dir: Path, *words: object) -> Done:
 
 def pngs(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.png")) if p.is_file()}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All but what says which launches there were."""
+    paths = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != PROVENANCE)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
 
 
 def pixels(path: Path) -> np.ndarray:

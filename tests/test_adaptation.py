@@ -77,7 +77,7 @@ def test_manifest_lists_each_image_with_label_level_and_settings(done_before: Pa
         "sampler": "ddpm",
     }  # fmt: skip
     assert settings == {
-        "adapter": "dda", "parameters": parameters, "model": file_digest(ddpm), "seed": 0, "bfloat16": False,
+        "adapter": "dda", "parameters": parameters, "model": file_digest(ddpm), "seed": 0, "precision": "float32",
         "rounding": "round", "output": "png", "corruption": "gaussian_noise", "severity": 5,
         "input": {"dataset": "Digits", "split": "test", "constants": "cifar", "seed": 0},
     }  # fmt: skip

@@ -28,7 +28,7 @@ def test_flags_of_the_published_command_line_mean_what_they_meant(ddpm: Path, tm
     parameters = settings["parameters"]
     assert (parameters["downscale_factor"], parameters["start_step"], parameters["respacing"]) == (4, 5, "10")
     assert parameters["guidance_weight"] == 3  # 6 for a batch of 4
-    assert settings["bfloat16"] is False and settings["input"] == {"folder": str(tmp_path / "in"), "layout": "imagenetc"}
+    assert settings["precision"] == "float32" and settings["input"] == {"folder": str(tmp_path / "in"), "layout": "imagenetc"}
 
 
 @pytest.mark.parametrize(("words", "weight"), [((), 3), (("--guidance_norm", "batch"), 6), (("--dda.guidance_norm", "batch"), 6)])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.adapting import files
 from tests.photo_like import photo_like
 from tests.scripts import Done, launch, program, run_script
 from undegrade.utils.data.sources.registry import open_source
@@ -28,10 +29,6 @@ def words(ddpm: Path, save_dir: Path) -> tuple[object, ...]:
 
 def two_ranks(*arguments: object) -> Done:
     return launch(MPIEXEC, "-n", 2, sys.executable, SCRIPT, *arguments)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_two_ranks_write_the_bytes_of_one_process(ddpm: Path, tmp_path: Path) -> None:

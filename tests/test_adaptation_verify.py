@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.adapting import adapt, digits, manifest_of, pixels, pngs, save_images
+from tests.adapting import adapt, digits, files, manifest_of, pixels, pngs, save_images
+from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.provenance import library_versions, listing_digest
 
 CELL = "gaussian_noise/5"
 TAR = ("--output", "tar", "--shard_size", 4)
@@ -69,7 +71,7 @@ def test_a_changed_byte_is_found_when_everything_is_compared(ddpm: Path, tmp_pat
     for words in ((), TAR):
         folder = tmp_path / ("tar" if words else "png")
         digits(ddpm, folder, *words).check()
-        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        before = files(folder)
         path = folder / CELL / manifest_of(folder / CELL)[0]["file"]
         if words:
             times, row = path.stat(), manifest_of(folder / CELL)[0]
@@ -81,17 +83,17 @@ def test_a_changed_byte_is_found_when_everything_is_compared(ddpm: Path, tmp_pat
             flip(path)
         assert "adapted 0 images" in digits(ddpm, folder, *words).check().err
         assert "1 images are not what was written" in digits(ddpm, folder, *words, "--verify").check().err
-        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        assert files(folder) == before
         assert "adapted 0 images" in digits(ddpm, folder, *words, "--verify").check().err
 
 
 def test_a_shard_that_is_cut_off_is_made_again(ddpm: Path, tmp_path: Path) -> None:
     digits(ddpm, tmp_path, *TAR).check()
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = files(tmp_path)
     halve(tmp_path / CELL / "shard-000000.tar")
     done = digits(ddpm, tmp_path, *TAR).check()
     assert "4 images are not what was written" in done.err and "adapted 4 images" in done.err
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert files(tmp_path) == before
 
 
 def test_a_damaged_image_whose_input_is_gone_bad_is_not_kept(ddpm: Path, tmp_path: Path) -> None:
@@ -167,3 +169,23 @@ def test_damaged_notes_are_named_with_the_mend(tmp_path: Path, ddpm: Path, file:
         (cell / file).unlink()
         assert "adapted 0 images" in adapt(ddpm, tmp_path, *words).check().err
     assert len(manifest_of(cell)) == 2 and json.loads((cell / "settings.json").read_text())
+
+
+def test_each_launch_that_makes_images_is_noted_with_what_they_come_from(ddpm: Path, tmp_path: Path) -> None:
+    def launches() -> list[dict]:
+        return [json.loads(line) for line in (tmp_path / CELL / "provenance.jsonl").read_text().splitlines()]
+
+    digits(ddpm, tmp_path).check()
+    digits(ddpm, tmp_path).check()  # nothing to do
+    rows, (first,) = manifest_of(tmp_path / CELL), launches()
+    source = open_source("Digits", "test", limit=6)
+    assert (first["images"], first["ranks"], first["settings"]) == (6, 1, rows[0]["settings"])
+    assert first["listing"] == listing_digest(source.keys, source.labels)
+    given = first["configuration"]
+    assert given["dda"]["start_step"] == 3 and given["input"]["limit"] == 6 and "ilvr" not in given
+    assert first["libraries"] == library_versions() and {"commit", "cpu", "gpu", "started"} <= first.keys()
+    (tmp_path / CELL / rows[0]["file"]).unlink()
+    digits(ddpm, tmp_path).check()
+    assert [line["images"] for line in launches()] == [6, 1] and launches()[0] == first
+    digits(ddpm, tmp_path, "--seed", 5, "--overwrite", "true").check()
+    assert [line["configuration"]["seed"] for line in launches()] == [5]

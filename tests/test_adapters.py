@@ -145,7 +145,7 @@ def test_a_broken_photograph_is_named_and_the_others_filtered_into_shards_too(pl
         (("--range_t", "3"), "--range_t is an option of the adapter ilvr, median is used here: leave it out"),
         (("--N", "3"), "--N is an option of the adapters dda, ilvr, median is used here: leave it out"),
         (("--image_size", "3"), "--image_size is an option of the adapters dda, ilvr, median is used here"),
-        (("--use_fp16", "true"), "use_fp16: the adapter median runs no network"),
+        (("--use_fp16", "true"), "precision float16: the adapter median runs no network"),
         (("--enlarge", "true"), "--enlarge has no meaning for the adapter median"),
         (("--adapter", "medain"), "unknown adapter 'medain': did you mean 'median'?"),
     ],

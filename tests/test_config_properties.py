@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.schemas import ROOTS, keys_of
+from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.composition import read_yaml
 from undegrade.utils.config import build, dump_yaml, parse_value, read_overrides, to_tree
 
@@ -100,3 +101,19 @@ def test_a_file_of_any_content_is_a_tree_or_refused_in_one_line(tmp_path: Path, 
         return
     path.write_text(dump_yaml(tree), encoding="utf-8")
     assert str(read_yaml(path)) == str(tree)  # as text, since .nan is not equal to itself
+
+
+WORDS = ["--seed", "--data.limit", "-c", "--resume", "-r", "--include", "--print_config", "--", "-", "--=", "--.", "--a..b=1", "-3"]
+
+
+@given(words=st.lists(st.sampled_from(WORDS) | TEXTS, max_size=5))
+def test_any_command_line_is_read_or_refused_in_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ScriptParser("a script", ["seed", "data.limit"])
+    parser.add_argument("-c", "--config", nargs="+")
+    parser.add_argument("-r", "--resume")
+    try:
+        parser.parse(words)
+    except (ValueError, FileNotFoundError) as error:
+        assert "\n" not in str(error)
+    except SystemExit:
+        assert capsys.readouterr().err.count("\n") <= 1

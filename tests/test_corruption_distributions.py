@@ -37,7 +37,7 @@ def _draws(name: str, constants: str, severity: int, size: int, count: int) -> t
     return array.astype(float), ours.permute(0, 2, 3, 1).numpy().astype(float), theirs.astype(float)
 
 
-def _spectrum(changes: np.ndarray, bands: int = 6) -> np.ndarray:
+def spectrum(changes: np.ndarray, bands: int = 6) -> np.ndarray:
     """Power of [count, H, W, 3] in rings of spatial frequency, without the mean."""
     power = (np.abs(np.fft.fft2(changes, axes=(1, 2))) ** 2).mean(axis=(0, 3))
     frequency = np.hypot(*np.meshgrid(*(np.fft.fftfreq(size) for size in power.shape), indexing="ij"))
@@ -58,7 +58,7 @@ def _compare(name: str, constants: str, severity: int, size: int) -> None:
 
     means, variances = [draws.mean(axis=0) for draws in (ours, theirs)], [draws.var(axis=0) for draws in (ours, theirs)]
     z = (means[0] - means[1]) / np.sqrt((variances[0] + variances[1]) / count + 0.01)  # of each pixel, in standard errors
-    powers = [_spectrum(draws - mean) for draws, mean in zip((ours, theirs), means, strict=True)]
+    powers = [spectrum(draws - mean) for draws, mean in zip((ours, theirs), means, strict=True)]
     # Where one number changes the whole image (an angle, a crop, a landscape), pixels are no
     # independent draws.
     of_mean, of_variance, of_spectrum = (3, 0.2, 0.25) if name in SHARED_DRAWS else (1.25, 0.05, 0.08)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from undegrade.models.diffusion.diffusers_folder import read_json
 from undegrade.utils.checkpoint import read_description, save_checkpoint
 from undegrade.utils.data.manifest import MANIFEST, SETTINGS, read_manifest, read_settings
+from undegrade.utils.files import read_texts
 from undegrade.utils.run_log import read_rows, write_rows
 
 ROWS = [{"key": f"c/{i}", "file": f"c/{i}.png", "size": i, "level": [0.5, i], "digest": "0" * 16} for i in range(3)]
@@ -109,3 +110,11 @@ def test_json_that_is_too_deep_or_no_text(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"config\.json"):
         read_json(tmp_path / "config.json")
+
+
+@given(how=damage())
+def test_a_damaged_note_of_broken_images(tmp_path: Path, how: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(json.dumps({"c/1": "truncated", "c/2": "no image"}, indent=1))
+    found = spoilt(path, how, lambda: read_texts(path, "remove it")) or {}
+    assert all(isinstance(reason, str) for reason in found.values())

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from undegrade.utils.files import write_atomic
+from undegrade.utils.files import read_lines, write_atomic
 
 
 def test_a_full_disk_is_said_with_the_file_and_leaves_what_was_there(tmp_path: Path) -> None:
@@ -17,3 +17,11 @@ def test_a_full_disk_is_said_with_the_file_and_leaves_what_was_there(tmp_path: P
     with mock.patch.object(Path, "write_bytes", side_effect=full), pytest.raises(OSError, match=f"No space left.*{tmp_path / 'a'}"):
         write_atomic(tmp_path / "a", "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_a_list_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"cat\n\xe9toile\n")
+    with pytest.raises(ValueError, match=r"list.txt is not UTF-8 .* at byte 4"):
+        read_lines(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_text(" a \n\nb\n")
+    assert read_lines(tmp_path / "list.txt") == ["a", "b"]

@@ -30,7 +30,7 @@ def fine_tuned(root: Path, data: Path, *more: object, classes: tuple[str, ...] =
     parent = save_random(root / "parent.safetensors", classes=classes)
     words = ("-c", "configs/sda/Imagenet/ResNet50.yaml", "--data.dataset", data, "--save_dir", root / "runs", "--run_id", "a")
     tiny = ("--model.arch", "ResNet20", "--model.pretrained", "false", "--model.init_from", parent, "--data.workers", 0)
-    short = ("--loop.epochs", 1, "--bs", 8, "--data.image_size", 8, "--data.resize", "null")
+    short = ("--loop.epochs", 1, "--bs", 8, "--data.image_size", 8, "--data.resize", "null", "--data.interpolation", "null")
     return run_script("train.py", *words, *tiny, *short, *more)
 
 

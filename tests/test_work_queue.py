@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import threading
 import time
@@ -197,7 +198,8 @@ def test_the_piece_of_a_rank_that_hangs_is_made_by_another_and_the_rank_is_named
     assert time.monotonic() - start < 60 and done.status != 0
     assert sorted(map(int, shared["results"])) == list(range(30)) and list(shared["silent"]) == ["1"]
     assert 1 not in {rank for rank, _ in shared["results"].values()}
-    assert f"rank 1 has given no sign of life for 3 s: it holds piece {shared['silent']['1']}, which another rank makes" in done.err
+    told = f"has given no sign of life for 3 s: it holds piece {shared['silent']['1']}, which another rank makes"
+    assert f"rank 1 on {socket.gethostname()} {told}" in done.err
 
 
 class _Lost:
@@ -213,7 +215,7 @@ class _Lost:
 def test_a_failure_of_the_thread_that_hands_out_is_one_of_its_rank() -> None:
     """The others wait for an answer, and would for ever."""
     with pytest.raises(RuntimeError, match="connection lost"):
-        _lead(_Lost(), Board(3, 2), ["piece"] * 3, do, Interruption(), lambda images: None)
+        _lead(_Lost(), Board(3, 2), ["piece"] * 3, ["host"] * 2, do, Interruption(), lambda images: None)
 
 
 class _Slow:
@@ -239,5 +241,5 @@ class _Slow:
 def test_the_first_rank_is_called_back_while_it_waits() -> None:
     calls: list[float] = []
     board = Board(3, 2)
-    _lead(_Slow(), board, ["piece"] * 3, do, Interruption(), lambda images: calls.append(time.monotonic()))
+    _lead(_Slow(), board, ["piece"] * 3, ["host"] * 2, do, Interruption(), lambda images: calls.append(time.monotonic()))
     assert board.results == {0: 0, 1: 1, 2: 4} and len(calls) >= 6

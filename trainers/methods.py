@@ -8,9 +8,19 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from undegrade.trainers.autoencoder import AutoencoderConfig, AutoencodingConfig, build_autoencoding
 from undegrade.trainers.classification import ClassifierConfig
+from undegrade.trainers.consistency import ConsistencyConfig, ConsistentDenoiserConfig, build_consistency
 from undegrade.trainers.denoising import DenoiserConfig, DenoisingConfig, build_denoising
 from undegrade.trainers.distillation import DistillationConfig, build_distillation
+from undegrade.trainers.editing import (
+    DistilledEditorConfig,
+    EditingConfig,
+    EditorConfig,
+    EditorConsistencyConfig,
+    build_editing,
+    build_editor_consistency,
+)
 from undegrade.trainers.method import Context, Method
 from undegrade.trainers.supervised import SupervisedConfig, build_supervised
 from undegrade.utils.registry import Registry
@@ -35,3 +45,7 @@ METHODS: Registry[MethodKind] = Registry("method", "undegrade.methods")
 METHODS.add("supervised", MethodKind(ClassifierConfig, SupervisedConfig, build_supervised))
 METHODS.add("distillation", MethodKind(ClassifierConfig, DistillationConfig, build_distillation))
 METHODS.add("denoising", MethodKind(DenoiserConfig, DenoisingConfig, build_denoising))
+METHODS.add("consistency", MethodKind(ConsistentDenoiserConfig, ConsistencyConfig, build_consistency))
+METHODS.add("autoencoding", MethodKind(AutoencoderConfig, AutoencodingConfig, build_autoencoding))
+METHODS.add("editing", MethodKind(EditorConfig, EditingConfig, build_editing))
+METHODS.add("editor_consistency", MethodKind(DistilledEditorConfig, EditorConsistencyConfig, build_editor_consistency))

@@ -100,3 +100,23 @@ def read_object(path: Path, mend: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no names with values: {mend}")
     return found
+
+
+def read_texts(path: Path, mend: str) -> dict[str, str]:
+    """Names and texts of a JSON file; ValueError: it is damaged or holds something else."""
+    found = read_object(path, mend)
+    if not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(f"{path} holds more than texts: {mend}")
+    return found
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a text file, stripped, without empty ones.
+
+    Raises:
+        FileNotFoundError, ValueError: missing, or not UTF-8; names the file.
+    """
+    try:
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8 text") from error

@@ -96,7 +96,7 @@ def _read(path: Path) -> str | None:
 
 
 def _parse(text: str) -> dict[str, object]:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(text)
         if isinstance(found, dict):
             return found

@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from undegrade.image_adapt.adapters import ADAPTERS
-from undegrade.image_adapt.scripts.ranks import flag_value
+from undegrade.image_adapt.adapters import ADAPTERS, DEFAULT
+from undegrade.image_adapt.scripts.ranks import check_needed, flag_value
 from undegrade.utils.config import Tree
 from undegrade.utils.key_help import key_help, key_values
 
@@ -111,3 +111,37 @@ def read_adapter_flags(
         if other and option.name in by_field and other not in by_field:
             values[other] = None  # the flag takes the place of what the YAML gives; both flags are a mistake
     return values, {flag: text for flag, text in given.items() if flag not in by_field.values()}
+
+
+def chosen_adapter(
+    args: argparse.Namespace, overrides: Tree, tree: Tree, flags: Flags, schema: type
+) -> tuple[str, Tree, dict[str, str]]:
+    """(adapter, its options from the flags, texts of the flags that describe its model) of a
+    command line.
+
+    Args:
+        args, overrides: what the parser found.
+        tree: the configuration without these flags.
+        flags: of `add_adapter_flags`.
+        schema: of the configuration.
+
+    Raises:
+        ValueError: an unknown adapter; options of another one.
+    """
+    adapter = str(args.adapter or tree.get("adapter", DEFAULT))
+    ADAPTERS.get_row(adapter)
+    for owner in overrides.keys() & set(ADAPTERS):
+        check_in_use(f"--{owner}.{next(iter(overrides[owner]))}", [owner], adapter)
+    given = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
+    section = tree.get(adapter)
+    return (adapter, *read_adapter_flags(given, flags, adapter, schema, section if isinstance(section, dict) else {}))
+
+
+def check_model(tree: Tree, adapter: str) -> None:
+    """Raise ValueError unless the configuration names a model if and only if the adapter needs
+    one.
+    """
+    if ADAPTERS[adapter].needs_model:
+        check_needed(tree, "model", "--model_path")
+    elif tree.get("model") is not None:
+        raise ValueError(f"model {tree['model']}: the adapter {adapter} has none, leave --model_path (`model:` in the YAML) out")

@@ -25,7 +25,15 @@ from undegrade.image_adapt.generate import describe_generation, generate, parse_
 from undegrade.image_adapt.generator import NETWORKS, GenerateConfig, open_generator
 from undegrade.image_adapt.launch import LaunchOptions
 from undegrade.image_adapt.mpi import World, connect
-from undegrade.image_adapt.scripts.ranks import check_needed, flag_value, given_tree, launch_options, ranks_parser
+from undegrade.image_adapt.scripts.ranks import (
+    add_precision_flag,
+    check_needed,
+    flag_value,
+    given_tree,
+    launch_options,
+    published_precision,
+    ranks_parser,
+)
 from undegrade.image_adapt.sharing import Outcome
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
@@ -58,6 +66,7 @@ def parser() -> ScriptParser:
         alone: dict[str, Any] = {"nargs": "?", "const": "true"} if bool in key_types(GenerateConfig, key) else {}
         names = [f"--{key}", *_ALIASES.get(key, ())]
         p.add_argument(*names, dest=key, metavar=key_values(GenerateConfig, key), help=key_help(GenerateConfig, key), **alone)
+    add_precision_flag(p, nargs="?", const="true")
     p.add_argument("--ckpt", help="weights of a published DiT, of which --model is then the name (default: DiT-XL/2)")
     p.add_argument("--sample-dir", help="with --ckpt: images go to <sample-dir>/<network, weights, size, vae, cfg and seed>")
     p.add_argument("--num-fid-samples", type=int, help="images of all classes together, in place of --num_per_class")
@@ -71,6 +80,8 @@ def parse(argv: Sequence[str] | None) -> tuple[GenerateConfig, argparse.Namespac
     for key in _KEYS:
         if (text := getattr(args, key)) is not None:
             tree[key] = flag_value(GenerateConfig, key, key, text)
+    if (precision := published_precision(args)) is not None:
+        tree["precision"] = precision
     _check_published(args, tree)
     if args.ckpt is not None:
         network = check_choice(args.model or "DiT-XL/2", NETWORKS, "network", "--model, which names that of --ckpt")

@@ -22,13 +22,21 @@ from typing import Any
 
 import torch
 
-from undegrade.image_adapt.adapters import ADAPTERS, DEFAULT, Context, Passes
+from undegrade.image_adapt.adapters import ADAPTERS, Context, Passes
 from undegrade.image_adapt.config import DATATYPES, LAYOUTS, AdaptConfig, adapt_schema
 from undegrade.image_adapt.launch import LaunchOptions
 from undegrade.image_adapt.mpi import World, connect
 from undegrade.image_adapt.plan import describe_plan, time_batch
-from undegrade.image_adapt.scripts.adapter_flags import Flags, add_adapter_flags, check_in_use, read_adapter_flags
-from undegrade.image_adapt.scripts.ranks import check_needed, flag_value, given_tree, launch_options, ranks_parser
+from undegrade.image_adapt.scripts.adapter_flags import Flags, add_adapter_flags, check_model, chosen_adapter
+from undegrade.image_adapt.scripts.ranks import (
+    add_precision_flag,
+    check_needed,
+    flag_value,
+    given_tree,
+    launch_options,
+    published_precision,
+    ranks_parser,
+)
 from undegrade.image_adapt.sharing import Outcome
 from undegrade.image_adapt.work import plan_jobs, run_jobs
 from undegrade.models.diffusion.openai_flags import parse_flag
@@ -63,7 +71,8 @@ def _parser(schema: type[AdaptConfig]) -> tuple[ScriptParser, Flags]:
     p = ranks_parser(__doc__, schema, "image_adapt/config.py")
     p.add_argument("--time", action="store_true", help="with --dry_run: time one batch, and print how long the launch would take")
     p.add_argument(
-        "--corruption", help="one, or several joined by commas: corruptions, degradations, sequences, clean, all (the 15)"
+        "--corruption",
+        help="one, or several joined by commas: corruptions, degradations, sequences, clean, all (the 15), imagenet-c-bar (10)",
     )
     p.add_argument("--severity", help="one of 1..5, several joined by commas, a range such as 1-5, or random (one for each image)")
     p.add_argument(
@@ -73,6 +82,7 @@ def _parser(schema: type[AdaptConfig]) -> tuple[ScriptParser, Flags]:
                    "C ImageNet-C, W ImageNet-W; written to <save_dir>/DiT-Syn, ImageNet-C-Syn, ImageNet-W-Syn")  # fmt: skip
     for flag, key in FLAGS.items():
         p.add_argument(f"--{flag}", metavar=key_values(schema, key), help=key_help(schema, key))
+    add_precision_flag(p)
     for flag in _WITHOUT_EFFECT:
         p.add_argument(f"--{flag}", metavar="VALUE", help="has no effect, as in the published program")
     return p, add_adapter_flags(p, schema)
@@ -89,19 +99,10 @@ def parse(argv: Sequence[str] | None) -> tuple[AdaptConfig, dict[str, str], argp
     if args.time and not args.dry_run:
         raise ValueError("--time is a part of --dry_run: give both, or neither")
     tree = given_tree(args, overrides)
-    adapter = str(args.adapter or tree.get("adapter", DEFAULT))
-    row = ADAPTERS.get_row(adapter)
-    for owner in overrides.keys() & set(ADAPTERS):
-        check_in_use(f"--{owner}.{next(iter(overrides[owner]))}", [owner], adapter)
-    given = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
-    section = tree.get(adapter)
-    options, model_flags = read_adapter_flags(given, flags, adapter, schema, section if isinstance(section, dict) else {})
+    adapter, options, model_flags = chosen_adapter(args, overrides, tree, flags, schema)
     tree = merge(tree, merge(_flag_tree(args, tree, schema), {adapter: options} if options else {}))
     check_needed(tree, "save_dir", "--save_dir")
-    if row.needs_model:
-        check_needed(tree, "model", "--model_path")
-    elif tree.get("model") is not None:
-        raise ValueError(f"model {tree['model']}: the adapter {adapter} has none, leave --model_path (`model:` in the YAML) out")
+    check_model(tree, adapter)
     return build(schema, tree), model_flags, args
 
 
@@ -120,6 +121,8 @@ def _flag_tree(args: argparse.Namespace, tree: Tree, schema: type[AdaptConfig]) 
     if args.dataset is not None:
         reads_folder = args.base_samples is not None or tree.get("input", {}).get("folder")
         values["input.layout" if reads_folder and args.dataset in LAYOUTS else "input.dataset"] = args.dataset
+    if (precision := published_precision(args)) is not None:
+        values["precision"] = precision
     if args.datatype is not None:
         values |= _datatype_keys(args, tree)
     out: Tree = {}
@@ -162,10 +165,10 @@ def adapt(
     """Open the adapter, plan, adapt; a dry run prints the plan and returns None."""
     device = choose_device(args.device, world.local_rank)
     model = None if config.model is None else config.fill(config.model)
-    context = Context(device, model, model_flags, config.runs, config.input.dataset, config.use_fp16)
+    context = Context(device, model, model_flags, config.runs, config.input.dataset, config.precision)
     adapter = ADAPTERS[config.adapter].open(getattr(config, config.adapter), context)
-    if config.use_fp16 and adapter.passes == Passes():
-        raise ValueError(f"use_fp16: the adapter {config.adapter} runs no network, leave it out")
+    if config.precision != "float32" and adapter.passes == Passes():
+        raise ValueError(f"precision {config.precision}: the adapter {config.adapter} runs no network, leave it out")
     jobs = plan_jobs(config, adapter.image_size)
     if args.dry_run:
         if world.rank == 0:

@@ -51,6 +51,25 @@ def given_tree(args: argparse.Namespace, overrides: Tree) -> Tree:
     return merge(read_all(args.config or []), overrides)
 
 
+def add_precision_flag(p: argparse.ArgumentParser, **alone: Any) -> None:
+    """Give `p` the published flag for half precision."""
+    p.add_argument("--use_fp16", metavar="VALUE", help="true: --precision float16, as guided-diffusion's; false: float32", **alone)
+
+
+def published_precision(args: argparse.Namespace) -> str | None:
+    """The precision that --use_fp16 means; None where it was not given.
+
+    Raises:
+        ValueError: neither true nor false; --precision is given, too.
+    """
+    if args.use_fp16 is None:
+        return None
+    half = parse_flag("use_fp16", args.use_fp16, bool)
+    if args.precision is not None:
+        raise ValueError(f"--use_fp16 {args.use_fp16} and --precision {args.precision} say the same thing twice: give one")
+    return "float16" if half else "float32"
+
+
 def check_needed(tree: Tree, key: str, flag: str) -> None:
     """Raise ValueError unless the configuration has the key, which the flag sets, too."""
     if tree.get(key) is None:

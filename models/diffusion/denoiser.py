@@ -16,7 +16,9 @@ from undegrade.utils.choices import check_choice
 
 DIFFUSION_SETTINGS = ("noise_schedule", "diffusion_steps", "learn_sigma", "rescale_timesteps")
 # further ones, which a description holds where they are not the usual ones
-_FURTHER: dict[str, Any] = {"prediction": "epsilon", "betas": None, "zero_terminal_snr": False, "null_label": False}
+_FURTHER: dict[str, Any] = {
+    "prediction": "epsilon", "betas": None, "zero_terminal_snr": False, "null_label": False, "consistency": None,
+}  # fmt: skip
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -39,6 +41,9 @@ class Denoiser(nn.Module):
         null_label: the last row of the label table stands for no label, so that the network is
             conditional and unconditional in one (Ho & Salimans 2022): what
             `models.diffusion.guidance` needs.
+        consistency: of a consistency model (`models.diffusion.consistency`), `respacing` of the
+            chain along which it was distilled and `levels`, how many of it from its clean end; None
+            for an ordinary one.
 
     Attributes:
         num_classes: of a class-conditional network, the null label not counted; None for any other.
@@ -62,6 +67,7 @@ class Denoiser(nn.Module):
         betas: Sequence[float] | None = None,
         zero_terminal_snr: bool = False,
         null_label: bool = False,
+        consistency: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_choice(noise_schedule, NOISE_SCHEDULES, "noise schedule")
@@ -85,6 +91,7 @@ class Denoiser(nn.Module):
         self.betas = None if betas is None else (float(betas[0]), float(betas[1]))
         self.zero_terminal_snr = zero_terminal_snr
         self.null_label = null_label
+        self.consistency = consistency
         self.image_size: int = config["sample_size"]
         self.channels: int = config["in_channels"]
         rows = config.get("num_class_embeds")

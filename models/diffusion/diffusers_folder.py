@@ -4,7 +4,7 @@ folder of networks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from undegrade.utils.choices import check_choice
 from undegrade.utils.files import read_object
 
 CONFIG = "config.json"
-_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin")
 # attention in folders that diffusers wrote before 2023
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
@@ -64,20 +64,23 @@ _BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "square
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
-def settings_of_scheduler(path: Path) -> dict[str, Any]:
-    """The settings of a `Denoiser` that a pipeline's scheduler says.
+def settings_of_scheduler(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The settings of a `Denoiser` that the configuration of a pipeline's scheduler says.
+
+    Args:
+        config: content of `scheduler_config.json`.
+        where: its file, for messages.
 
     Raises:
         ValueError: a schedule, a prediction or betas that are not supported; names the file, the
             value and what is supported.
     """
-    config = read_json(path)
 
     def supported(key: str, usual: str, allowed: Iterable[str]) -> str:
-        return check_choice(config.get(key, usual), allowed, key, str(path))
+        return check_choice(config.get(key, usual), allowed, key, where)
 
     if config.get("trained_betas") is not None:
-        raise ValueError(f"{path}: trained_betas are not supported, name a schedule: {', '.join(_BETA_SCHEDULES)}")
+        raise ValueError(f"{where}: trained_betas are not supported, name a schedule: {', '.join(_BETA_SCHEDULES)}")
     schedule = _BETA_SCHEDULES[supported("beta_schedule", "linear", _BETA_SCHEDULES)]
     settings = {
         "noise_schedule": schedule,

@@ -85,7 +85,7 @@ class InferenceUpsample(Upsample2D):
         if output_size is not None:
             return super().forward(hidden_states, output_size)
         conv: Any = self.conv
-        return F.conv_transpose2d(hidden_states, self.combined, conv.bias, stride=2, padding=1)
+        return _enlarged(hidden_states, self.combined, conv.bias)
 
 
 class InferenceResnetBlock(ResnetBlock2D):
@@ -112,7 +112,7 @@ class InferenceResnetBlock(ResnetBlock2D):
     def _first(self, x: Tensor) -> Tensor:
         x = self.nonlinearity(self.norm1(x))
         if self.upsample is not None:
-            return F.conv_transpose2d(x, self.combined, self.conv1.bias, stride=2, padding=1)
+            return _enlarged(x, self.combined, self.conv1.bias)
         return self.conv1(x if self.downsample is None else self.downsample(x))
 
     def _second(self, x: Tensor, time: Tensor) -> Tensor:
@@ -130,8 +130,16 @@ def _recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 
+def _enlarged(x: Tensor, combined: Tensor, bias: Tensor | None) -> Tensor:
+    """A layer of its own as far as precision goes: computed in the type of its weights
+    (`models.diffusion.precision`).
+    """
+    return F.conv_transpose2d(x.to(combined.dtype), combined, bias, stride=2, padding=1).to(x.dtype)
+
+
 def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """A convolution of one pixel as a matrix product over channels_last memory; small ones are slow
     otherwise on a CPU.
     """
-    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+    weight = conv.weight.flatten(1)
+    return F.linear(x.permute(0, 2, 3, 1).to(weight.dtype), weight, conv.bias).to(x.dtype).permute(0, 3, 1, 2)

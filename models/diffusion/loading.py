@@ -137,7 +137,7 @@ def _from_folder(folder: Path, given: Mapping[str, Any]) -> Denoiser:
     if (folder / _SETTINGS_FILE).is_file():
         settings = read_json(folder / _SETTINGS_FILE)
     elif scheduler.is_file():
-        settings = settings_of_scheduler(scheduler)
+        settings = settings_of_scheduler(read_json(scheduler), str(scheduler))
         settings["learn_sigma"] = config["out_channels"] == 2 * config["in_channels"]
     elif "noise_schedule" in given:
         settings = {name: given.get(name, getattr(ModelFlags, name)) for name in DIFFUSION_SETTINGS}

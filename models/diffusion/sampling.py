@@ -22,12 +22,24 @@ _FIXED: dict[str, Callable[[NoiseSchedule], Tensor]] = {
     "fixed_small": lambda schedule: schedule.posterior_variance,
 }
 VARIANCES = ("learned", *_FIXED)
-# the clean image behind x at a level of alpha_bar = a, by what the network predicts of it
-_CLEAN: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "epsilon": lambda x, eps, a: math.sqrt(1 / a) * x - math.sqrt(1 / a - 1) * eps,
-    "v_prediction": lambda x, v, a: math.sqrt(a) * x - math.sqrt(1 - a) * v,
-    "sample": lambda x, x0, a: x0,
-}
+
+
+def clean_image(prediction: str, x: Tensor, predicted: Tensor, alpha_bar: float | Tensor) -> Tensor:
+    """The clean image behind x [B,C,H,W] at a level of `alpha_bar`, by what a network of this
+    `Denoiser.prediction` says of it (Ho et al. 2020, equation 15; Salimans & Ho 2022).
+
+    Args:
+        alpha_bar: of all of them, or float64 [B, 1, 1, 1] on the device of x.
+    """
+    if prediction == "sample":
+        return predicted
+    if prediction == "epsilon":
+        return _root(1 / alpha_bar, x) * x - _root(1 / alpha_bar - 1, x) * predicted
+    return _root(alpha_bar, x) * x - _root(1 - alpha_bar, x) * predicted
+
+
+def _root(number: float | Tensor, like: Tensor) -> float | Tensor:
+    return number.sqrt().to(like.dtype) if isinstance(number, Tensor) else math.sqrt(number)
 
 
 def check_variance(variance: str | None, denoiser: Denoiser) -> str:
@@ -77,7 +89,7 @@ def p_mean_variance(
             network has it, else fixed_large.
     """
     predicted, r = denoiser(x, schedule.timesteps[i].expand(len(x)).to(x.device), y)
-    x0 = _CLEAN[denoiser.prediction](x, predicted, schedule.alpha_bar[i].item())
+    x0 = clean_image(denoiser.prediction, x, predicted, schedule.alpha_bar[i].item())
     if clip_denoised:
         x0 = x0.clamp(-1, 1)
     mean = schedule.x0_weight[i].item() * x0 + schedule.xi_weight[i].item() * x
@@ -99,9 +111,18 @@ def ddim_step(schedule: NoiseSchedule, x: Tensor, x0: Tensor, i: int) -> Tensor:
         x0: the clean image predicted from it; where it was clamped, the noise is taken to be what
             then remains of x.
     """
-    alpha_bar, before = schedule.alpha_bar[i].item(), schedule.alpha_bar[i - 1].item() if i else 1.0
-    eps = (x - math.sqrt(alpha_bar) * x0) / math.sqrt(1 - alpha_bar)
-    return math.sqrt(before) * x0 + math.sqrt(1 - before) * eps
+    return renoised(x, x0, schedule.alpha_bar[i].item(), schedule.alpha_bar[i - 1].item() if i else 1.0)
+
+
+def renoised(x: Tensor, x0: Tensor, alpha_bar: float | Tensor, before: float | Tensor) -> Tensor:
+    """x at a level of `alpha_bar`, of clean image x0, at a level of `before` with the noise that it
+    has.
+
+    Args:
+        alpha_bar, before: as in `clean_image`.
+    """
+    eps = (x - _root(alpha_bar, x) * x0) / _root(1 - alpha_bar, x)
+    return _root(before, x) * x0 + _root(1 - before, x) * eps
 
 
 def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator], like: Tensor) -> Tensor:

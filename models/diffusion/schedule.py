@@ -150,7 +150,8 @@ def respaced_timesteps(diffusion_steps: int, respacing: str) -> list[int]:
         respacing: "" keeps all; "100" spreads 100 over the chain, both ends included; "10,20,30"
             cuts the chain into three sections of equal length and spreads 10, 20 and 30 over them;
             "ddim100" takes every k-th from 0, where k is the smallest stride that gives exactly
-            100.
+            100; "trailing50" takes the last step of each of 50 equal parts (diffusers' name; 19,
+            39, ..., 999 of 1000), as consistency models are trained.
 
     Raises:
         ValueError: not in this notation; more steps than there are; no stride gives that number;
@@ -158,6 +159,8 @@ def respaced_timesteps(diffusion_steps: int, respacing: str) -> list[int]:
     """
     if not respacing:
         return list(range(diffusion_steps))
+    if respacing.startswith("trailing"):
+        return _trailing(diffusion_steps, respacing)
     try:
         counts = [int(part) for part in respacing.removeprefix("ddim").split(",")]
     except ValueError:
@@ -165,7 +168,7 @@ def respaced_timesteps(diffusion_steps: int, respacing: str) -> list[int]:
     if not counts or min(counts) < 1 or sum(counts) < 2 or (respacing.startswith("ddim") and len(counts) > 1):
         raise ValueError(
             f"respacing {respacing!r} is not understood: give a number of steps ('100', at least 2), one number per "
-            "section ('10,20,30'), an equal stride ('ddim100'), or '' for the whole chain"
+            "section ('10,20,30'), an equal stride ('ddim100'), the ends of equal parts ('trailing50'), or '' for the whole chain"
         )
     if respacing.startswith("ddim"):
         return _equal_stride(diffusion_steps, counts[0])
@@ -191,6 +194,17 @@ def _spread(size: int, count: int) -> list[int]:
         indices.append(round(position))
         position += stride  # a running sum, as in the published code: index * stride rounds otherwise for some counts
     return indices
+
+
+def _trailing(diffusion_steps: int, respacing: str) -> list[int]:
+    text = respacing.removeprefix("trailing")
+    count = int(text) if text.isdecimal() else 0
+    if not 2 <= count <= diffusion_steps or diffusion_steps % count:
+        raise ValueError(
+            f"respacing {respacing!r}: write trailing and a number that divides the {diffusion_steps} steps, at least 2"
+        )
+    part = diffusion_steps // count
+    return list(range(part - 1, diffusion_steps, part))
 
 
 def _equal_stride(diffusion_steps: int, count: int) -> list[int]:

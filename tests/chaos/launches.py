@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from tests.scripts import ROOT, Done, program
+from undegrade.utils.data.manifest import PROVENANCE
 
 ADAPT = "image_adapt/scripts/image_sample.py"
 GENERATE = "image_adapt/scripts/generate.py"
@@ -182,10 +183,10 @@ def kill_often(
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones and links, too."""
+    """Every file below a folder, hidden ones and links, too, but for the notes on launches."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or path.is_file():
+        if (path.is_symlink() or path.is_file()) and path.name != PROVENANCE:
             found[str(path.relative_to(folder))] = path.read_bytes() if path.is_file() else b"link"
     return found
 

@@ -89,19 +89,22 @@ class Augmentation:
             return None
         return torch.from_numpy(self._whole("flip", streams, [0], [1])[:, 0] == 1)
 
-    def shape(self, images: Tensor, streams: Sequence[str]) -> Tensor:
+    def shape(self, images: Tensor, streams: Sequence[str], is_cut: bool = False) -> Tensor:
         """Cropped and changed by RandAugment.
 
         Args:
             images: uint8 [k n, 3, S, S]: k versions of n images, which are changed alike.
             streams: one for each of the n images.
+            is_cut: the images are random windows already (`windows_of`).
 
         Returns:
             [k n, 3, S, S], float in [0, 1] if something is interpolated, else uint8.
         """
         config, copies = self.config, _copies(images, streams)
         windows = self._windows(streams, images.shape[-1])
-        if config.resized_crop is not None:
+        if is_cut:
+            pass
+        elif config.resized_crop is not None:
             images = resized_crop(images, np.tile(windows, (copies, 1)), config.interpolation)
         elif config.crop_padding:
             corners = torch.from_numpy(windows[:, :2] + config.crop_padding)
@@ -111,6 +114,29 @@ class Augmentation:
         pixels = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
         transform = _randaugment(config.randaugment, config.interpolation, self.mean)
         return randaugmented(pixels, transform, self._names("randaugment", streams) * copies)
+
+    def views(self, clean: Tensor, degraded: Tensor, streams: Sequence[str], is_cut: bool = False) -> dict[str, Tensor]:
+        """Both versions of images cropped (unless random windows of theirs `is_cut` already),
+        changed in colour and shape, and cut alike; `hole` where holes are yet to be cut.
+        """
+        config = self.config
+        is_cut = is_cut and config.resized_crop is not None
+        first = self.shape(clean, streams, is_cut)
+        second = first if degraded is clean else self.shape(degraded, streams, is_cut)
+        if config.erasing:  # slow, and noise has more than 256 values: nothing is left to be done
+            return {"clean": self.cut(first, streams) if config.cutout_clean else first, "degraded": self.cut(second, streams)}
+        hole = {"hole": self.centres(streams, clean.shape[-1])} if config.cutout else {}
+        return {"clean": first, "degraded": second, **hole}
+
+    def windows_of(self, images: Sequence[Tensor], streams: Sequence[str], size: int) -> Tensor:
+        """A random window of each of n images uint8 [3, H, W], each of its own size, enlarged or
+        shrunk to `size`: float [n, 3, size, size] in [0, 1]. Where `resized_crop` says so.
+        """
+        assert self.config.resized_crop is not None
+        generators = [numpy_generator(*name) for name in self._names("crop", streams)]
+        windows = [random_window(rng, image.shape[-2], self.config.resized_crop, image.shape[-1])
+                   for rng, image in zip(generators, images, strict=True)]  # fmt: skip
+        return resized_crop(images, np.array(windows), self.config.interpolation, size)
 
     def moved(self, values: Tensor, target: Target, flips: Tensor | None, streams: Sequence[str], size: int) -> Tensor:
         """The values [n, ...] of a target, flipped and cut like the images of `size` x `size`
@@ -210,29 +236,35 @@ def fill_holes(images: Tensor, centres: Tensor, side: int, colour: Sequence[floa
     return images
 
 
-def random_window(rng: np.random.Generator, size: int, smallest: float) -> tuple[int, int, int, int]:
-    """(top, left, height, width): area uniform in [smallest, 1] of the image's, log of width /
-    height uniform in log [3/4, 4/3].
+def random_window(rng: np.random.Generator, rows: int, smallest: float, columns: int | None = None) -> tuple[int, int, int, int]:
+    """(top, left, height, width) within `rows` and `columns` (None: as many): area uniform in
+    [smallest, 1] of the image's, log of width / height uniform in log [3/4, 4/3].
 
-    The usual rule of ImageNet training: draw again where it does not fit, the whole image after ten
-    times.
+    The usual rule of ImageNet training: draw again where it does not fit; after ten times the
+    middle, as large as the ratios allow.
     """
+    columns = rows if columns is None else columns
     for _ in range(10):
-        area, ratio = size**2 * rng.uniform(smallest, 1), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        area, ratio = rows * columns * rng.uniform(smallest, 1), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
         height, width = round(np.sqrt(area / ratio)), round(np.sqrt(area * ratio))
-        if 0 < height <= size and 0 < width <= size:
-            return int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1)), height, width
-    return 0, 0, size, size
+        if 0 < height <= rows and 0 < width <= columns:
+            return int(rng.integers(rows - height + 1)), int(rng.integers(columns - width + 1)), height, width
+    height, width = min(rows, round(columns * 4 / 3)), min(columns, round(rows * 4 / 3))
+    return (rows - height) // 2, (columns - width) // 2, height, width
 
 
-def resized_crop(images: Tensor, windows: np.ndarray, interpolation: str = "bilinear") -> Tensor:
-    """The window (n x (top, left, height, width)) of each of uint8 [n, 3, S, S], enlarged to S x S;
-    float in [0, 1].
+def resized_crop(
+    images: Tensor | Sequence[Tensor], windows: np.ndarray, interpolation: str = "bilinear", size: int | None = None
+) -> Tensor:
+    """The window (n x (top, left, height, width)) of each of uint8 [n, 3, S, S], enlarged to S x S,
+    or of images of any sizes to `size`; float in [0, 1].
     """
-    size = images.shape[-1]
+    if size is None:
+        assert isinstance(images, Tensor)
+        size = images.shape[-1]
     cuts = (to_unit(image[:, t : t + h, left : left + w]) for image, (t, left, h, w) in zip(images, windows, strict=True))
     enlarged = [F.interpolate(cut[None], (size, size), mode=interpolation, antialias=True) for cut in cuts]
-    return torch.cat(enlarged).clamp(0, 1) if enlarged else to_unit(images)
+    return torch.cat(enlarged).clamp(0, 1) if enlarged else torch.empty(0, 3, size, size)
 
 
 @functools.lru_cache

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.augmentation import Augmentation, AugmentConfig, as_unit, fill_holes, flipped
+from undegrade.utils.data.native import check_native, degraded_whole
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.sources.image_source import Broken, ImageSource
@@ -40,6 +41,7 @@ Batch = dict[str, Any]
 
 PAIRINGS = ("paired", "independent")
 LEVELS = ("independent", "shared")
+DEGRADE_AT = ("crop", "native")
 
 
 class BatchSet(Dataset):
@@ -64,10 +66,14 @@ class BatchSet(Dataset):
             image and epoch gives every degradation the level at the same place of its sweep, so
             that the numbers of noise and blur are equal, as in the public FusionDistill code.
         options: of perturbations (None: the defaults).
+        degrade_at: what is degraded. "crop": the S x S centre that the source shows, as in
+            evaluation. "native": the whole image of a file; the random window of `resized_crop` is
+            then cut from all of it, and without one the centre is.
 
     Raises:
         ValueError: an unknown name, a batch size below 1, fewer training images than processes, an
-            augmentation that the images' target cannot follow.
+            augmentation that the images' target cannot follow; `native` without files, with a
+            target or with adapted images.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class BatchSet(Dataset):
         pairing: str = "paired",
         levels: str = "independent",
         options: PerturbationOptions | None = None,
+        degrade_at: str = "crop",
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: use at least 1")
@@ -96,6 +103,9 @@ class BatchSet(Dataset):
             )
         check_choice(pairing, PAIRINGS, "pairing")
         check_choice(levels, LEVELS, "levels")
+        self._native = check_choice(degrade_at, DEGRADE_AT, "data.degrade_at") == "native"
+        if self._native:
+            check_native(source, bool(adapted))
         self.source, self.degradations, self.batch_size, self.seed = source, list(degradations), batch_size, seed
         self.augment, self.adapted, self.rank, self.world = augment, adapted or {}, rank, world
         self.options, self._shared_levels = options or PerturbationOptions(), levels == "shared"
@@ -201,13 +211,19 @@ class BatchSet(Dataset):
             streams = [f"{key}@{epoch}" for key in keys]
             augmentation = Augmentation(self.augment, self.source.rgb_mean, self.source.rgb_std, self.seed, own)
             flips = augmentation.flips(streams)
-        clean = flipped(self.source.images(rows), flips)
-        parts = [self._degraded(name, rows, clean, streams, flips) for name in names]
+        if self._native:
+            kinds = [self._perturbations[name] for name in names]
+            drawn = [(kind, kind.draw(streams, self.seed, self._shared_levels)) for kind in kinds]
+            clean, *versions = degraded_whole(self.source, rows, drawn, streams, self.seed, self.options, flips, augmentation)
+            parts = [(images, p.unit(level)) for images, (p, level) in zip(versions, drawn, strict=True)]
+        else:
+            clean = flipped(self.source.images(rows), flips)
+            parts = [self._degraded(name, rows, clean, streams, flips) for name in names]
         degraded = torch.cat([p[0] for p in parts]) if parts else clean
         level = torch.cat([p[1] for p in parts]) if parts else torch.zeros(len(rows))
         views = {"clean": clean, "degraded": degraded}
         if augmentation is not None:
-            views = self._augmented(clean, degraded, streams, augmentation)
+            views = augmentation.views(clean, degraded, streams, self._native)
         made = {**views, "label": self.source.labels[rows], "level": level, "key": keys, "broken": []}
         if self.source.target is None:
             return made
@@ -226,18 +242,6 @@ class BatchSet(Dataset):
         perturbation = self._perturbations[name]
         level = perturbation.draw(streams, self.seed, self._shared_levels)
         return perturbation.apply(clean, level, streams, self.seed, self.options), perturbation.unit(level)
-
-    @staticmethod
-    def _augmented(clean: Tensor, degraded: Tensor, streams: list[str], augmentation: Augmentation) -> dict[str, Tensor]:
-        """The versions of an image are cropped, changed in colour and shape, and cut alike."""
-        first = augmentation.shape(clean, streams)
-        second = first if degraded is clean else augmentation.shape(degraded, streams)
-        config = augmentation.config
-        if config.erasing:  # slow, and noise has more than 256 values: nothing is left to be done
-            return {"clean": augmentation.cut(first, streams) if config.cutout_clean else first,
-                    "degraded": augmentation.cut(second, streams)}  # fmt: skip
-        hole = {"hole": augmentation.centres(streams, clean.shape[-1])} if config.cutout else {}
-        return {"clean": first, "degraded": second, **hole}
 
 
 class _Made(Dataset):

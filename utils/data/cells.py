@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from undegrade.utils.data.perturbations.c_bar import IMAGENET_C_BAR
 from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
 from undegrade.utils.data.perturbations.registry import CLEAN as CLEAN
 from undegrade.utils.data.perturbations.registry import find_perturbation
+
+GROUPS: dict[str, tuple[str, ...]] = {"all": CORRUPTIONS, "imagenet-c-bar": tuple(IMAGENET_C_BAR)}
+"""Words that stand for several perturbations: the 15 of ImageNet-C, the 10 of ImageNet-C-bar."""
 
 
 class Cell(NamedTuple):
@@ -71,14 +75,14 @@ def drawn_cell(name: str) -> Cell:
 
 def parse_cells(names: Sequence[str], severities: Sequence[int] | None) -> list[Cell]:
     """Cells for every perturbation named: of corruptions one for each severity, of all others one,
-    whose level is drawn for each image; `all` is the 15.
+    whose level is drawn for each image.
 
     Args:
-        names: `all`, `clean`, and what `find_perturbation` knows.
+        names: those of `GROUPS`, `clean`, and what `find_perturbation` knows.
         severities: None: drawn for each image.
 
     Raises:
         ValueError: an unknown name (with the closest), or a severity outside 1..5.
     """
-    listed = [name for given in names for name in (CORRUPTIONS if given == "all" else [given])]
+    listed = [name for given in names for name in GROUPS.get(given, (given,))]
     return [Cell(name, level) for name in listed for level in find_perturbation(name).cells(severities)]

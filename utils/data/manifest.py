@@ -1,7 +1,7 @@
-"""What lies beside adapted images: settings.json, how they were made, and manifest.jsonl, a line an
-image.
+"""What lies beside adapted images: settings.json, how they were made, manifest.jsonl, a line an
+image, and provenance.jsonl, a line a launch.
 
-Both may come from strangers: whatever they hold is checked before it is used.
+The first two may come from strangers: whatever they hold is checked before it is used.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from undegrade.utils.paths import inside
 
 MANIFEST = "manifest.jsonl"
 SETTINGS = "settings.json"
+PROVENANCE = "provenance.jsonl"
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:

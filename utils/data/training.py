@@ -26,6 +26,9 @@ class DataConfig(SourceConfig):
         validation: held_out (a tenth of the training images) | test (train on all, choose the best
             epoch on the test images, as the reference program does; its accuracy is then too high).
         seed: of order, levels, degradation and augmentation (null: the run's seed).
+        degrade_at: crop (the S x S centre that evaluation sees) | native (the whole image of a
+            file, of which a random window is cut afterwards, as DiffAUD's published loader does for
+            ImageNet).
         adapted: folder of adapted images (`<adapted>/<degradation>/random/<class>/*`) to train on
             in place of degrading on the fly.
         batch_size: images a step and process, before they are multiplied by the degradations.
@@ -38,6 +41,7 @@ class DataConfig(SourceConfig):
     levels: Literal["independent", "shared"] = "independent"
     validation: Literal["held_out", "test"] = "held_out"
     seed: Seed | None = None
+    degrade_at: Literal["crop", "native"] = "crop"
     adapted: str | None = None
     batch_size: Count = 128
     workers: Whole = 0
@@ -64,4 +68,5 @@ class DataConfig(SourceConfig):
         return BatchSet(
             source, self.degradations, self.batch_size, seed if self.seed is None else self.seed, self.augment if train else None,
             adapted, rank, world, pairing=self.pairing, levels=self.levels, options=self,
+            degrade_at=self.degrade_at,
         )  # fmt: skip

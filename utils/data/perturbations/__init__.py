@@ -1,4 +1,4 @@
-"""What is done to images: degradations, their sequences, corruptions, the watermark, nothing.
+"""What is done to images: degradations, sequences, corruptions, PixMix, the watermark, nothing.
 
 Importing the package imports all modules in it, and so registers their rows (perturbation.py).
 """

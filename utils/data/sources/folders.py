@@ -34,6 +34,7 @@ from undegrade.utils.data.sources.images import (
     read_image,
 )
 from undegrade.utils.data.sources.splits import TEST_SHARE, VALIDATION_SHARE, concatenated, cut, one_split, train_validation_test
+from undegrade.utils.files import read_lines
 from undegrade.utils.paths import utf8
 
 log = logging.getLogger(__name__)
@@ -147,10 +148,10 @@ def read_class_map(folder: Path) -> dict[str, str]:
 
     Raises:
         ValueError: lines that are not all of the form `<0000> <class>`, a number or class given
-            twice, a class that is no name of a folder.
+            twice, a class that is no name of a folder, bytes that are not UTF-8.
     """
     path = class_map_file(folder)
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()] if path else []
+    lines = read_lines(path) if path else []
     rows = [re.fullmatch(r"(\d{4,})\s+(\S.*)", line) for line in lines]
     if not any(rows):  # such as the list of all classes beside ImageNet's folders
         return {}
@@ -264,7 +265,7 @@ def preloaded(source: ImageSource) -> ImageSource:
         good += found
         broken += [entry.reason for entry in bad]
     say_broken(broken, len(source))
-    return dataclasses.replace(source.subset(good), read=array_reader(images[: len(good)]), files=None)
+    return dataclasses.replace(source.subset(good), read=array_reader(images[: len(good)]), in_memory=True)
 
 
 def say_broken(reasons: Sequence[str], count: int) -> None:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from undegrade.utils.data.sources.images import IMAGE_SUFFIXES, BrokenImageError, FileSlice, Resize
+from undegrade.utils.data.sources.images import IMAGE_SUFFIXES, BrokenImageError, FileSlice, Resize, center_crop, read_image
 from undegrade.utils.data.targets import Target
 from undegrade.utils.paths import escaped, utf8
 from undegrade.utils.seeding import numpy_generator
@@ -42,8 +43,7 @@ class ImageSource:
             hang on them.
         image_size: side S of the square images, pixels.
         read: numpy index array [B] -> uint8 tensor [B, 3, S, S].
-        files: that `read` decodes, whenever it is asked for them; None where the images are in
-            memory, or an array on disk.
+        files: that the images come from; None for arrays.
         class_order: how the classes are numbered, where a network made elsewhere can know it; None
             for names of one's own.
         level: float [N] in [0, 1], how strongly each image was degraded (0 = clean) before it was
@@ -57,6 +57,7 @@ class ImageSource:
             images themselves are not there: `read` then raises (utils/data/sources/released.py).
         target: kind of what the images have beside their label, such as a mask (None: nothing).
         read_target: of such a source, numpy index array [B] -> tensor [B, ...] of the values.
+        in_memory: `files` were decoded, and `read` does not need them any more.
     """
 
     name: str
@@ -74,6 +75,7 @@ class ImageSource:
     listing_of: Path | None = None
     target: Target | None = None
     read_target: Callable[[np.ndarray], Tensor] | None = None
+    in_memory: bool = False
 
     def __post_init__(self) -> None:
         if len(set(self.keys)) < len(self.keys):
@@ -101,6 +103,20 @@ class ImageSource:
     def images(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """uint8 [B, 3, S, S] of the images at `indices`."""
         return self.read(np.asarray(indices, dtype=np.int64))
+
+    def whole(self, row: int) -> Tensor:
+        """uint8 [3, H, W] of the image at `row` as its file has it, before it is resized and cut.
+
+        Raises:
+            BrokenImageError: see `read_image`.
+        """
+        assert self.files is not None
+        return torch.from_numpy(read_image(self.files[row], None).copy())
+
+    def framed(self, image: Tensor) -> Tensor:
+        """uint8 [3, S, S]: what this source shows of a whole image [3, H, W]."""
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        return torch.from_numpy(np.asarray(center_crop(picture, self.image_size, self.resize)).transpose(2, 0, 1).copy())
 
     def targets(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """[B, ...]: the target's values of the images at `indices`, of a source that has one."""

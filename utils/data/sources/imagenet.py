@@ -23,6 +23,7 @@ from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.images import Resize
 from undegrade.utils.data.sources.released import first_cell, listing
 from undegrade.utils.data.sources.splits import VALIDATION_SHARE, cut
+from undegrade.utils.files import read_lines
 
 FOLDERS = ("imagenet", "ILSVRC/Data/CLS-LOC", "ILSVRC", ".")  # below the root, the first that has a train or val folder
 IMAGENET_1K = "imagenet-1k"
@@ -101,7 +102,7 @@ def read_classes(text: str) -> tuple[str, ...]:
         return tuple(ImageNetInfo(IMAGENET_1K).label_names())
     if not Path(text).is_file():
         raise FileNotFoundError(f"class list {text!r} is neither a file nor {IMAGENET_1K!r}")
-    lines = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = read_lines(text)
     numbered = [re.fullmatch(r"(.+?)[\s,]+(\d+)", line) for line in lines]
     names = dict(enumerate(lines))
     if lines and all(numbered):
@@ -163,7 +164,7 @@ def _flat_labels(part: Path, places: Sequence[Path], numbers: dict[str, int]) ->
             )
         raise FileNotFoundError(f"{part} has no class folders, and no labels lie beside it: {mend}")
     labels = {}
-    for line in found.read_text(encoding="utf-8").splitlines():
+    for line in read_lines(found):
         name, which = [*re.split(r"[,\s]+", line.strip()), "", ""][:2]  # behind them LOC_val_solution.csv has boxes
         if not name or which == "PredictionString":
             continue

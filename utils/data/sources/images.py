@@ -21,6 +21,7 @@ import contextlib
 import functools
 import importlib
 import io
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -108,10 +109,13 @@ def opened(path: str | Path | FileSlice) -> Iterator[Image.Image]:
         BrokenImageError: for whatever goes wrong, within the block too.
     """
     try:
-        with Image.open(path.open() if isinstance(path, FileSlice) else path, formats=_formats(str(path))) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError  # as Pillow does at twice as many
-            yield image
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's of odd metadata and sizes: what matters is read or refused here
+            source = path.open() if isinstance(path, FileSlice) else path
+            with Image.open(source, formats=_formats(str(path))) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError  # as Pillow does at twice as many
+                yield image
     except BrokenImageError:
         raise
     except Exception as error:

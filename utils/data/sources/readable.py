@@ -13,7 +13,7 @@ from tqdm import tqdm
 from undegrade.utils.data.sources.folders import say_broken
 from undegrade.utils.data.sources.image_source import Broken, ImageSource
 from undegrade.utils.data.sources.images import FileSlice
-from undegrade.utils.files import write_atomic
+from undegrade.utils.files import read_texts, write_atomic
 
 _AT_ONCE = 32  # images that a thread decodes at a time
 
@@ -29,15 +29,15 @@ def without_broken(source: ImageSource, folder: Path | None) -> ImageSource:
     Raises:
         ValueError: none can be decoded.
     """
-    if source.files is None or source.listing_of is not None:
+    if source.files is None or source.in_memory or source.listing_of is not None:
         return source
     path = folder and folder / f"broken-{_digest(source)}.json"
     if path and path.is_file():
-        broken = [Broken(*entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        broken = [Broken(*entry) for entry in read_texts(path, "remove it, and all images are decoded once more").items()]
     else:
         broken = _broken(source)
         if path:
-            write_atomic(path, json.dumps(broken))
+            write_atomic(path, json.dumps(dict(broken)))
     say_broken([entry.reason for entry in broken], len(source))
     gone = {entry.key for entry in broken}
     return source.subset([row for row, key in enumerate(source.keys) if key not in gone]) if gone else source

@@ -91,9 +91,14 @@ def _labels(root: Path) -> np.ndarray:
 
 def _array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r")
-    except (ValueError, EOFError, SyntaxError) as error:  # cut, of Python objects, or no array file at all
+        found = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # cut, of Python objects, or no array file at all: numpy raises almost any of them
         raise ValueError(f"{path} is no whole array file ({escaped(error)}): get it again") from error
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"{path} holds several arrays (.npz), one is needed: get the .npy file")
+    return found
 
 
 def array_cell(root: Path, corruption: str, severity: int, classes: Sequence[str]) -> ImageSource:

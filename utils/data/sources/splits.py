@@ -36,7 +36,10 @@ def concatenated(first: ImageSource, second: ImageSource, mark: str) -> ImageSou
     labels, files = torch.cat([first.labels, second.labels]), None
     if first.files is not None and second.files is not None:
         files = [*first.files, *second.files]
-    return dataclasses.replace(first, labels=labels, keys=list(taken), read=read, files=files, level=None, read_target=read_target)
+    in_memory = first.in_memory and second.in_memory
+    return dataclasses.replace(
+        first, labels=labels, keys=list(taken), read=read, files=files, in_memory=in_memory, level=None, read_target=read_target
+    )
 
 
 def _read_either(

@@ -27,7 +27,7 @@ from undegrade.utils.data.sources.image_files import Kinds, entries_of, found_at
 from undegrade.utils.data.sources.image_source import ImageSource, MappedReader, array_reader
 from undegrade.utils.data.sources.images import BrokenImageError, read_image
 from undegrade.utils.data.sources.splits import train_validation_test
-from undegrade.utils.files import replacing, write_atomic
+from undegrade.utils.files import read_lines, read_texts, replacing, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def _missing(folder: Path, what: Path) -> FileNotFoundError:
 def _lines(folder: Path, path: Path) -> list[str]:
     if not path.is_file():
         raise _missing(folder, path)
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return read_lines(path)
 
 
 def _images(folder: Path, place: Path, left_out: Kinds) -> list[tuple[str, int]]:
@@ -144,7 +144,8 @@ def _reader(folder: Path, name: str, files: Sequence[_File]) -> tuple[Callable[[
     shape = (len(files), 3, SIDE, SIDE)
     if path.is_file() and path.stat().st_size >= np.prod(shape):
         if noted.is_file():
-            broken = {int(row): reason for row, reason in json.loads(noted.read_text(encoding="utf-8")).items()}
+            found = read_texts(noted, f"remove it and {path.name} beside it, and the images are decoded anew")
+            broken = {row: found[str(row)] for row in range(len(files)) if str(row) in found}
         return MappedReader(path), broken
     try:
         _write(path, _decoded(folder, name, files, broken), shape, lambda: write_atomic(noted, json.dumps(broken)))
