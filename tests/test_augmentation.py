@@ -10,10 +10,19 @@ import re
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
+from tests.photo_like import photo_like
 from tests.test_batches import COUNT, SIDE, SOURCE, assert_equal, assert_same_images
-from undegrade.utils.data.augmentation import Augmentation, AugmentConfig, crop, erased, fill_holes, resized_crop
+from undegrade.utils.data.augmentation import (
+    Augmentation,
+    AugmentConfig,
+    _randaugment,
+    crop,
+    erased,
+    fill_holes,
+    resized_crop,
+)
 from undegrade.utils.data.batches import BatchLoader, BatchSet
 from undegrade.utils.seeding import global_streams
 
@@ -202,3 +211,15 @@ def test_a_window_is_enlarged_bicubically_as_pillow_does_it() -> None:
 def test_unfit_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         AugmentConfig(**options)
+
+
+def test_randaugment_takes_the_bits_that_pillow_refuses() -> None:
+    """The magnitude 10 of 10, which rand-m9-mstd0.5-inc1 draws now and then, leaves none."""
+    images = photo_like(1, 16)
+    transform = _randaugment("rand-m10-inc1", "bilinear", (0.5, 0.5, 0.5))
+    picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
+    (posterize,) = [operation for operation in transform.ops if operation.name == "PosterizeIncreasing"]  # type: ignore[attr-defined]
+    posterize.prob = 1.0
+    assert not np.asarray(posterize(picture)).any()
+    for bits in range(1, 9):
+        assert np.array_equal(posterize.aug_fn(picture, bits), ImageOps.posterize(picture, bits))

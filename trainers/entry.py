@@ -20,6 +20,7 @@ from accelerate import Accelerator
 
 from undegrade.models.classification.inputs import INPUT_KEYS, checkpoint_inputs, timm_inputs
 from undegrade.trainers.config import TrainConfig, fill
+from undegrade.trainers.effect import check_keys
 from undegrade.trainers.method import Context
 from undegrade.trainers.methods import METHODS
 from undegrade.trainers.origin import record_launch
@@ -76,7 +77,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
     if args.config is None and resume is None:
         p.error("give a config with -c, or a run to go on with by -r")
     tree = read_all(args.config or [], read_yaml(resume / CONFIG) if resume else None)
-    config = build(TrainConfig, merge(merge(tree, overrides), _short_flags(args)))
+    given = merge(overrides, _short_flags(args))
+    config = build(TrainConfig, merge(tree, given))
+    check_keys(config, given)
+    if resume is not None and args.run_id is not None:
+        raise ValueError(f"-r {args.resume} and --run_id {args.run_id} both name the run: give one")
     config = dataclasses.replace(config, name=fill(config.name, config))
     interruption = Interruption(parse_duration(args.max_time) if args.max_time else None)
     with interruption.listening():

@@ -279,9 +279,18 @@ def _randaugment(text: str, interpolation: str, mean: tuple[float, ...]) -> Call
     resample = Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
     hparams: dict[str, Any] = {"img_mean": tuple(round(255 * value) for value in mean), "interpolation": resample}
     try:
-        return rand_augment_transform(text, hparams)
+        transform = rand_augment_transform(text, hparams)
+        for operation in transform.ops:
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+        return transform
     except (AssertionError, ValueError, KeyError) as error:
         raise ValueError(f"augment.randaugment {text!r}: write it as timm does, e.g. rand-m9-mstd0.5-inc1 ({error})") from error
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Timm's, with 0 bits left, too: black, as Pillow made it before it refused that."""
+    return image.point(lambda value: value & (0xFF << (8 - bits) & 0xFF)) if bits < 8 else image
 
 
 def randaugmented(images: Tensor, transform: Callable[[Image.Image], Image.Image], streams: Iterable[tuple[object, ...]]) -> Tensor:
