@@ -175,7 +175,7 @@ def test_another_chain_than_the_distilled_one_is_refused(options: dict, message:
 
 
 def test_an_ordinary_model_is_refused_and_steps_belong_to_this_sampler() -> None:
-    with pytest.raises(ValueError, match="consistency.yaml"):
+    with pytest.raises(ValueError, match="method consistency"):
         DDA(tiny_denoiser(), sampler="consistency", respacing="trailing50", start_step=20)
     with pytest.raises(ValueError, match="steps 4 is for sampler consistency"):
         DDAOptions(steps=4)
@@ -186,9 +186,10 @@ def test_training_and_adaptation_by_the_commands(tmp_path: Path) -> None:
 
     common = ("--save_dir", tmp_path, "--data.limit", 40, "--loop.epochs", 1, "--model.channels", "[8,16]")
     run_script("train.py", "-c", "configs/diffusion/Digits/ddpm.yaml", *common).check()
-    run_script("train.py", "-c", "configs/diffusion/Digits/consistency.yaml", *common[:-2]).check()
+    run_script("train.py", "-c", "tests/recipes/consistency.yaml", "--save_dir", tmp_path, "--data.limit", 40).check()
     done = run_script(
-        "image_adapt/scripts/image_sample.py", "-c", "configs/adapt/Digits/consistency.yaml", "--runs", tmp_path,
-        "--save_dir", tmp_path / "adapted", "--corruption", "fog", "--limit", 4, "--dda.steps", 2,
+        "image_adapt/scripts/image_sample.py", "--model_path", "diffusion/Digits/consistency", "--runs", tmp_path, "--save_dir",
+        tmp_path / "adapted", "--corruption", "fog", "--limit", 4, "--sampler", "consistency", "--timestep_respacing", "trailing50",
+        "--N", 25, "--dda.steps", 2, "--guidance_weight", 0,
     ).check()  # fmt: skip
     assert len(list((tmp_path / "adapted").rglob("*.png"))) == 4, done.err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import shutil
@@ -162,18 +161,15 @@ def test_scales_outside_the_trained_range_are_named(caplog: pytest.LogCaptureFix
 
 
 def test_training_and_adaptation_by_the_commands(tmp_path: Path) -> None:
-    common = ("--save_dir", tmp_path, "--data.limit", 40, "--loop.epochs", 1, "--dt", "noise")
-    train = functools.partial(run_script, "train.py")
-    train("-c", "configs/editor/Digits/vae.yaml", *common, "--model.channels", "[8,8]").check()
-    train("-c", "configs/editor/Digits/dpm.yaml", *common, "--model.channels", "[16,16]", "--model.norm_groups", 8).check()
-    train("-c", "configs/editor/Digits/cm.yaml", *common, "--model.scale_width", 16).check()
+    for recipe in ("vae", "dpm", "cm"):
+        run_script("train.py", "-c", f"tests/recipes/{recipe}.yaml", "--save_dir", tmp_path, "--data.limit", 40).check()
     description = read_description(find_checkpoint("editor/Digits/vae", tmp_path))
     assert description["vae"]["scaling_factor"] not in (0.18215, 1)
-    for words in (("--steps", 2), ("--model_path", "editor/Digits/dpm", "--steps", 2, "--image_weight", "[1.5,1.0]")):
-        out = tmp_path / f"adapted{len(words)}"
+    for words in (("cm", "--steps", 2), ("dpm", "--steps", 2, "--image_weight", "[1.5,1.0]")):
+        out, model = tmp_path / f"adapted_{words[0]}", f"editor/Digits/{words[0]}"
         run_script(
-            "image_adapt/scripts/image_sample.py", "-c", "configs/adapt/Digits/decorruptor.yaml", "--runs", tmp_path, "--save_dir",
-            out, "--corruption", "fog", "--limit", 4, *words,
+            "image_adapt/scripts/image_sample.py", "--adapter", "decorruptor", "--model_path", model, "--runs",
+            tmp_path, "--save_dir", out, "--corruption", "fog", "--limit", 4, *words[1:],
         ).check()  # fmt: skip
         assert len(list(out.rglob("*.png"))) == 4
 

@@ -297,5 +297,5 @@ def _autoencoder(context: Context, reference: str) -> LatentAutoencoder:
     path = context.find_checkpoint(reference)
     state, description = load_checkpoint(path, kind="autoencoder")
     if "vae" not in description:
-        raise ValueError(f"{path} holds no autoencoder: train one with train.py -c configs/editor/<data set>/vae.yaml")
+        raise ValueError(f"{path} holds no autoencoder: train one by the method autoencoding")
     return build_vae(description["vae"], state, f"checkpoint {path}")

@@ -68,7 +68,7 @@ def check_consistency(denoiser: Denoiser, respacing: str, start_step: int) -> No
     if denoiser.consistency is None:
         raise ValueError(
             "sampler consistency: this diffusion model was not distilled into a consistency model, which few steps need: "
-            "train one with train.py -c configs/diffusion/<data set>/consistency.yaml, or choose the sampler ddim"
+            "distil it by the method consistency (trainers/consistency.py), or choose the sampler ddim"
         )
     own, levels = denoiser.consistency["respacing"], denoiser.consistency["levels"]
     if respacing != own or start_step > levels:

@@ -44,7 +44,7 @@ def editor_from_description(description: Mapping[str, Any], state: Mapping[str, 
         ValueError: not of an editor; weights that do not fit.
     """
     if description.get("kind") != "editor":
-        raise ValueError(f"{where} holds no latent editor: train one with train.py -c configs/editor/<data set>/dpm.yaml")
+        raise ValueError(f"{where} holds no latent editor: train one by the method editing (trainers/editing.py)")
     parts = {
         part: {n.removeprefix(f"{part}."): t for n, t in state.items() if n.startswith(f"{part}.")} for part in ("unet", "vae")
     }
