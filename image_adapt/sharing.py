@@ -26,6 +26,7 @@ from undegrade.utils.data.pixels import from_signed
 from undegrade.utils.data.sources.image_source import Broken
 from undegrade.utils.errors import Stopped
 from undegrade.utils.interruption import Interrupted
+from undegrade.utils.paths import escaped
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +79,8 @@ def finished(job: Job, rows: list[int], images: Tensor, by: str, batch_size: int
         if not fine
     ]
     if len(failed) == batch_size > 1:
-        raise ValueError(f"{by} makes numbers that are not finite of all {batch_size} images of a batch, e.g. {failed[0].key}: "
-                         "its weights or its options are at fault")  # fmt: skip
+        raise ValueError(f"{by} makes numbers that are not finite of all {batch_size} images of a batch, e.g. of "
+                         f"{escaped(failed[0].key)}: its weights or its options are at fault")  # fmt: skip
     pixels = from_signed(images[finite], rounding).numpy()
     return [i for i, fine in zip(rows, finite, strict=True) if fine], list(pixels), failed
 
@@ -107,7 +108,7 @@ def sift(job: Job, settings: Mapping[str, Any], verify: bool = False) -> dict[in
     if found.damaged:
         log.warning(
             "%s: %d images are not what was written, they are made again: %s", job.folder, len(found.damaged),
-            ", ".join(job.source.keys[i] for i in found.damaged[:5]) + ", ..." * (len(found.damaged) > 5),
+            ", ".join(escaped(job.source.keys[i]) for i in found.damaged[:5]) + ", ..." * (len(found.damaged) > 5),
         )  # fmt: skip
         discard(job, found.damaged)
     if len(found.there) < len(job.source) and (job.folder / MANIFEST).is_file():
@@ -153,7 +154,7 @@ def share_out(
         return written, broken + bad
 
     pieces = world.broadcast(cut_pieces(jobs, there, batch_size) if world.rank == 0 else None)
-    names = [f"{len(rows)} images of {jobs[j].folder}, from {jobs[j].source.keys[rows[0]]} on" for j, rows in pieces]
+    names = [f"{len(rows)} images of {jobs[j].folder}, from {escaped(jobs[j].source.keys[rows[0]])} on" for j, rows in pieces]
     found = sum(map(len, there))
     start = time.perf_counter()
     with tqdm(total=sum(len(job.source) for job in jobs), initial=found, desc=doing, unit="img", disable=world.rank != 0,

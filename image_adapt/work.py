@@ -24,6 +24,7 @@ from undegrade.image_adapt.settings import copy_class_map, note_launch, prepare,
 from undegrade.image_adapt.sharing import BatchResult, Outcome, conclude, finished, share_out, sift
 from undegrade.utils.data.pixels import to_signed
 from undegrade.utils.data.sources.image_source import Broken
+from undegrade.utils.paths import escaped
 from undegrade.utils.seeding import torch_generator
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def adapt_rows(job: Job, rows: list[int], adapter: Adapter, config: AdaptConfig,
     except (ValueError, RuntimeError) as error:  # too small for a filter, too large for the memory
         if not job.whole:  # all images of a launch are alike
             raise
-        return [], [], [*broken, Broken(keys[0], f"{type(error).__name__}: {error}")]
+        return [], [], [*broken, Broken(keys[0], f"{type(error).__name__}: {escaped(error)}")]
     made, pixels, failed = finished(job, readable, adapted, f"the adapter {config.adapter}", config.batch_size, config.rounding)
     return made, pixels, broken + failed
 

@@ -153,5 +153,5 @@ def test_options_that_a_perturbation_does_not_read_change_nothing(name: str) -> 
 
 
 def test_options_are_read_by_some_perturbation_of_several() -> None:
-    assert options_without_effect(["fog", "blur", "watermark", "saltpepper"], "data") == {}
+    assert options_without_effect(["fog", "blur", "watermark", "saltpepper", "pixmix"], "data") == {}
     assert options_without_effect(["fog"], "input")["input.compat.rounding"] == "it is not for fog, leave it out"

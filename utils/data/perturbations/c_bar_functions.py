@@ -215,7 +215,8 @@ def _noise_of_power(magnitude: Tensor, uniform: Tensor) -> Tensor:
     wave = torch.polar(torch.ones_like(phase), phase)
     wave = torch.cat([wave, wave[..., : width // 2].flip(-1, -2)], -1).roll((height // 2, width // 2), (-2, -1))
     noise = torch.fft.ifft2(wave * magnitude.to(wave.device)).real
-    return noise / noise.std(dim=(-2, -1), correction=0, keepdim=True)
+    deviation = noise.std(dim=(-2, -1), correction=0, keepdim=True)
+    return noise / torch.where(deviation > 0, deviation, math.inf)  # none on a single pixel
 
 
 def _phases(images: Tensor, generators: Generators, *channels: int) -> Tensor:
