@@ -196,5 +196,5 @@ def test_a_dry_run_ends_with_the_plan(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_speed_above_zero_is_needed() -> None:
-    with pytest.raises(ValueError, match=r"^--speed 0 is no speed: give TFLOP a second, above 0$"):
+    with pytest.raises(SystemExit):
         main(["-c", "configs/pipelines/sda.yaml", "--dry_run", "--speed", "0"])

@@ -65,6 +65,6 @@ def _of_method(method: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str,
             reasons["method.label_dropout"] = "the network is told no class, see model.class_conditional"
     if name == "distillation" and not method.get("logit_weight"):
         reasons["method.temperature"] = "method.logit_weight is 0"
-    if name in ("supervised", "distillation") and model.get("init_from"):
+    if name in ("supervised", "distillation") and model.get("init_from") and model.get("pretrained"):
         reasons["model.pretrained"] = "the weights are those of model.init_from"
     return reasons

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed.nn  # noqa: F401  before there is a process group: its functions keep the one of their import as a default
 from accelerate import Accelerator
 
 from undegrade.models.classification.inputs import INPUT_KEYS, checkpoint_inputs, timm_inputs
