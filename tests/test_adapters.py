@@ -106,7 +106,8 @@ def test_two_ranks_of_the_example_write_the_files_of_one(place: Path) -> None:
 
 def test_help_lists_the_options_of_the_example(place: Path) -> None:
     text = " ".join(run_script(SCRIPT, "--include", "my_median", "--help").check().out.split())
-    assert re.search(r"--adapter dda\|ilvr\|decorruptor\S*\|median", text)  # other tests add some, too
+    found = re.search(r"--adapter ([a-z_]+\|\S+)", text)  # other tests may have added some
+    assert found is not None and {"dda", "ilvr", "decorruptor", "median"} <= set(found[1].split("|")), found
     assert "options of median: --size VALUE sets median.size: side of the window in pixels, an odd number (default: 3)" in text
 
 
