@@ -36,15 +36,27 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             _share(file)
             _flush(file)
         os.replace(temporary, target)
-    except OSError as error:
-        if error.filename is None and error.errno is not None:  # a full disk: of which file?
-            raise OSError(error.errno, error.strerror, str(target)) from error
-        raise
+    except Exception as error:
+        said = _of_the_disk(error)
+        if said is None or said.filename is not None:
+            raise
+        raise OSError(said.errno, said.strerror, str(target)) from error  # a full disk: of which file?
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _of_the_disk(error: Exception) -> OSError | None:
+    """The disk's error with a number: safetensors has it in a text, torch.save behind one of its
+    own.
+    """
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is not None:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    below = error.__context__ if isinstance(error, RuntimeError) else error
+    return below if isinstance(below, OSError) and below.errno is not None else None
 
 
 def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:

@@ -28,7 +28,7 @@ def images_in(folder: Path) -> int:
 def test_the_second_launch_into_a_folder_is_told_who_writes_there(tmp_path: Path) -> None:
     mirrored(tmp_path / "whole", 1).finish(120).check()
     out = tmp_path / "out"
-    one = mirrored(out, 2, **{PAUSE: "1"})
+    one = mirrored(out, 2, **{PAUSE: "3"})
     assert wait_until(lambda: images_in(out) > 0 or not one.running, 120)
     for count in (1, 2):
         refused = mirrored(out, count).finish(120)
@@ -40,7 +40,7 @@ def test_the_second_launch_into_a_folder_is_told_who_writes_there(tmp_path: Path
 
 def test_of_launches_that_start_at_once_one_writes(tmp_path: Path) -> None:
     mirrored(tmp_path / "whole", 1).finish(120).check()
-    together = [mirrored(tmp_path / "out", 1, **{PAUSE: "1"}) for _ in range(3)]
+    together = [mirrored(tmp_path / "out", 1, **{PAUSE: "3"}) for _ in range(3)]
     ended = [launch.finish(240) for launch in together]
     assert sorted(done.status for done in ended) == [0, 2, 2]
     for done in ended:
@@ -51,7 +51,7 @@ def test_of_launches_that_start_at_once_one_writes(tmp_path: Path) -> None:
 
 def test_a_killed_launch_leaves_a_folder_that_can_be_gone_on_with_at_once(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    one = mirrored(out, 2, **{PAUSE: "1"})
+    one = mirrored(out, 2, **{PAUSE: "3"})
     assert wait_until(lambda: images_in(out) > 0 or not one.running, 120)
     one.kill()
     mirrored(out, 1).finish(120).check()
