@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 
 from undegrade.utils.choices import check_choice
-from undegrade.utils.command_line import typed
+from undegrade.utils.command_line import check_effect, typed
 from undegrade.utils.composition import find_config
 from undegrade.utils.config import build, read_all, read_yaml
 from undegrade.utils.costs import USUAL_SPEED, plan
@@ -35,7 +35,7 @@ from undegrade.utils.files import read_object, write_atomic
 from undegrade.utils.interruption import STATUS, Interrupted, Interruption, parse_duration
 from undegrade.utils.processes import TORCHRUN
 from undegrade.utils.ranges import Positive
-from undegrade.utils.stages import COUNTS, SCRIPTS, Command, PipelineConfig, Variables, all_variables, commands, escaped
+from undegrade.utils.stages import COUNTS, SCRIPTS, Command, PipelineConfig, all_variables, commands, escaped, unused
 
 log = logging.getLogger("pipeline")
 
@@ -99,7 +99,9 @@ def run_stages(stages: Sequence[Command], out: Path, interruption: Interruption)
         start = time.perf_counter()
         status = _run(stage.words, environment, interruption)
         if status == STATUS or status and interruption.due:
-            raise Interrupted(f"{interruption.reason or 'it was stopped'} in stage {stage.name!r}, which ended with status {status}")
+            raise Interrupted(
+                f"{interruption.reason or 'it was stopped'} in stage {stage.name!r}, which ended with status {status}"
+            )
         if status:
             raise Stopped(
                 f"stage {stage.name!r} failed with status {status}; the same command goes on from there. "
@@ -154,19 +156,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.speed and not args.dry_run:
         raise ValueError(f"--speed {args.speed:g} is for the hours that --dry_run prints: give both, or neither")
     interruption = Interruption(parse_duration(args.max_time) if args.max_time else None)
-    config, given = _given(rest, build(PipelineConfig, read_yaml(args.config)))
+    config, given, arguments = _given(rest, build(PipelineConfig, read_yaml(args.config)))
     if args.out:
         given["out"] = args.out
-    stages = commands(config, given)
     variables = all_variables(config, given)
+    stages, out = commands(config, given, variables), Path(variables["out"])
+    check_effect(given | arguments, unused(config, given | arguments, variables.used))
     check_files(config, stages, variables["family"])
     if args.dry_run:
         print("\n".join(f"{stage.name}: {shlex.join(stage.words)}" for stage in stages))
-        print("\n" + plan(stages, args.speed or USUAL_SPEED) + "".join(f"not there yet: {line}\n" for line in missing_weights(stages)), end="")
+        print(
+            "\n"
+            + plan(stages, args.speed or USUAL_SPEED)
+            + "".join(f"not there yet: {line}\n" for line in missing_weights(stages)),
+            end="",
+        )
         return
     if missing := missing_weights(stages):
         raise FileNotFoundError(f"nothing was run, since published weights are not there: {', '.join(missing)}")
-    out = Path(Variables({"out": "runs/pipeline", **variables})["out"])
     with interruption.listening("SIGHUP"):
         seconds = run_stages(stages, out, interruption)
     slowest = sorted(seconds.items(), key=lambda item: -item[1])[:3]
@@ -174,11 +181,11 @@ def main(argv: Sequence[str] | None = None) -> None:
              ", ".join(f"{name} {s:.0f} s" for name, s in slowest), out)  # fmt: skip
 
 
-def _given(rest: Sequence[str], config: PipelineConfig) -> tuple[PipelineConfig, dict[str, str]]:
-    """The pipeline with the arguments of the command line in its groups, and variables from
-    there.
+def _given(rest: Sequence[str], config: PipelineConfig) -> tuple[PipelineConfig, dict[str, str], dict[str, str]]:
+    """The pipeline with the arguments of the command line in its groups; variables from there, and
+    those arguments as `group.argument`.
     """
-    given: dict[str, str] = {}
+    given, arguments = dict[str, str](), dict[str, str]()
     overrides = dict(config.overrides)
     words = list(rest)
     while words:
@@ -195,9 +202,10 @@ def _given(rest: Sequence[str], config: PipelineConfig) -> tuple[PipelineConfig,
         text = text if sign else words.pop(0)
         if dot:
             overrides[group] = {**overrides.get(group, {}), key: escaped(text)}
+            arguments[name] = text
         else:
             given[name] = text
-    return dataclasses.replace(config, overrides=overrides), given
+    return dataclasses.replace(config, overrides=overrides), given, arguments
 
 
 if __name__ == "__main__":
