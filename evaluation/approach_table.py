@@ -100,6 +100,8 @@ def approach_table(config: PublishedConfig, dataset: str, arch: str, seeds: Seed
     """
     plan = layout(seeds.runs[0], config.columns, seeds.trained)
     published = {}
+    if arch and f"{dataset} {arch}" not in config.rows:
+        log.info("nothing was published of %s %s, but of %s", dataset, arch, ", ".join(config.rows))
     if not config.severities or {level for cells in plan.columns.values() for _, level in cells} == set(config.severities):
         for name, cells in published_rows(config, f"{dataset} {arch}").items():
             mean = _published_mean(cells, plan, config)

@@ -101,6 +101,13 @@ class Adapter:
         """
         return cls(options)
 
+    @classmethod
+    def without_effect(cls, options: Any) -> dict[str, str]:
+        """Options that change nothing beside the others -> why; given on a command line they are
+        refused.
+        """
+        return {}
+
     def identity(self) -> dict[str, Any]:
         """What the results depend on besides image and random stream, as JSON takes it: the
         settings of adapted images, which a later launch must agree with.

@@ -96,6 +96,13 @@ class DDA(ReverseChain):
         self.uses_gradient = self.options.guidance_weight > 0 and self.options.guidance == "full"  # of the network
         self.passes = Passes(len(self.levels), len(self.levels) if self.uses_gradient else 0)
 
+    @classmethod
+    def without_effect(cls, options: Any) -> dict[str, str]:
+        """See `Adapter.without_effect`."""
+        if options.guidance_weight:
+            return super().without_effect(options)
+        return dict.fromkeys(("guidance", "guidance_norm", "downscale_factor", "border"), "guidance_weight is 0")
+
     def identity(self) -> dict[str, Any]:
         """As `ReverseChain.identity`; steps are those of sampler consistency alone."""
         identity = super().identity()

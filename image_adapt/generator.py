@@ -229,6 +229,8 @@ def open_generator(config: GenerateConfig, device: torch.device) -> Opened:
     description = {} if path.is_dir() else read_description(path)
     decoder, vae = None, None if config.vae is None else Path(config.vae)
     if folder or not (path.is_dir() or description):
+        if path.is_dir() and config.num_heads is not None:
+            raise ValueError(f"num_heads {config.num_heads}: {path} says how many it has, leave it out")
         denoiser = open_dit(path, config.embedding, config.num_heads)
         vae = vae or (folder and network_folder(folder.parent / "vae"))
         if vae is None:
@@ -244,6 +246,9 @@ def open_generator(config: GenerateConfig, device: torch.device) -> Opened:
     else:
         if vae is not None:
             raise ValueError(f"--vae {vae}: {path} makes pixels, leave it out")
+        for key in ("embedding", "num_heads", "network"):
+            if (value := getattr(config, key)) is not None:
+                raise ValueError(f"{key} {value} is about a DiT: {path} is none, leave it out")
         denoiser = open_denoiser(path, {})
         digest = functools.partial(denoiser_digest, path, {})
     try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from undegrade.image_adapt.adapter import option
-from undegrade.image_adapt.reverse import ChainOptions, ReverseChain
+from undegrade.image_adapt.reverse import START_STEP, ChainOptions, ReverseChain
 from undegrade.models.diffusion.denoiser import Denoiser
 from undegrade.models.diffusion.sampling import draw_noise
 from undegrade.utils.ranges import Count, Whole
@@ -60,6 +60,15 @@ class ILVR(ReverseChain):
                 f"range_t {range_t} is outside 0..{self.start_step - 1}: steps from levels above it are held to the image, "
                 f"and the first of {self.start_step} is from level {self.start_step - 1}"
             )
+
+    @classmethod
+    def without_effect(cls, options: Any) -> dict[str, str]:
+        """See `Adapter.without_effect`."""
+        if options.noise_level is not None or options.range_t + 1 < (options.start_step or START_STEP):
+            return super().without_effect(options)
+        return dict.fromkeys(
+            ("downscale_factor", "border", "reference_mismatch"), f"range_t {options.range_t} leaves all steps free"
+        )
 
     def _step(self, x: Tensor, reference: Tensor, generators: Sequence[torch.Generator], i: int) -> Tensor:
         step = self._reverse_step(x, i)

@@ -44,13 +44,13 @@ def open_inputs(config: AdaptConfig, image_size: int | None) -> list[Job]:
             adapter's, options that have no meaning for the kind of input.
     """
     given = config.input
+    if given.enlarge and image_size is None:
+        raise ValueError(f"--enlarge has no meaning for the adapter {config.adapter}, which takes images of any size: leave it out")
     if given.folder is None:
         return list(_generated(config, image_size))
     for key in given.changed():
         raise ValueError(f"input.{key} is about degrading clean images, those of a folder are taken as they are: leave it out")
     folder = Path(given.folder)
-    if given.enlarge and image_size is None:
-        raise ValueError(f"--enlarge has no meaning for the adapter {config.adapter}, which takes images of any size: leave it out")
     return list(_arrays(folder, config, image_size) if (folder / LABELS).is_file() else _folders(folder, config, image_size))
 
 

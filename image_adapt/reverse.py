@@ -151,6 +151,11 @@ class ReverseChain(Adapter):
         digest = functools.partial(denoiser_digest, path, context.model_flags)
         return cls(denoiser.to(context.device), precision=context.precision, digest=digest, **vars(options))
 
+    @classmethod
+    def without_effect(cls, options: Any) -> dict[str, str]:
+        """See `Adapter.without_effect`."""
+        return {"border": "downscale_factor 1 keeps all of the image"} if options.downscale_factor == 1 else {}
+
     def identity(self) -> dict[str, Any]:
         """The options, a noise level as the number of steps that it comes to, and the model."""
         parameters = dataclasses.asdict(self.options) | {"start_step": self.start_step}

@@ -47,7 +47,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(ddpm: Path, tmp_path: Path) 
     assert "network passes an image: 3 forward, 3 backward; in all 36 and 36" in done.out
     assert re.search(r"disk: at most about 0\.0 MiB \(png\) in .*out", done.out) and "time:" not in done.out
     assert not (tmp_path / "out").exists()
-    assert "3 forward, 0 backward" in digits(ddpm, tmp_path / "out", "--dry_run", "--guidance_weight", 0).check().out
+    assert "3 forward, 0 backward" in digits(ddpm, tmp_path / "out", "--dry_run", "--guidance", "jacobian_free").check().out
 
 
 def test_dry_run_times_a_batch_when_told_to(ddpm: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from undegrade.utils.command_line import check_effect
 from undegrade.utils.config import Tree
 from undegrade.utils.data.perturbations.registry import options_without_effect
 from undegrade.utils.data.sources.registry import source_keys_without_effect
+from undegrade.utils.data.training import DataConfig
 
 _SCHEDULES = {"milestones": ("multistep",), "gamma": ("multistep",), "min_lr": ("cosine", "epoch_cosine")}
 
@@ -21,8 +22,7 @@ def check_keys(config: TrainConfig, given: Tree) -> None:
         config: of the run.
         given: the keys of the command line, those that its flags stand for among them.
     """
-    reasons = _of_optimizer(config) | _of_data(config) | source_keys_without_effect(config.data, "data")
-    check_effect(given, reasons | _of_method(config.method, config.model))
+    check_effect(given, _of_optimizer(config) | data_keys_without_effect(config.data) | _of_method(config.method, config.model))
 
 
 def _of_optimizer(config: TrainConfig) -> dict[str, str]:
@@ -37,9 +37,10 @@ def _of_optimizer(config: TrainConfig) -> dict[str, str]:
     return reasons
 
 
-def _of_data(config: TrainConfig) -> dict[str, str]:
-    data, augment = config.data, config.data.augment
-    reasons = {
+def data_keys_without_effect(data: DataConfig) -> dict[str, str]:
+    """For `utils.command_line.check_effect`: keys of the section `data` that change nothing."""
+    augment = data.augment
+    reasons = source_keys_without_effect(data, "data") | {
         "data.augment.interpolation": "" if augment.resized_crop or augment.randaugment else "nothing is interpolated",
         "data.augment.erasing_area": "" if augment.erasing else "data.augment.erasing is 0",
         "data.augment.cutout_clean": "" if augment.cutout or augment.erasing else "data.augment.cutout and erasing are 0",

@@ -23,11 +23,12 @@ from undegrade.models.classification.fusion import average, greedy_soup
 from undegrade.models.classification.loading import load_classifier
 from undegrade.models.classification.weights import load_network_state
 from undegrade.trainers.config import TrainConfig, fill
+from undegrade.trainers.effect import data_keys_without_effect
 from undegrade.trainers.origin import PROVENANCE, record_launch
 from undegrade.utils.checkpoint import file_digest, read_description, save_checkpoint
-from undegrade.utils.command_line import ScriptParser
+from undegrade.utils.command_line import ScriptParser, check_effect
 from undegrade.utils.composition import compositions
-from undegrade.utils.config import build, dotted_keys, dump_yaml, merge, read_all, to_tree
+from undegrade.utils.config import Tree, build, dotted_keys, dump_yaml, merge, read_all, to_tree
 from undegrade.utils.data.batches import BatchLoader
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.training import DataConfig
@@ -77,14 +78,28 @@ class SoupConfig:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Run the command line; returns the folder of the new run."""
     p = ScriptParser(__doc__, dotted_keys(SoupConfig))
-    p.add_argument("--dataset", default="CIFAR10", help="reads configs/deg_all/<dataset>/<arch>_soups.yaml")
+    p.add_argument("--dataset", help="reads configs/deg_all/<dataset>/<arch>_soups.yaml (default: CIFAR10)")
     p.add_argument("--arch", help="of the config's name (default: ResNet56 if there is one)")
     p.add_argument("-c", "--config", nargs="+", help="YAML file in place of --dataset; of several the later ones win")
     p.add_argument("--run", help="id of the members' runs (default: the latest finished run of each)")
     p.add_argument("--run_id", help="name of the run folder instead of the time; an existing run is written anew")
     args, overrides = p.parse(argv)
-    tree = merge(read_all(args.config or [_config_of(args.dataset, args.arch)]), overrides)
-    return fuse(build(SoupConfig, tree), args.run_id, args.run)
+    named = next((flag for flag in ("dataset", "arch") if args.config and getattr(args, flag)), None)
+    if named is not None:
+        raise ValueError(f"--{named} and -c both say which file is read: give -c, and --data.dataset for other images")
+    tree = merge(read_all(args.config or [_config_of(args.dataset or "CIFAR10", args.arch)]), overrides)
+    config = build(SoupConfig, tree)
+    check_keys(config, overrides)
+    return fuse(config, args.run_id, args.run)
+
+
+def check_keys(config: SoupConfig, given: Tree) -> None:
+    """Raise ValueError for a key of the command line that has no effect on the soup."""
+    reasons = data_keys_without_effect(dataclasses.replace(config.data, adapted=None))
+    reasons["data.adapted"] = "statistics are measured, and members chosen, on images that are degraded here"
+    if config.buffers != "recalibrate":
+        reasons["recalibration_steps"] = f"buffers is {config.buffers}"
+    check_effect(given, reasons)
 
 
 def _config_of(dataset: str, arch: str | None) -> str:
@@ -153,6 +168,8 @@ def _members(config: SoupConfig, stand_in: TrainConfig, parent_run: str | None) 
             paths[name] = find_checkpoint(name, config.save_dir, parent_run)
             if deg:
                 check_specialist(paths[name], deg)
+    if parent_run is not None and all(path.parent.name != parent_run for path in paths.values()):
+        raise ValueError(f"--run {parent_run} has no effect here: the members are files and run folders, leave it out")
     if not paths:
         raise ValueError("no members: name checkpoints or runs in `members`, and degradations for `{deg}`")
     told = {name: read_description(path) for name, path in paths.items()}
@@ -172,7 +189,7 @@ def _members(config: SoupConfig, stand_in: TrainConfig, parent_run: str | None) 
 def _training_images(config: SoupConfig, source: ImageSource) -> Iterator[Tensor]:
     """Degraded training images in [0, 1], a batch at a time, of equal size."""
     data = dataclasses.replace(config.data, batch_size=min(config.data.batch_size, len(source)))
-    loader = BatchLoader(data.batches(source, config.seed, train=True))
+    loader = BatchLoader(data.batches(source, config.seed, train=True), data.workers)
     for step, batch in enumerate(loader.epoch(0)):
         full = data.batch_size * max(1, len(data.degradations))
         if step == config.recalibration_steps or len(batch["key"]) < full:

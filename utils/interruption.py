@@ -70,15 +70,23 @@ class Interruption:
             return f"the {self._max_time:g} seconds of --max_time are over"
         return None
 
+    @property
+    def received(self) -> str | None:
+        """Name of the signal that was received last."""
+        return self._signal
+
     @contextlib.contextmanager
-    def listening(self) -> Iterator[Interruption]:
-        """Within the block SIGTERM, SIGINT and SIGUSR1 are noted; a second SIGINT interrupts at
-        once. Only the main thread can listen; elsewhere the block has no effect.
+    def listening(self, *more: str) -> Iterator[Interruption]:
+        """Within the block SIGTERM, SIGINT and SIGUSR1 are noted, and signals of `more` that are
+        not ignored; a second SIGINT interrupts at once. Only the main thread can listen; elsewhere
+        the block has no effect.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {name: signal.signal(getattr(signal, name), self._note) for name in _SIGNALS if hasattr(signal, name)}
+        heard = [name for name in more if signal.getsignal(getattr(signal, name, signal.SIGTERM)) != signal.SIG_IGN]
+        names = [name for name in (*_SIGNALS, *heard) if hasattr(signal, name)]
+        before = {name: signal.signal(getattr(signal, name), self._note) for name in names}
         try:
             yield self
         finally:

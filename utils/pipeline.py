@@ -3,34 +3,43 @@ configs/pipelines/diffaud.yaml --dataset Digits`.
 
 A stage is a command line that a user could type. Finished stages are skipped, so the same command
 goes on where it was stopped. A stage's identity covers its command, its configurations and all
-stages before it: what has changed is run again, and all that follows.
+stages before it: what has changed is run again, and all that follows. SIGTERM, SIGINT and SIGUSR1
+are passed on to the stage that runs; when it has ended, the pipeline ends with the status 75.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from undegrade.utils.choices import check_choice
-from undegrade.utils.command_line import typed
+from undegrade.utils.command_line import check_effect, typed
 from undegrade.utils.composition import find_config
 from undegrade.utils.config import build, read_all, read_yaml
 from undegrade.utils.costs import USUAL_SPEED, plan
 from undegrade.utils.errors import Stopped, run_main
 from undegrade.utils.files import read_object, write_atomic
+from undegrade.utils.interruption import STATUS, Interrupted, Interruption, parse_duration
+from undegrade.utils.processes import TORCHRUN
 from undegrade.utils.ranges import Positive
-from undegrade.utils.stages import COUNTS, SCRIPTS, Command, PipelineConfig, Variables, all_variables, commands, escaped
+from undegrade.utils.stages import COUNTS, SCRIPTS, Command, PipelineConfig, all_variables, commands, escaped, unused
 
 log = logging.getLogger("pipeline")
+
+_LOOK = 0.2  # seconds between looks at whether it is time to stop
 
 
 def check_files(config: PipelineConfig, stages: Sequence[Command], family: str = "") -> None:
@@ -65,11 +74,12 @@ def missing_weights(stages: Sequence[Command]) -> list[str]:
     return [f"{path} (see {config})" for path, config in named.items() if not Path(path).exists()]
 
 
-def run_stages(stages: Sequence[Command], out: Path) -> dict[str, float]:
+def run_stages(stages: Sequence[Command], out: Path, interruption: Interruption) -> dict[str, float]:
     """Run what is not finished; seconds by stage, those of earlier calls included.
 
     Raises:
         Stopped: a stage failed; names it and its command.
+        Interrupted: the end was asked for, or a stage was stopped on purpose.
     """
     seconds: dict[str, float] = {}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -83,9 +93,15 @@ def run_stages(stages: Sequence[Command], out: Path) -> dict[str, float]:
             seconds[stage.name] = done["seconds"]
             log.info("[%d/%d] %s: done before (%.0f s)", number, len(stages), stage.name, done["seconds"])
             continue
+        if interruption.due:
+            raise Interrupted(f"{interruption.reason} before stage {stage.name!r}")
         log.info("[%d/%d] %s: %s", number, len(stages), stage.name, shlex.join(stage.words))
         start = time.perf_counter()
-        status = subprocess.run(stage.words, env=environment, check=False).returncode
+        status = _run(stage.words, environment, interruption)
+        if status == STATUS or status and interruption.due:
+            raise Interrupted(
+                f"{interruption.reason or 'it was stopped'} in stage {stage.name!r}, which ended with status {status}"
+            )
         if status:
             raise Stopped(
                 f"stage {stage.name!r} failed with status {status}; the same command goes on from there. "
@@ -94,6 +110,30 @@ def run_stages(stages: Sequence[Command], out: Path) -> dict[str, float]:
         seconds[stage.name] = round(time.perf_counter() - start, 1)
         write_atomic(marker, json.dumps({"identity": stage.identity, "seconds": seconds[stage.name]}) + "\n")
     return seconds
+
+
+def _run(words: Sequence[str], environment: Mapping[str, str], interruption: Interruption) -> int:
+    """Status of a command, in a session of its own, so that a Ctrl-C of the terminal reaches it
+    through this process alone. When it is time to stop it is told so, and waited for.
+    """
+    process = subprocess.Popen(words, env=environment, start_new_session=True)
+    told = False
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(_LOOK)
+            if interruption.due and not told:
+                # torchrun would end at once on SIGUSR1, and leave its processes behind
+                own = interruption.received in ("SIGINT", "SIGUSR1") and TORCHRUN[1] not in words
+                process.send_signal(getattr(signal, str(interruption.received)) if own else signal.SIGTERM)
+                told = True
+    except KeyboardInterrupt:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            first = psutil.Process(process.pid)
+            for one in [*first.children(recursive=True), first]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+        raise
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -109,36 +149,43 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("-c", "--config", required=True, help="pipeline YAML")
     p.add_argument("--out", help="folder for everything that the pipeline writes")
     p.add_argument("--dry_run", action="store_true", help="print the commands and what they come to, and stop")
-    p.add_argument(
-        "--speed", type=typed(Positive), default=USUAL_SPEED, help="with --dry_run: of a device, TFLOP a second, for the hours"
-    )
+    p.add_argument("--speed", type=typed(Positive), help="with --dry_run: of a device, TFLOP a second, for the hours (default: "
+                   f"{USUAL_SPEED:g})")  # fmt: skip
+    p.add_argument("--max_time", help="stop after so much time, such as 3h50m, with what is done, and the status 75")
     args, rest = p.parse_known_args(argv)
-    if not args.speed > 0:
-        raise ValueError(f"--speed {args.speed:g} is no speed: give TFLOP a second, above 0")
-    config, given = _given(rest, build(PipelineConfig, read_yaml(args.config)))
+    if args.speed and not args.dry_run:
+        raise ValueError(f"--speed {args.speed:g} is for the hours that --dry_run prints: give both, or neither")
+    interruption = Interruption(parse_duration(args.max_time) if args.max_time else None)
+    config, given, arguments = _given(rest, build(PipelineConfig, read_yaml(args.config)))
     if args.out:
         given["out"] = args.out
-    stages = commands(config, given)
     variables = all_variables(config, given)
+    stages, out = commands(config, given, variables), Path(variables["out"])
+    check_effect(given | arguments, unused(config, given | arguments, variables.used))
     check_files(config, stages, variables["family"])
     if args.dry_run:
         print("\n".join(f"{stage.name}: {shlex.join(stage.words)}" for stage in stages))
-        print("\n" + plan(stages, args.speed) + "".join(f"not there yet: {line}\n" for line in missing_weights(stages)), end="")
+        print(
+            "\n"
+            + plan(stages, args.speed or USUAL_SPEED)
+            + "".join(f"not there yet: {line}\n" for line in missing_weights(stages)),
+            end="",
+        )
         return
     if missing := missing_weights(stages):
         raise FileNotFoundError(f"nothing was run, since published weights are not there: {', '.join(missing)}")
-    out = Path(Variables({"out": "runs/pipeline", **variables})["out"])
-    seconds = run_stages(stages, out)
+    with interruption.listening("SIGHUP"):
+        seconds = run_stages(stages, out, interruption)
     slowest = sorted(seconds.items(), key=lambda item: -item[1])[:3]
     log.info("all %d stages done in %.0f s (longest: %s) -> %s", len(stages), sum(seconds.values()),
              ", ".join(f"{name} {s:.0f} s" for name, s in slowest), out)  # fmt: skip
 
 
-def _given(rest: Sequence[str], config: PipelineConfig) -> tuple[PipelineConfig, dict[str, str]]:
-    """The pipeline with the arguments of the command line in its groups, and variables from
-    there.
+def _given(rest: Sequence[str], config: PipelineConfig) -> tuple[PipelineConfig, dict[str, str], dict[str, str]]:
+    """The pipeline with the arguments of the command line in its groups; variables from there, and
+    those arguments as `group.argument`.
     """
-    given: dict[str, str] = {}
+    given, arguments = dict[str, str](), dict[str, str]()
     overrides = dict(config.overrides)
     words = list(rest)
     while words:
@@ -155,9 +202,10 @@ def _given(rest: Sequence[str], config: PipelineConfig) -> tuple[PipelineConfig,
         text = text if sign else words.pop(0)
         if dot:
             overrides[group] = {**overrides.get(group, {}), key: escaped(text)}
+            arguments[name] = text
         else:
             given[name] = text
-    return dataclasses.replace(config, overrides=overrides), given
+    return dataclasses.replace(config, overrides=overrides), given, arguments
 
 
 if __name__ == "__main__":

@@ -107,9 +107,25 @@ class Command:
 
 
 class Variables(dict[str, str]):
-    """Texts by name, in which variables are replaced as they are asked for."""
+    """Texts by name, in which variables are replaced as they are asked for.
+
+    Attributes:
+        used: names of those that were asked for, here and in copies that have `more`, and
+            `<group>.<argument>` of the arguments that stages take from groups.
+    """
+
+    def __init__(self, *texts: Mapping[str, str], **more: str) -> None:
+        super().__init__(*texts, **more)
+        self.used: set[str] = set()
+
+    def also(self, more: Mapping[str, str]) -> Variables:
+        """A copy with `more` over its texts."""
+        copy = Variables({**self, **more})
+        copy.used = self.used
+        return copy
 
     def __getitem__(self, name: str) -> str:
+        self.used.add(name)
         try:
             return fill_names(super().__getitem__(name), self, f"variable {name!r}")
         except RecursionError:
@@ -136,31 +152,34 @@ def find_mpiexec() -> str | None:
     return shutil.which("mpiexec") or (str(beside) if beside.is_file() else None)
 
 
-def commands(config: PipelineConfig, given: Mapping[str, str]) -> list[Command]:
+def commands(config: PipelineConfig, given: Mapping[str, str], variables: Variables | None = None) -> list[Command]:
     """Every command of a pipeline.
 
     Args:
         config: the pipeline.
         given: variables that replace those of the config.
+        variables: `all_variables` of both, for those who want to know which are used.
 
     Raises:
         ValueError: a stage uses a variable or a group of arguments that nobody sets.
     """
-    variables = all_variables(config, given)
+    variables = all_variables(config, given) if variables is None else variables
     if any(stage.mpi for stage in config.stages.values()) and not find_mpiexec():
         log.warning("no mpiexec found: adaptation runs as a single process (pip install mpich brings one)")
-    if variables["processes"] != "1":
-        log.info("training runs on %s processes, which share each batch out (--processes)", variables["processes"])
+    if (processes := variables.get("processes")) != "1":
+        log.info("training runs on %s processes, which share each batch out (--processes)", processes)
     if len(config.repeat) > 1:
         raise ValueError(f"repeat names {', '.join(config.repeat)}: give one variable")
     repetitions = [(key, value) for key, text in config.repeat.items() for value in _values(text, variables, "repeat")]
     out: list[Command] = []
     for key, value in repetitions or [("", "")]:
         stages = {n: stage for n, stage in config.stages.items() if not (repetitions and stage.once)}
-        out += _chain(config, stages, Variables({**variables, key: value}), f"{key}{value}/" if key else "", "")
+        out += _chain(config, stages, variables.also({key: value}), f"{key}{value}/" if key else "", "")
     last = {n: stage for n, stage in config.stages.items() if repetitions and stage.once}
     patterns = {key: f"{{{{{key}}}}}" for key in config.repeat}
-    return out + _chain(config, last, Variables({**variables, **patterns}), "", "".join(command.identity for command in out))
+    out += _chain(config, last, variables.also(patterns), "", "".join(command.identity for command in out))
+    variables.used -= {key for key, _ in repetitions}
+    return out
 
 
 def _chain(
@@ -171,12 +190,14 @@ def _chain(
     for name, stage in stages.items():
         if not variables.fill(stage.when, name):
             continue
-        args = dict(stage.args)
+        args, owner = dict(stage.args), dict[str, str]()
         for group in [*stage.overrides, *({name} & config.overrides.keys())]:
             check_choice(group, config.overrides, "group of arguments", f"stage {name!r}")
             args |= config.overrides[group]
+            owner |= dict.fromkeys(config.overrides[group], group)
+        variables.used |= {f"{group}.{key}" for key, group in owner.items()}
         for value in [v for text in stage.each for v in _values(text, variables, name)] or [""]:
-            here = Variables({**variables, "each": escaped(value), "stage_id": _STAGE_ID})
+            here = variables.also({"each": escaped(value), "stage_id": _STAGE_ID})
             given = [stage.config] if isinstance(stage.config, str) else stage.config
             configs = [path for path in (here.fill(text, name) for text in given) if path]
             words = ["-c", *configs] * bool(configs)
@@ -187,10 +208,10 @@ def _chain(
             before = _identity([stage.script, *words, *([recipe] if recipe != "1" else [])], configs, before)
             words = [word.replace(_STAGE_ID, before) for word in words]
             full = prefix + (f"{name}-{value}" if value else name)
-            processes = 1
+            processes, ranks = 1, here["ranks"] if stage.mpi else ""
             if SCRIPTS.get(stage.script) == "train":
                 processes, words = shared_out(full, words, configs, int(here["processes"]), int(recipe))
-            out.append(Command(full, stage.script, [*_program(stage, here["ranks"], processes), *words], words, configs, before))
+            out.append(Command(full, stage.script, [*_program(stage, ranks, processes), *words], words, configs, before))
     return out
 
 
@@ -218,7 +239,8 @@ def all_variables(config: PipelineConfig, given: Mapping[str, str]) -> Variables
     dataset = str({**config.variables, **given}.get("dataset", "Digits"))
     family = dataset if dataset in DATASETS else "ImageFolder"
     gpus = visible_gpus()
-    out = Variables(ranks=str(gpus or 2), processes=str(gpus or 1), each="", stage_id="", folder=Path(dataset).name, family=family)
+    out = Variables(ranks=str(gpus or 2), processes=str(gpus or 1), out="runs/pipeline", each="", stage_id="",
+                    folder=Path(dataset).name, family=family)  # fmt: skip
     for name, value in {**config.variables, **given}.items():
         if isinstance(value, dict):
             if family not in value and "default" not in value:
@@ -228,7 +250,24 @@ def all_variables(config: PipelineConfig, given: Mapping[str, str]) -> Variables
     for name in COUNTS:
         if not (out[name].isdecimal() and int(out[name]) > 0):
             raise ValueError(f"--{name} {out[name]}: give a whole number of at least 1")
+    out.used.clear()
     return out
+
+
+def unused(config: PipelineConfig, given: Mapping[str, str], used: set[str]) -> dict[str, str]:
+    """For `utils.command_line.check_effect`: why variables, and arguments of groups, that were
+    given change nothing.
+
+    Args:
+        config: the pipeline.
+        given: as `name` and `group.argument`.
+        used: `Variables.used`, filled by `commands`.
+    """
+    known = used | {"out"}  # which keeps the note of what is done
+    if {"folder", "family"} & used or any(isinstance(config.variables.get(name), dict) for name in used):
+        known.add("dataset")
+    repeated = {name: f"the stages are repeated for each of {text}" for name, text in config.repeat.items()}
+    return {name: repeated.get(name, "no stage that runs takes it") for name in given if name not in known}
 
 
 def _identity(words: Sequence[str], configs: Sequence[str], before: str) -> str:

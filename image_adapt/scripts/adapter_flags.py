@@ -9,7 +9,10 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from undegrade.image_adapt.adapters import ADAPTERS, DEFAULT
+import torch
+
+from undegrade.image_adapt.adapters import ADAPTERS, DEFAULT, Adapter, Context, Passes
+from undegrade.image_adapt.config import AdaptConfig
 from undegrade.image_adapt.scripts.ranks import check_needed, flag_value
 from undegrade.utils.config import Tree
 from undegrade.utils.key_help import key_help, key_values
@@ -145,3 +148,17 @@ def check_model(tree: Tree, adapter: str) -> None:
         check_needed(tree, "model", "--model_path")
     elif tree.get("model") is not None:
         raise ValueError(f"model {tree['model']}: the adapter {adapter} has none, leave --model_path (`model:` in the YAML) out")
+
+
+def open_adapter(config: AdaptConfig, model_flags: Mapping[str, str], device: torch.device) -> Adapter:
+    """The adapter of a configuration.
+
+    Raises:
+        ValueError, FileNotFoundError: see `Adapter.open`; a precision where no network runs.
+    """
+    model = None if config.model is None else config.fill(config.model)
+    context = Context(device, model, model_flags, config.runs, config.input.dataset, config.precision)
+    adapter = ADAPTERS[config.adapter].open(getattr(config, config.adapter), context)
+    if config.precision != "float32" and adapter.passes == Passes():
+        raise ValueError(f"precision {config.precision}: the adapter {config.adapter} runs no network, leave it out")
+    return adapter

@@ -36,7 +36,7 @@ from undegrade.image_adapt.scripts.ranks import (
 )
 from undegrade.image_adapt.sharing import Outcome
 from undegrade.utils.choices import check_choice
-from undegrade.utils.command_line import ScriptParser
+from undegrade.utils.command_line import ScriptParser, check_effect
 from undegrade.utils.config import Tree, build
 from undegrade.utils.data.sources.imagenet import IMAGENET_1K
 from undegrade.utils.device import choose_device
@@ -91,7 +91,10 @@ def parse(argv: Sequence[str] | None) -> tuple[GenerateConfig, argparse.Namespac
         tree["save_dir"] = args.sample_dir
     for key, flag in (("model", "--model_path"), ("save_dir", "--save_dir")):
         check_needed(tree, key, flag)
-    return _with_folders(build(GenerateConfig, tree), args), args
+    config = build(GenerateConfig, tree)
+    unguided = "" if config.guidance_scale != 1 else "guidance_scale is 1, no channel is guided"
+    check_effect({key: text for key in _KEYS if (text := getattr(args, key)) is not None}, {"guided_channels": unguided})
+    return _with_folders(config, args), args
 
 
 def _check_published(args: argparse.Namespace, tree: Tree) -> None:

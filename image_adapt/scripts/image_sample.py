@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
-from undegrade.image_adapt.adapters import ADAPTERS, Context, Passes
 from undegrade.image_adapt.config import DATATYPES, LAYOUTS, AdaptConfig, adapt_schema
+from undegrade.image_adapt.effect import check_keys
 from undegrade.image_adapt.launch import LaunchOptions
 from undegrade.image_adapt.mpi import World, connect
 from undegrade.image_adapt.plan import describe_plan, time_batch
-from undegrade.image_adapt.scripts.adapter_flags import Flags, add_adapter_flags, check_model, chosen_adapter
+from undegrade.image_adapt.scripts.adapter_flags import Flags, add_adapter_flags, check_model, chosen_adapter, open_adapter
 from undegrade.image_adapt.scripts.ranks import (
     add_precision_flag,
     check_needed,
@@ -100,10 +100,13 @@ def parse(argv: Sequence[str] | None) -> tuple[AdaptConfig, dict[str, str], argp
         raise ValueError("--time is a part of --dry_run: give both, or neither")
     tree = given_tree(args, overrides)
     adapter, options, model_flags = chosen_adapter(args, overrides, tree, flags, schema)
-    tree = merge(tree, merge(_flag_tree(args, tree, schema), {adapter: options} if options else {}))
+    given = merge(_flag_tree(args, tree, schema), {adapter: options} if options else {})
+    tree = merge(tree, given)
     check_needed(tree, "save_dir", "--save_dir")
     check_model(tree, adapter)
-    return build(schema, tree), model_flags, args
+    config = build(schema, tree)
+    check_keys(config, merge(overrides, given))
+    return config, model_flags, args
 
 
 def _flag_tree(args: argparse.Namespace, tree: Tree, schema: type[AdaptConfig]) -> Tree:
@@ -164,11 +167,7 @@ def adapt(
 ) -> Outcome | None:
     """Open the adapter, plan, adapt; a dry run prints the plan and returns None."""
     device = choose_device(args.device, world.local_rank)
-    model = None if config.model is None else config.fill(config.model)
-    context = Context(device, model, model_flags, config.runs, config.input.dataset, config.precision)
-    adapter = ADAPTERS[config.adapter].open(getattr(config, config.adapter), context)
-    if config.precision != "float32" and adapter.passes == Passes():
-        raise ValueError(f"precision {config.precision}: the adapter {config.adapter} runs no network, leave it out")
+    adapter = open_adapter(config, model_flags, device)
     jobs = plan_jobs(config, adapter.image_size)
     if args.dry_run:
         if world.rank == 0:

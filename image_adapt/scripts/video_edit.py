@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from undegrade.image_adapt.adapter import Adapter
-from undegrade.image_adapt.adapters import ADAPTERS, Context
-from undegrade.image_adapt.config import AdaptConfig, adapt_schema
-from undegrade.image_adapt.scripts.adapter_flags import add_adapter_flags, check_model, chosen_adapter
+from undegrade.image_adapt.adapters import ADAPTERS
+from undegrade.image_adapt.config import adapt_schema
+from undegrade.image_adapt.effect import check_keys_of_video
+from undegrade.image_adapt.scripts.adapter_flags import add_adapter_flags, check_model, chosen_adapter, open_adapter
 from undegrade.image_adapt.scripts.ranks import given_tree
 from undegrade.image_adapt.video import CHUNK, Clip, edit_clip, label_flips, neighbour_psnr, read_clip, write_clip
 from undegrade.models.classification.loading import load_classifier
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--chunk", type=typed(Count), default=CHUNK, help="frames that are adapted together")
     p.add_argument("--no_cross_frame", action="store_true", help="a latent editor, too, does every frame by itself")
     p.add_argument("--classifier", help="run, run folder or checkpoint of a classifier whose labels are compared")
-    p.add_argument("--classifier_size", type=typed(Count), default=224, help="side in pixels to which frames are brought for it")
+    p.add_argument("--classifier_size", type=typed(Count), help="side in pixels to which frames are brought for it (default: 224)")
     p.add_argument("-d", "--device", help="cpu, cuda, cuda:N")
     flags = add_adapter_flags(p, schema)
     args, overrides = p.parse(argv)
@@ -65,10 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     tree = merge(tree, {adapter: options, "save_dir": "", **{key: value for key, value in given.items() if value is not None}})
     check_model(tree, adapter)
     config = build(schema, tree)
+    own = {flag: getattr(args, flag) for flag in ("no_cross_frame", "classifier_size") if getattr(args, flag)}
+    check_keys_of_video(config, merge(overrides, {adapter: options} | own), args.classifier is not None)
     clip = read_clip(args.video, args.frames)
     height, width = clip.frames.shape[-2:]
     log.info("%s: %d frames of %d x %d px, %s a second", args.video, len(clip.frames), width, height, clip.rate)
-    opened = _open(config, model_flags, args.device)
+    opened = open_adapter(config, model_flags, choose_device(args.device))
     parts = []
     bar = tqdm(total=len(clip.frames), unit="frame", dynamic_ncols=True)
     for part in edit_clip(opened, clip, args.seed, args.chunk, not args.no_cross_frame):
@@ -81,14 +83,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_clip(args.compare, Clip(torch.cat([clip.frames, edited.frames], -1), clip.rate))
     print(f"neighbouring frames, PSNR: {neighbour_psnr(clip.frames):.2f} dB before, {neighbour_psnr(edited.frames):.2f} dB after")
     if args.classifier is not None:
-        before, after = (label_flips(_labels(args.classifier, config.runs, c.frames, args.classifier_size)) for c in (clip, edited))
+        before, after = (
+            label_flips(_labels(args.classifier, config.runs, c.frames, args.classifier_size or 224)) for c in (clip, edited)
+        )
         print(f"neighbouring frames, another label: {100 * before:.1f} % before, {100 * after:.1f} % after")
-
-
-def _open(config: AdaptConfig, model_flags: dict[str, str], device: str | None) -> Adapter:
-    model = None if config.model is None else config.fill(config.model)
-    context = Context(choose_device(device), model, model_flags, config.runs, config.input.dataset, config.precision)
-    return ADAPTERS[config.adapter].open(getattr(config, config.adapter), context)
 
 
 @torch.no_grad()
