@@ -34,7 +34,7 @@ from undegrade.utils.device import choose_device
 from undegrade.utils.runs import find_checkpoint
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     parser = evaluation_parser(__doc__)
     parser.add_argument(
@@ -69,8 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         check_keys_of_prediction(build(EvaluationConfig, tree), overrides, None)
         with interruption.listening():
             asked = args.predict, args.out, choose_device(args.device), args.top
-            print_predictions(build(EvaluationConfig, tree), *asked, interruption=interruption)
-        return
+            return print_predictions(build(EvaluationConfig, tree), *asked, interruption=interruption)
     if not any(tree["data"].get(k) for k in ("corruptions", "sweep")):
         known = trained.get("degradations", [])
         swept = [deg for deg in known if len(sweep_cells(deg)) > 1]
@@ -83,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     check_keys(config, given)
     with interruption.listening():
         print_outcome(evaluate(config, choose_device(args.device), interruption))
+    return 0
 
 
 def _shown(checkpoint: Path) -> str:

@@ -40,7 +40,7 @@ DATATYPES = {"C": {"corruption": "gaussian_noise", "severity": "5"}, "W": {"corr
 SDA = "sda"  # the sum of the source classifier on the first view and of the fine-tuned one on the second
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     parser = evaluation_parser(__doc__)
     parser.add_argument(
@@ -93,8 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         check_keys_of_prediction(build(EvaluationConfig, tree), overrides, args.system)
         with interruption.listening():
             asked = args.predict, args.out, choose_device(args.device), args.top, args.system
-            print_predictions(build(EvaluationConfig, tree), *asked, interruption=interruption)
-        return
+            return print_predictions(build(EvaluationConfig, tree), *asked, interruption=interruption)
     if args.out:
         tree["out"] = args.out
     config = build(EvaluationConfig, tree)
@@ -109,6 +108,7 @@ def main(argv: list[str] | None = None) -> None:
 
         write_evaluation_report(args.report, evaluation)
         print(f"report: {args.report}")
+    return 0
 
 
 def _check_positional(args: argparse.Namespace) -> None:

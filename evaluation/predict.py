@@ -66,12 +66,13 @@ def predict(
     system: str | None = None,
     top: int = 1,
     interruption: Interruption | None = None,
-) -> list[Prediction]:
+) -> tuple[list[Prediction], int]:
     """Classify every image below a folder and write `out`: a row an image, in the sorted order of
     the files, which is also that in which a predictor that adapts itself sees them.
 
     Files that cannot be read, and those that another view lacks, are named in a warning and left
-    out. Where an error or the user ends the call, `out` has what was done until then.
+    out; the second value counts the former. Where an error or the user ends the call, `out` has
+    what was done until then.
 
     Args:
         config: of its `data` only image_size, resize, interpolation and classes are used: the first
@@ -130,8 +131,8 @@ def predict(
     if not done:
         raise ValueError(f"none of the {len(files)} images of --predict {path} can be read, e.g. {broken[0]}")
     if broken:
-        log.warning("left out %d of %d images that cannot be read:\n  %s", len(broken), len(files), _few(broken))
-    return done
+        log.warning("left out %d of %d images that cannot be read:\n  %s", len(broken), len(files), "\n  ".join(broken))
+    return done, len(broken)
 
 
 def _frame(config: EvaluationConfig, checkpoint: Path, arch: str | None) -> tuple[int, Resize | None]:
@@ -286,9 +287,9 @@ def print_predictions(
     top: int | None,
     system: str | None = None,
     interruption: Interruption | None = None,
-) -> None:
+) -> int:
     """Predict as the command line says; then images and mean confidence of each class on standard
-    output, the most frequent first.
+    output, the most frequent first. Returns the status: 1 if images could not be read.
 
     Args:
         config, path, device, system, interruption: see `predict`.
@@ -297,7 +298,7 @@ def print_predictions(
     """
     file = Path(out or PREDICTIONS)
     file = file / PREDICTIONS if file.is_dir() else file
-    predictions = predict(config, Path(path), file, device, system, 1 if top is None else top, interruption)
+    predictions, broken = predict(config, Path(path), file, device, system, 1 if top is None else top, interruption)
     shares = collections.defaultdict(list)
     for row in predictions:
         name, share = row.classes[0]
@@ -310,7 +311,8 @@ def print_predictions(
     if len(ordered) > _SHOWN:
         print(f"... and {len(ordered) - _SHOWN} classes more")
     print(f"written: {file} ({len(predictions)} image{'s' * (len(predictions) != 1)})")
+    return int(broken > 0)
 
 
 def _few(lines: Sequence[str]) -> str:
-    return "\n  ".join([*lines[:_SHOWN], *(["..."] if len(lines) > _SHOWN else [])])
+    return "\n  ".join([*lines[:_SHOWN], *([f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])])

@@ -96,9 +96,10 @@ def test_evaluation_and_prediction_use_all_pictures(
 ) -> None:
     trained[0].check()
     (run,) = trained[1].glob("**/one")
-    more = (folder.root,) if words == ("--predict",) else ("--out", tmp_path)
+    predicted = words == ("--predict",)
+    more = (folder.root, "--out", tmp_path / "p.csv") if predicted else ("--out", tmp_path)
     done = Launch(sys.executable, "test.py", "-r", run, *words, *more).finish(LIMIT)
-    assert done.status in (0, 1)
-    folder.check(done, done.status, names=words == ("--predict",))
-    if words == ("--predict",):
-        assert done.out.count("\n") >= 2 * GOOD + len(folder.listed[True])
+    folder.check(done, int(predicted), names=predicted)
+    if predicted:
+        found = re.search(r"\((\d+) images\)", done.out)
+        assert found is not None and int(found[1]) >= 2 * GOOD + len(folder.listed[True])

@@ -277,7 +277,8 @@ def say_broken(reasons: Sequence[str], count: int) -> None:
     if reasons and len(reasons) == count:
         raise ValueError(f"none of the {count} files can be decoded, e.g. {reasons[0]}")
     if reasons:
-        log.warning("left out %d of %d files that cannot be decoded:\n  %s", len(reasons), count, "\n  ".join(reasons[:20]))
+        shown = [*reasons[:20], *([f"... and {len(reasons) - 20} more"] if len(reasons) > 20 else [])]
+        log.warning("left out %d of %d files that cannot be decoded:\n  %s", len(reasons), count, "\n  ".join(shown))
 
 
 def first_size(paths: Sequence[Path]) -> tuple[int, int]:
