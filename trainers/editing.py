@@ -178,19 +178,23 @@ def build_editing(model: EditorConfig, config: EditingConfig, context: Context) 
     if model.init_from is not None:
         return _editing_from_pipeline(model, config, context, shown)
     space = _autoencoder(context, model.autoencoder)
-    size = context.source.image_size // space.factor
+    unet = editor_network(model, context.source.image_size // space.factor, space.channels)
+    with tempfile.TemporaryDirectory() as folder:
+        embeddings = embed(*small_text_parts(model.text_width, Path(folder)), [INSTRUCTION, ""])
+    return Editing(unet, EditorFrame(space, embeddings), shown, config.dropout)
+
+
+def editor_network(model: EditorConfig, size: int, channels: int) -> Any:
+    """diffusers' `UNet2DConditionModel` with random weights, for latents [channels, size, size]."""
     levels = len(model.channels)
     attended = [True] * levels if levels == 1 else [True] * (levels - 1) + [False]
-    unet = build_editor_unet({
-        "sample_size": size, "in_channels": 2 * space.channels, "out_channels": space.channels,
+    return build_editor_unet({
+        "sample_size": size, "in_channels": 2 * channels, "out_channels": channels,
         "block_out_channels": tuple(model.channels), "layers_per_block": model.blocks_per_level,
         "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attended),
         "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)),
         "attention_head_dim": model.head_width, "cross_attention_dim": model.text_width, "norm_num_groups": model.norm_groups,
     })  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        embeddings = embed(*small_text_parts(model.text_width, Path(folder)), [INSTRUCTION, ""])
-    return Editing(unet, EditorFrame(space, embeddings), shown, config.dropout)
 
 
 def _editing_from_pipeline(model: EditorConfig, config: EditingConfig, context: Context, shown: tuple[Tensor, Tensor]) -> Method:
