@@ -3,7 +3,7 @@ what they return.
 
 p = softmax(logits) are a member's class probabilities, H their entropy, C their maximum, V their
 unbiased variance over classes. Sources: DiffAUD (CVPRW 2024) and DDA (CVPR 2023) for all rules but
-`vote`, FusionDistill (WACVW 2024) for `vote`.
+`vote`, FusionDistill's (WACVW 2024), and `first_and_mean`, for Decorruptor (ECCV 2024).
 
 The reference programs hand probabilities to rules that apply softmax again, so H and C come from q
 = softmax(p), which is almost flat: with 1000 classes H lies in [6.9068, 6.9078] whatever the member

@@ -9,8 +9,8 @@ from tests.scripts import Done
 from undegrade.image_adapt.config import AdaptConfig
 
 
-def launch(ddpm: Path, folder: Path, *words: object) -> Done:
-    return digits(ddpm, folder, "--seed", 5, *words).check()
+def launch(ddpm: Path, folder: Path, *words: object, seed: int = 5) -> Done:
+    return digits(ddpm, folder, "--seed", seed, *words).check()
 
 
 def test_each_edit_is_a_launch_of_its_seed_and_more_of_them_leave_the_first_as_they_are(ddpm: Path, tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_each_edit_is_a_launch_of_its_seed_and_more_of_them_leave_the_first_as_t
     assert launch(ddpm, out, "--edits", 2).err.count("adapted 12 images") == 2
     both = files(out)
     for k in range(2):
-        launch(ddpm, tmp_path / f"alone{k}", "--seed", 5 + k)
+        launch(ddpm, tmp_path / f"alone{k}", seed=5 + k)
         alone = files(tmp_path / f"alone{k}")
         assert alone == {name.partition("/")[2]: data for name, data in both.items() if name.startswith(f"edit{k}/")}
     assert files(tmp_path / "alone0") != files(tmp_path / "alone1")

@@ -54,7 +54,7 @@ class EditorConfig:
         channels: width of each level, highest resolution first; all have cross-attention, but the
             last, unless there is one only.
         blocks_per_level: residual blocks a level.
-        head_width: channels of an attention head.
+        heads: of the attention.
         text_width: of the embeddings of the instruction.
         norm_groups: groups of the group normalisation.
     """
@@ -63,7 +63,7 @@ class EditorConfig:
     autoencoder: str = "editor/{dataset}/vae"
     channels: list[Count] = field(default_factory=lambda: [64, 128])
     blocks_per_level: Count = 1
-    head_width: Count = 8
+    heads: Count = 8
     text_width: Count = 64
     norm_groups: Count = 16
 
@@ -193,7 +193,7 @@ def editor_network(model: EditorConfig, size: int, channels: int) -> Any:
         "block_out_channels": tuple(model.channels), "layers_per_block": model.blocks_per_level,
         "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attended),
         "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)),
-        "attention_head_dim": model.head_width, "cross_attention_dim": model.text_width, "norm_num_groups": model.norm_groups,
+        "attention_head_dim": model.heads, "cross_attention_dim": model.text_width, "norm_num_groups": model.norm_groups,
     })  # fmt: skip
 
 

@@ -73,8 +73,8 @@ _FLAGS: dict[str, dict[str, str]] = {  # kind of script -> short flag -> key of 
 }  # fmt: skip
 _HELD_OUT = ("validation", "val", "valid", "test")  # folders of the parts of an image folder that are not trained on
 _PASSES = {"distillation": (2, 1), "autoencoding": (2, 2), "consistency": (3, 1), "editor_consistency": (5, 1)}
-"""Method -> passes forward and backward of an image in training, where they are not one of each: also those of the teacher, of
-an editor three, and of the target network; of an autoencoder the degraded image's, too."""
+"""Method -> passes forward and backward of a training image where they are not one of each: those of
+teacher (an editor's are three) and target are among them, of an autoencoder the degraded image's."""
 _LISTS = ("data.degradations", "data.corruptions", "data.sweep", "input.corruptions")
 
 
@@ -135,9 +135,7 @@ class _Books:
         self.models[tree["name"]] = name
         return name
 
-    def _edited(
-        self, editor: str, side: int, images: int, passes: tuple[int, int], ratio: int, encoded: int, disk: float
-    ) -> Cost:
+    def _edited(self, editor: str, side: int, images: int, passes: tuple[int, int], ratio: int, encoded: int, disk: float) -> Cost:
         """Passes of a latent editor's U-Net, and the arithmetic of its autoencoder on `encoded`
         images, which halves their sides once for each level after the first.
         """

@@ -159,9 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def adapt(
-    config: AdaptConfig, model_flags: dict[str, str], world: World, args: argparse.Namespace, options: LaunchOptions
-) -> int:
+def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, args: argparse.Namespace, options: LaunchOptions) -> int:
     """Open the adapter, plan, adapt; a dry run prints the plan. Returns the exit status."""
     device = choose_device(args.device, world.local_rank)
     model = None if config.model is None else config.fill(config.model)
