@@ -72,9 +72,9 @@ _FLAGS: dict[str, dict[str, str]] = {  # kind of script -> short flag -> key of 
     "generate": {"model_path": "model", "timestep_respacing": "respacing"},
 }  # fmt: skip
 _HELD_OUT = ("validation", "val", "valid", "test")  # folders of the parts of an image folder that are not trained on
+# method -> passes forward and backward of a training image, where they are not one of each: also
+# those of the teacher (an editor's are three) and of the target; of the degraded image, too
 _PASSES = {"distillation": (2, 1), "autoencoding": (2, 2), "consistency": (3, 1), "editor_consistency": (5, 1)}
-"""Method -> passes forward and backward of a training image where they are not one of each: those of
-teacher (an editor's are three) and target are among them, of an autoencoder the degraded image's."""
 _LISTS = ("data.degradations", "data.corruptions", "data.sweep", "input.corruptions")
 
 
