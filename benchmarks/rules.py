@@ -28,7 +28,7 @@ from undegrade.utils.data.sources.registry import open_source
 from undegrade.utils.data.views import OnTheFly
 
 ARCH, CELL = "ResNet20", Cell("contrast", 3)
-OF_LOGITS = [rule for rule in rule_names(mixes_images=False) if rule != "vote"]  # vote is FusionDistill's
+OF_LOGITS = [rule for rule in rule_names(mixes_images=False) if rule not in ("vote", "first_and_mean")]  # of other systems
 OF_IMAGES = rule_names(mixes_images=True)
 
 

@@ -9,8 +9,7 @@ from undegrade.evaluation.config import EvaluationConfig, MemberConfig, expand, 
 from undegrade.evaluation.evaluate import member_view
 from undegrade.utils.command_line import check_effect
 from undegrade.utils.config import Tree
-from undegrade.utils.data.cells import CLEAN, Cell
-from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
+from undegrade.utils.data.cells import CLEAN, GROUPS, Cell
 from undegrade.utils.data.perturbations.registry import find_perturbation, options_without_effect
 from undegrade.utils.data.sources.registry import source_keys_without_effect
 from undegrade.utils.data.views import RAW
@@ -70,7 +69,7 @@ def _of_members(config: EvaluationConfig, used: Iterable[str], out: str) -> dict
 def _of_cells(config: EvaluationConfig, cells: Iterable[Cell], raw: bool) -> dict[str, str]:
     """What the images of the cells do not depend on."""
     data = config.data
-    listed = [n for name in data.corruptions for n in (CORRUPTIONS if name == "all" else [name])]
+    listed = [n for name in data.corruptions for n in GROUPS.get(name, (name,))]
     without = f"{', '.join(listed)} has no severities" if listed else "a sweep has all levels"
     names = [cell.corruption for cell in cells]
     reasons = {"data.severities": "" if any(find_perturbation(name).by_severity for name in listed) else without}

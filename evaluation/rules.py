@@ -3,7 +3,7 @@ what they return.
 
 p = softmax(logits) are a member's class probabilities, H their entropy, C their maximum, V their
 unbiased variance over classes. Sources: DiffAUD (CVPRW 2024) and DDA (CVPR 2023) for all rules but
-`vote`, FusionDistill (WACVW 2024) for `vote`.
+`vote`, FusionDistill's (WACVW 2024), and `first_and_mean`, for Decorruptor (ECCV 2024).
 
 The reference programs hand probabilities to rules that apply softmax again, so H and C come from q
 = softmax(p), which is almost flat: with 1000 classes H lies in [6.9068, 6.9078] whatever the member
@@ -132,6 +132,12 @@ def _sum(logits: Tensor, double_softmax: bool) -> Tensor:
     return logits.softmax(-1).sum(0)
 
 
+def _first_and_mean(logits: Tensor, double_softmax: bool) -> Tensor:
+    """p1 and the mean of all others: the image and several edits of it."""
+    p = logits.softmax(-1)
+    return p[0] + p[1:].mean(0) if len(p) > 1 else p[0]
+
+
 def _select(certainty: Callable[[Tensor, bool], Tensor]) -> Callable[[Tensor, bool], Tensor]:
     """Rule that takes, image by image, the p of the most certain member; of equals the later one
     (H1 >= H2 -> member 2)."""
@@ -185,6 +191,7 @@ RULES: Registry[Rule] = Registry("ensemble rule", "undegrade.rules")
 RULES.add("first", Rule(_member(0), "member 1 alone"))
 RULES.add("second", Rule(_member(1), "member 2 alone", needs_two=True))
 RULES.add("sum", Rule(_sum, "sum of the members' probabilities (DDA, DiffAUD's published runs)"))
+RULES.add("first_and_mean", Rule(_first_and_mean, "probabilities of member 1 plus the mean of the others' (several edits)"))
 RULES.add("entropy", Rule(_select(lambda *given: -_entropy(*given)), "per image the member of lowest entropy, of equals the later"))
 RULES.add("confidence", Rule(_select(_confidence), "per image the member of highest maximal probability, of equals the later"))
 RULES.add("var", Rule(_select(_variance), "per image the member of highest variance over classes, of equals the later"))

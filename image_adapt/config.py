@@ -100,6 +100,8 @@ class AdaptConfig:
         rounding: of grey levels: round | truncate (as the paper's code, which darkens by half a
             level).
         seed: of the adapter's noise; with an image's key it fixes the result.
+        edits: adapt every image so often, with the seeds from `seed` on, each into a folder of its
+            own: `<save_dir>/edit0`, `edit1`, ... (null: once, into `save_dir` itself).
         precision: of the network's products, with float32 around them: float32 | bfloat16 |
             float16 (what `--use_fp16 true` means, as guided-diffusion's; its error is an eighth of
             bfloat16's).
@@ -120,6 +122,7 @@ class AdaptConfig:
     shard_size: Count = 1000
     rounding: Literal["round", "truncate"] = "round"
     seed: Seed = 0
+    edits: Count | None = None
     precision: Precision = "float32"
     skip_broken: bool = False
     overwrite: bool = False
@@ -129,6 +132,15 @@ class AdaptConfig:
         """`{dataset}`, `{split}` and `{adapter}` replaced in names and paths."""
         values = {"dataset": Path(self.input.dataset).name, "split": self.input.split, "adapter": self.adapter}
         return fill_names(text, values, f"{text!r}")
+
+    def each_edit(self) -> list[AdaptConfig]:
+        """The configurations of the edits, each as one of its own."""
+        if self.edits is None:
+            return [self]
+        folder = Path(self.save_dir)
+        return [
+            dataclasses.replace(self, save_dir=str(folder / f"edit{k}"), seed=self.seed + k, edits=None) for k in range(self.edits)
+        ]
 
 
 def adapt_schema() -> type[AdaptConfig]:

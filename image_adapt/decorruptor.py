@@ -38,12 +38,16 @@ class DecorruptorOptions:
             of a distilled editor 1.3).
         resolution: side in pixels to which images are brought before they are edited, and from
             which they are brought back (null: their own).
+        stretch_bright: a batch without any value below the middle grey is taken for one of another
+            range and stretched to the whole, as the published video program does; an image then
+            depends on its batch.
     """
 
     steps: Count | None = option(None, "num_inference_steps")
     text_weight: NotNegative = option(7.5, "guidance_scale")
     image_weight: NotNegative | list[NotNegative] | None = option(None, "image_guidance_scale")
     resolution: Count | None = None
+    stretch_bright: bool = False
 
 
 class Decorruptor(Adapter):
@@ -81,6 +85,7 @@ class Decorruptor(Adapter):
         super().__init__(dataclasses.replace(options, steps=steps, image_weight=weight))
         self.editor, self._digest = editor, digest and functools.cache(digest)
         self.dtype = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+        self.batch_matters = options.stretch_bright
         self.passes = Passes(steps * (1 if distilled else 3))
         self._warn_of_scales()
 
@@ -127,6 +132,8 @@ class Decorruptor(Adapter):
                 f"images of {size[1]} x {size[0]} px: this editor needs sides that {factor} divides; give a resolution, e.g. "
                 f"--resolution {round(max(size) / factor) * factor}"
             )
+        if self.options.stretch_bright and x.min() >= 0:
+            x = 2 * x - 1
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype is not None):
             condition = self.editor.autoencoder.encode(x).float()
             options = self.options

@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.editing import tiny_editor
 from tests.photo_like import photo_like, save_all
 from tests.scripts import Done, run_script
+from undegrade.image_adapt.adapters import ADAPTERS, Adapter
 from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser
 from undegrade.utils.data.manifest import PROVENANCE
 
@@ -75,3 +78,15 @@ def random_images(n: int) -> Tensor:
 
 def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def opened(config: Any) -> Adapter:
+    """The adapter of a configuration on a small network; of an editor the distilled one, since that
+    is shipped.
+    """
+    options = getattr(config, config.adapter)
+    if config.adapter == "decorruptor":
+        return ADAPTERS[config.adapter](tiny_editor(6), options)
+    denoiser = build_denoiser(32, [8])
+    denoiser.consistency = {"respacing": "trailing50", "levels": 30}
+    return ADAPTERS[config.adapter](denoiser, **vars(options))

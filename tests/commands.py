@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
+from tests.editing import tiny_editor
 from tests.scripts import ROOT, run_script
 from undegrade.evaluation.config import EvaluationConfig, expand
 from undegrade.image_adapt.generate import parse_classes
@@ -75,7 +76,9 @@ def _check_evaluation(config: EvaluationConfig) -> None:
 
 @functools.lru_cache
 def _denoiser() -> Denoiser:
-    return build_denoiser(32, [8])
+    denoiser = build_denoiser(32, [8])
+    denoiser.consistency = {"respacing": "trailing50", "levels": 30}
+    return denoiser
 
 
 def _checkpoint(*_: object, **__: object) -> Path:
@@ -105,11 +108,14 @@ STOPS: dict[str, dict[str, Callable]] = {
     "image_adapt/scripts/image_sample.py": {
         "undegrade.image_adapt.reverse.find_checkpoint": _checkpoint,
         "undegrade.models.diffusion.loading.load_denoiser": lambda path: _denoiser(),
+        "undegrade.image_adapt.decorruptor.find_checkpoint": _checkpoint,
+        "undegrade.image_adapt.decorruptor.open_editor": lambda path: tiny_editor(None if "dpm" in str(path).lower() else 6),
         "undegrade.image_adapt.work.plan_jobs": _stop(lambda config: config.input.cells()),
     },
     "image_adapt/scripts/generate.py": {
         "undegrade.image_adapt.generator.open_generator": _stop(lambda config: parse_classes(config.classes, 1000)),
     },
+    "image_adapt/scripts/video_edit.py": {"undegrade.image_adapt.video.read_clip": _stop()},
     "image_adapt/scripts/convert_checkpoint.py": {
         "undegrade.utils.runs.resolve_checkpoint": _checkpoint,
         "undegrade.models.diffusion.loading.open_denoiser": _stop(),

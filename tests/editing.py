@@ -40,8 +40,8 @@ def tiny_editor(scale_width: int | None = None) -> Editor:
     return Editor(tiny_unet(scale_width), LatentAutoencoder(tiny_vae()), embeddings).eval().requires_grad_(False)
 
 
-def saved_pipeline(folder: Path, scale_width: int | None = None, **how: Any) -> Any:
-    """The pipeline, saved by diffusers with arguments `how`."""
+def saved_pipeline(folder: Path, scale_width: int | None = None, channels: int = 8, **how: Any) -> Any:
+    """The pipeline, saved by diffusers with arguments `how`; of 4 channels a text-to-image one."""
     from diffusers import DDIMScheduler, StableDiffusionInstructPix2PixPipeline
 
     tokenizer, text = small_text_parts(TEXT_WIDTH, folder.with_name(f"{folder.name} tokenizer"))
@@ -49,7 +49,7 @@ def saved_pipeline(folder: Path, scale_width: int | None = None, **how: Any) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline = StableDiffusionInstructPix2PixPipeline(
-            vae=tiny_vae(), text_encoder=text, tokenizer=tokenizer, unet=tiny_unet(scale_width), scheduler=scheduler,
+            vae=tiny_vae(), text_encoder=text, tokenizer=tokenizer, unet=tiny_unet(scale_width, channels), scheduler=scheduler,
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
         pipeline.set_progress_bar_config(disable=True)

@@ -137,7 +137,7 @@ def test_what_is_read_may_be_changed() -> None:
         ("configs/ind/Digits/ResNet18/deg.yaml", "CIFAR10/ResNet18/deg"),
         ("configs/diffusion/Imagenet/ddpm.yaml", "diffusion has CIFAR10/ddpm, Digits/ddpm, ImageFolder/ddpm"),
         ("configs/adapt/Digits/dda", "adapt has "),
-        ("configs/adapt/Digits", "adapt has Digits/dda, Digits/fast, Digits/ilvr"),
+        ("configs/adapt/Digits", "adapt has Digits/consistency, Digits/dda, Digits/decorruptor, Digits/fast, Digits/ilvr"),
         ("configs/adapt", "adapt has CIFAR10, Digits, ImageFolder, Imagenet"),
         ("configs/adept/Digits/dda.yaml", "did you mean configs/adapt/Digits/dda.yaml? near it: configs/adapt/<data set>/..., "),
         ("configs/idn", "did you mean configs/ind?"),
@@ -205,7 +205,7 @@ def test_files_are_few_bases_are_shallow_and_no_part_is_based_on_another_data_se
 
 
 def test_every_family_of_today_is_composed() -> None:
-    assert families() == ["adapt", "deg_all", "diffusion", "ensemble", "generate", "ind", "sda", "sl"]
+    assert families() == ["adapt", "deg_all", "diffusion", "editor", "ensemble", "generate", "ind", "sda", "sl"]
     datasets = {"Digits", "CIFAR10", "CIFAR100", "TinyImagenet", "Imagenet", "ImageFolder"}
     assert {found.dataset.stem for found in COMPOSED} == datasets and len(COMPOSED) > 163
     assert all(isinstance(find_config(found.path), Composition) for found in COMPOSED)

@@ -13,25 +13,26 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from torch import nn
 
+from tests.adapting import opened
+from tests.checkpoints import Parents
 from tests.commands import check_command, of_comments, of_markdown, words_of
+from tests.editing import saved_pipeline
 from tests.scripts import ROOT, launch, run_script
 from tests.shipped import COMPOSED, CONFIGS, PIPELINES, SHIPPED, names_in, runs_made_by
 from undegrade.evaluation.config import EvaluationConfig, expand
 from undegrade.evaluation.published import PublishedConfig, check_published
-from undegrade.image_adapt.adapters import ADAPTERS
 from undegrade.image_adapt.config import adapt_schema
 from undegrade.image_adapt.generator import GenerateConfig, ImageGenerator
-from undegrade.models.classification.classifier import build_classifier, describe
 from undegrade.models.diffusion.denoiser import build_denoiser
-from undegrade.models.diffusion.denoiser import describe as describe_denoiser
 from undegrade.trainers.config import TrainConfig, fill
+from undegrade.trainers.consistency import ConsistentDenoiserConfig
+from undegrade.trainers.editing import EditorConfig
+from undegrade.trainers.editor_consistency import DistilledEditorConfig
 from undegrade.trainers.method import Context
 from undegrade.trainers.methods import METHODS
 from undegrade.trainers.optimizer import build_optimizer
 from undegrade.trainers.soups import SoupConfig
-from undegrade.utils.checkpoint import save_checkpoint
 from undegrade.utils.config import Tree, build, merge, read_yaml, to_tree
 from undegrade.utils.data.batches import BatchLoader, BatchSet
 from undegrade.utils.data.sources.image_source import ImageSource
@@ -43,32 +44,13 @@ from undegrade.utils.stages import PipelineConfig, commands
 SCRIPTS = [
     "train.py", "train_all_deg.py", "test.py", "test_ensemble.py", "utils/model_soups.py", "utils/pipeline.py",
     "evaluation/approach_table.py", "image_adapt/scripts/image_sample.py", "image_adapt/scripts/generate.py",
+    "image_adapt/scripts/video_edit.py",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def source() -> ImageSource:
     return open_source("Digits", "train", limit=20)
-
-
-class Parents:
-    """A root of runs in which every run that is asked for holds a fresh network."""
-
-    def __init__(self, root: Path, source: ImageSource) -> None:
-        self.root, self.source = root, source
-
-    def make(self, name: str, arch: str) -> None:
-        network = build_classifier(arch, 10, self.source.rgb_mean, self.source.rgb_std)
-        self._save(name, network.network, {**describe(network), "classes": list(self.source.classes)})
-
-    def make_denoiser(self, name: str, model: Tree) -> None:
-        options = {key: value for key, value in model.items() if key not in ("class_conditional", "init_from")}
-        denoiser = build_denoiser(self.source.image_size, **options)
-        self._save(name, denoiser.unet, describe_denoiser(denoiser))
-
-    def _save(self, name: str, network: nn.Module, meta: Tree) -> None:
-        assert "{" not in name and not name.startswith("/")
-        save_checkpoint(self.root / name / "best.safetensors", network.state_dict(), meta)
 
 
 # --- each file builds
@@ -80,19 +62,29 @@ def _builds_training(tree: Tree, parents: Parents, source: ImageSource) -> None:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, degradations=degradations))
     assert "{" not in fill(config.name, config) and "{" not in fill(config.data.adapted or "", config, split="train")
     context = Context(source, degradations, config)
-    tiny = {"channels": [8] * len(config.model["channels"])} if "channels" in config.model else {}
+    kind = METHODS[config.method["name"]]
+    width = 16 if kind.model is EditorConfig else 8
+    tiny: Tree = {"channels": [width] * len(config.model["channels"])} if "channels" in config.model else {}
     if config.model.get("pretrained"):  # a small network stands in for one whose weights would be downloaded
         assert timm.models.is_model_pretrained(config.model["arch"])
         tiny = {"arch": "test_convnext", "pretrained": False}
     arch = {**config.model, **tiny}.get("arch", "")
-    if parent := config.model.get("init_from"):
-        if "channels" in config.model:
+    if kind.model is EditorConfig and "init_from" in config.model:
+        tiny = {"init_from": str(parents.root / "pipeline")}
+        saved_pipeline(parents.root / "pipeline", channels=4)
+    elif kind.model is EditorConfig:
+        parents.make_autoencoder(fill(EditorConfig.autoencoder, config))
+    elif parent := config.model.get("init_from"):
+        if kind.model is DistilledEditorConfig:
+            parents.make_editor(fill(parent, config))
+        elif kind.model is ConsistentDenoiserConfig:
+            parents.make_denoiser(fill(parent, config), {"channels": [8]})
+        elif "channels" in config.model:
             parents.make_denoiser(fill(parent, config), {**config.model, **tiny})
         else:
             parents.make(fill(parent, config), arch)
     for deg in degradations if "teachers" in config.method else []:
         parents.make(fill(config.method["teachers"].replace("{deg}", deg), config), arch)
-    kind = METHODS[config.method["name"]]
     model, method_config = build(kind.model, {**config.model, **tiny}, "model"), build(kind.method, config.method, "method")
     method = kind.build(model, method_config, context).train()
     batch = next(BatchLoader(BatchSet(source, degradations, 2, 0, config.data.augment)).epoch(0))
@@ -112,8 +104,7 @@ def _builds_fusion(tree: Tree, parents: Parents, source: ImageSource) -> None:
 def _builds_adaptation(tree: Tree, parents: Parents, source: ImageSource) -> None:
     config = build(adapt_schema(), merge(tree, {"input": {"corruptions": ["all", "jpeg"]}}))
     assert len(config.input.cells()) == 16
-    adapter = ADAPTERS[config.adapter](build_denoiser(32, [8]), **vars(getattr(config, config.adapter)))
-    assert adapter.adapt(torch.zeros(1, 3, 32, 32), [torch.Generator()]).shape == (1, 3, 32, 32)
+    assert opened(config).adapt(torch.zeros(1, 3, 32, 32), [torch.Generator()]).shape == (1, 3, 32, 32)
     assert "{" not in config.fill(config.save_dir) + config.fill(config.model)
 
 
@@ -158,6 +149,7 @@ FAMILIES: dict[str, Callable[[Tree, Parents, ImageSource], None]] = {
     "sda": _builds_training,
     "deg_all": _builds_training,
     "diffusion": _builds_training,
+    "editor": _builds_training,
     "adapt": _builds_adaptation,
     "generate": _builds_generation,
     "ensemble": _builds_evaluation,

@@ -13,12 +13,14 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.adapting import opened
 from tests.scripts import ROOT
 from tests.shipped import COMPOSED
-from undegrade.image_adapt.adapters import ADAPTERS
 from undegrade.image_adapt.config import adapt_schema
 from undegrade.models.classification.classifier import build_classifier
 from undegrade.models.diffusion.denoiser import build_denoiser
+from undegrade.trainers.autoencoder import AutoencoderConfig, autoencoder_network
+from undegrade.trainers.editing import EditorConfig, editor_network
 from undegrade.utils.config import build, read_yaml
 from undegrade.utils.costs import Cost, costs, plan
 from undegrade.utils.data.sources.registry import open_source
@@ -66,6 +68,20 @@ PUBLISHED = {
     ("fusiondistill", "Digits"): {"evaluate": (98_725, 10, 0)},
     ("diffaud", "Digits"): {"adapt_known-train": (3885, 7, 0), "adapt_known-validation": (429, 7, 0), "adapt_test": (5385, 7, 0)},
     ("sda", "Digits"): {"generate": (1000, 50, 0), "align": (1000, 7, 0), "adapt_clean": (359, 7, 0), "evaluate_sda": (5744, 6, 0)},
+    # passes of the U-Net; Decorruptor's cells are 15 + 10, the distilled editor learns by 5, the
+    # consistency model by 3 passes forward
+    ("decorruptor", "Digits"): {
+        "consistency": (1295, 90 + 3 * 143 / 1295, 30),
+        **dict.fromkeys(["vae", "dpm"], (1295, 30 + 6 * 143 / 1295, 30)),
+        "cm": (1295, 100 + 5 * 143 / 1295, 20), "adapt_dda": (8975, 7, 0), "adapt_fast": (8975, 10, 0),
+        **{f"adapt_consistency-{steps}": (8975, steps, 0) for steps in (1, 2, 4)}, "adapt_guided": (8975, 4, 0),
+        "adapt_dpm": (8975, 60, 0), **{f"adapt_cm-{steps}": (8975, steps, 0) for steps in (1, 2, 8)},
+        "adapt_edits": (4 * 8975, 4, 0),
+        "evaluate": (5385, 15, 0), "evaluate_bar": (3590, 15, 0),
+    },
+    ("decorruptor", "CIFAR10"): {
+        "cm": (45_000, 250 + 25 / 9, 50), "adapt_dpm": (250_000, 60, 0), "adapt_edits": (1_000_000, 4, 0),
+    },
     ("soups", "Digits"): {"soup-recalibrate": (5180, 1, 0), "soup-average": (5180, 0, 0), "evaluate": (1795, 11, 0)},
     ("soups", "CIFAR10"): {"evaluate": (50_000, 11, 0)},
     ("soups", "CIFAR100"): {"evaluate": (50_000, 11, 0)},
@@ -108,9 +124,9 @@ def test_what_the_command_line_changes_is_counted() -> None:
 @pytest.mark.parametrize("path", [found.path for found in COMPOSED if found.path.startswith("configs/adapt/")])
 def test_passes_are_those_that_the_adapter_counts(path: str) -> None:
     stage = {"script": "image_adapt/scripts/image_sample.py", "config": path, "args": {"corruption": "fog", "save_dir": "x"}}
-    (cost,) = costs(commands(build(PipelineConfig, {"stages": {"a": stage}}), {}))
-    config = build(adapt_schema(), read_yaml(path))
-    adapter = ADAPTERS[config.adapter](build_denoiser(32, [8]), **vars(getattr(config, config.adapter)))
+    adapter = opened(build(adapt_schema(), read_yaml(path)))
+    before = {part: {"script": "train.py", "config": f"configs/editor/Digits/{part}.yaml"} for part in ("vae", "dpm", "cm")}
+    cost = costs(commands(build(PipelineConfig, {"stages": {**before, "a": stage}}), {}))[-1]
     if "ImageFolder" in path:
         assert cost.unknown == "path/to/images is not there: its images cannot be counted"
     else:
@@ -153,19 +169,28 @@ def weights(network: nn.Module) -> float:
     return sum(parameter.numel() for parameter in network.parameters()) / 1e6
 
 
+def diffusion_network(name: str, side: int) -> tuple[nn.Module, list[torch.Tensor]]:
+    """A network of that name, and what it takes."""
+    *kind, channels, blocks = name.split(" ")
+    levels, deep = [int(level) for level in channels.split("-")], int(blocks[1:])
+    image, tau = torch.empty(1, 3, side, side), torch.zeros(1)
+    if kind == ["autoencoder"]:
+        return autoencoder_network(AutoencoderConfig(levels, blocks_per_level=deep), side), [image]
+    if kind == ["editor"]:
+        unet = editor_network(EditorConfig(channels=levels, blocks_per_level=deep), side, 4)
+        return unet, [torch.empty(1, 8, side, side), tau, torch.empty(1, 20, 64)]
+    return build_denoiser(side, levels, blocks_per_level=deep, attention_levels=[1, 2] if deep == 2 else []).unet, [image, tau]
+
+
 @pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if " " in name or network.side < 256])
 def test_arithmetic_of_networks_is_what_torch_counts(name: str) -> None:
     expected, side = NETWORKS[name], NETWORKS[name].side
     with torch.device("meta"):
         inputs = [torch.empty(1, 3, side, side)]
         if " x" in name:
-            channels, blocks = name.split(" x")
-            attention = [1, 2] if blocks == "2" else []
-            levels = [int(level) for level in channels.split("-")]
-            network: nn.Module = build_denoiser(side, levels, blocks_per_level=int(blocks), attention_levels=attention).unet
-            inputs.append(torch.zeros(1))
+            network, inputs = diffusion_network(name, side)
         elif side == 32:
-            network = build_classifier(name, 10, (0.5,) * 3, (0.2,) * 3).network
+            network: nn.Module = build_classifier(name, 10, (0.5,) * 3, (0.2,) * 3).network
         else:
             network = timm.create_model(name)
         network = network.to("meta")

@@ -20,13 +20,19 @@ from undegrade.models.diffusion.editor_loading import (
     editor_digest,
     editor_folder,
     editor_from_description,
+    editor_of_pipeline,
     editor_state,
     open_editor,
     save_folder,
     with_image_channels,
     with_scale_embedding,
 )
-from undegrade.utils.checkpoint import read_description
+from undegrade.trainers.config import TrainConfig
+from undegrade.trainers.editing import EditingConfig, EditorConfig, build_editing
+from undegrade.trainers.editor_consistency import DistilledEditorConfig, EditorConsistencyConfig, build_editor_consistency
+from undegrade.trainers.method import Context
+from undegrade.utils.checkpoint import read_description, save_checkpoint
+from undegrade.utils.data.sources.registry import open_source
 from undegrade.utils.runs import find_checkpoint
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(4)) * 2 - 1
@@ -83,6 +89,32 @@ def test_a_unet_with_image_channels_does_not_see_the_image_at_first() -> None:
     z, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 16)
     one, other = (wide(torch.cat([z, c], 1), 10, encoder_hidden_states=text).sample for c in (z, -z))
     assert torch.equal(one, other) and wide.config.in_channels == 8
+
+
+def test_an_editor_starts_from_a_text_to_image_pipeline_and_is_distilled_from_a_folder(tmp_path: Path) -> None:
+    saved_pipeline(tmp_path / "text", channels=4)
+    editor = editor_of_pipeline(tmp_path / "text")
+    z, c, tau, told = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([500, 500]), torch.full((2,), TEXT)
+    one, other = (editor.predict(editor.unet, z, tau, condition, told) for condition in (c, -c))
+    assert torch.equal(one, other) and editor.scale_width is None
+    context = Context(open_source("Digits", "train", limit=10), ["pixmix"], TrainConfig("x"))
+    with pytest.raises(ValueError, match=r"model\.heads has no meaning beside model\.init_from"):
+        build_editing(EditorConfig(init_from=str(tmp_path / "text"), heads=4), EditingConfig(), context)
+    with pytest.raises(ValueError, match="is no folder of a text-to-image pipeline"):
+        build_editing(EditorConfig(init_from=str(tiny_checkpoint(tmp_path))), EditingConfig(), context)
+    saved_pipeline(tmp_path / "editor")
+    with pytest.raises(ValueError, match="takes 8 channels, an editor starts from"):
+        editor_of_pipeline(tmp_path / "editor")
+    given = DistilledEditorConfig(init_from=str(tmp_path / "editor"), scale_width=6)
+    method = build_editor_consistency(given, EditorConsistencyConfig(), context)
+    assert sorted(context.weights) == [str(tmp_path / name) for name in ("editor", "tiny.safetensors")]
+    assert editor_from_description(*reversed(method.export({"student": method.student})), "here").scale_width == 6
+
+
+def tiny_checkpoint(folder: Path) -> Path:
+    editor = tiny_editor()
+    save_checkpoint(folder / "tiny.safetensors", editor_state(editor), describe_editor(editor))
+    return folder / "tiny.safetensors"
 
 
 def test_a_unet_with_scale_embedding_does_not_see_the_scales_at_first() -> None:
@@ -152,6 +184,14 @@ def test_images_of_other_sizes_need_a_resolution() -> None:
     assert Decorruptor(tiny_editor(6), DecorruptorOptions(resolution=16)).adapt(odd, generators(0, 1)).shape == odd.shape
     with pytest.raises(ValueError, match="multiple of 2"):
         Decorruptor(tiny_editor(6), DecorruptorOptions(resolution=15))
+
+
+def test_bright_batches_are_stretched_as_published_where_asked_for() -> None:
+    bright = IMAGES.abs()
+    usual, published = (Decorruptor(tiny_editor(6), DecorruptorOptions(stretch_bright=on)) for on in (False, True))
+    assert torch.equal(published.adapt(bright, generators(0, 1)), usual.adapt(2 * bright - 1, generators(0, 1)))
+    assert torch.equal(published.adapt(IMAGES, generators(0, 1)), usual.adapt(IMAGES, generators(0, 1)))
+    assert published.batch_matters and not usual.batch_matters
 
 
 def test_scales_outside_the_trained_range_are_named(caplog: pytest.LogCaptureFixture) -> None:

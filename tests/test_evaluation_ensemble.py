@@ -79,7 +79,7 @@ def expected_prediction(rule: str, a: Tensor, b: Tensor, classify: Callable[[Ten
         u = torch.stack(certainty[rule.removesuffix("_fuse")]).softmax(0)
         return classify(u)
     table = {
-        "first": p, "second": q, "sum": p + q,
+        "first": p, "second": q, "sum": p + q, "first_and_mean": p + q,
         "entropy": p if entropy[0] < entropy[1] else q,
         "confidence": p if confidence[0] > confidence[1] else q,
         "var": p if variance[0] > variance[1] else q,

@@ -57,6 +57,7 @@ HAND = {
     "first": weighted([1, 1], [0, 0]),
     "second": weighted([0, 0], [1, 1]),
     "sum": torch.tensor([[1.0, 0.7, 0.3], [0.5, 0.45, 1.05]], dtype=torch.float64),
+    "first_and_mean": torch.tensor([[1.0, 0.7, 0.3], [0.5, 0.45, 1.05]], dtype=torch.float64),
     "entropy": weighted([1, 0], [0, 1]),
     "confidence": weighted([1, 0], [0, 1]),
     "var": weighted([1, 0], [0, 1]),
@@ -72,6 +73,12 @@ def test_rule_of_probabilities_equals_the_hand_computed_scores(rule: str) -> Non
 
 def test_every_rule_has_a_hand_computed_case() -> None:
     assert set(HAND) | {"vote"} == set(OF_LOGITS)
+
+
+def test_several_edits_count_as_much_as_the_image_itself() -> None:
+    p1, p2, p3 = probabilities(P1, P2, [[0.1, 0.1, 0.8], [0.6, 0.2, 0.2]])
+    torch.testing.assert_close(combine("first_and_mean", torch.stack([p1, p2, p3]).log()), p1 + (p2 + p3) / 2)
+    torch.testing.assert_close(combine("first_and_mean", p1[None].log()), p1)
 
 
 @pytest.mark.parametrize("rule", ["entropy_sum", "confidence_sum"])
@@ -239,7 +246,7 @@ def test_permuting_images_or_classes_permutes_the_scores(rule: str) -> None:
     torch.testing.assert_close(combine(rule, logits[:, images][:, :, classes]), combine(rule, logits)[images][:, classes])
 
 
-@pytest.mark.parametrize("rule", [name for name in OF_LOGITS if name not in ("first", "second")])
+@pytest.mark.parametrize("rule", [name for name in OF_LOGITS if name not in ("first", "second", "first_and_mean")])
 def test_the_order_of_members_does_not_matter_without_ties(rule: str) -> None:
     members = 2 if RULES[rule].needs_two else 4
     logits = torch.randn(members, 9, 5, generator=torch.Generator().manual_seed(2))

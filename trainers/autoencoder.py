@@ -116,18 +116,22 @@ def build_autoencoding(model: AutoencoderConfig, config: AutoencodingConfig, con
     Raises:
         ValueError: an image size that the levels do not divide.
     """
-    from diffusers import AutoencoderKL  # noqa: PLC0415  importing it takes seconds
-
     size, factor = context.source.image_size, 2 ** (len(model.channels) - 1)
     if size % factor:
         raise ValueError(
             f"model.channels {model.channels} halve the sides {len(model.channels) - 1} times, which {size} px cannot be"
         )
-    student = AutoencoderKL(
+    count = min(_MEASURED, len(context.source))
+    rows = torch.randperm(len(context.source), generator=torch_generator("measured latents"))[:count].numpy()
+    return Autoencoding(autoencoder_network(model, size), context.source.images(rows), config.kl_weight)
+
+
+def autoencoder_network(model: AutoencoderConfig, size: int) -> Any:
+    """diffusers' `AutoencoderKL` with random weights, for images of `size` pixels a side."""
+    from diffusers import AutoencoderKL  # noqa: PLC0415  importing it takes seconds
+
+    return AutoencoderKL(
         block_out_channels=tuple(model.channels), latent_channels=model.latent_channels, layers_per_block=model.blocks_per_level,
         norm_num_groups=model.norm_groups, sample_size=size, down_block_types=("DownEncoderBlock2D",) * len(model.channels),
         up_block_types=("UpDecoderBlock2D",) * len(model.channels),
     )  # fmt: skip
-    count = min(_MEASURED, len(context.source))
-    rows = torch.randperm(len(context.source), generator=torch_generator("measured latents"))[:count].numpy()
-    return Autoencoding(student, context.source.images(rows), config.kl_weight)

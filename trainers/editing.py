@@ -1,5 +1,5 @@
-"""Training of latent editors: the diffusion model that cleans an image ("DPM"), and its
-distillation into few steps ("CM"), as in Decorruptor (Oh et al., ECCV 2024).
+"""Training of latent editors: the diffusion model that cleans an image ("DPM"), as in Decorruptor
+(Oh et al., ECCV 2024); its distillation is `trainers.editor_consistency`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,21 +20,22 @@ from undegrade.models.diffusion.editor import NULL, TEXT, Editor, EditorFrame, e
 from undegrade.models.diffusion.editor_loading import (
     build_editor_unet,
     describe_editor,
-    editor_from_description,
+    editor_digest,
+    editor_folder,
+    editor_of_pipeline,
     editor_state,
-    with_scale_embedding,
 )
 from undegrade.models.diffusion.prompt import INSTRUCTION, embed, small_text_parts
-from undegrade.models.diffusion.sampling import clean_image
 from undegrade.models.diffusion.vae import LatentAutoencoder, build_vae
-from undegrade.trainers.consistency import ConsistencyDistillation
+from undegrade.trainers.config import fill
 from undegrade.trainers.method import Context, Method
 from undegrade.utils.checkpoint import load_checkpoint
 from undegrade.utils.data.batches import Batch
+from undegrade.utils.data.perturbations.perturbation import changed_fields
 from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.pixels import from_signed, to_signed, unit_to_signed
 from undegrade.utils.figures import sample_grid
-from undegrade.utils.ranges import Count, NotNegative, Positive, PositiveShare, ShareBelowOne
+from undegrade.utils.ranges import Count
 from undegrade.utils.seeding import torch_generator
 
 _PICTURED = 8
@@ -45,20 +46,24 @@ class EditorConfig:
     """The U-Net of a latent editor, and the autoencoder of its latents.
 
     Attributes:
+        init_from: folder of a text-to-image pipeline that diffusers saved, such as Stable Diffusion
+            1.5, whose U-Net, autoencoder and text encoder are the start (null: random weights).
+            Then no other key is given.
         autoencoder: checkpoint file, run folder or run name of the autoencoder; of a folder of
             diffusers its `vae`.
         channels: width of each level, highest resolution first; all have cross-attention, but the
             last, unless there is one only.
         blocks_per_level: residual blocks a level.
-        head_width: channels of an attention head.
+        heads: of the attention.
         text_width: of the embeddings of the instruction.
         norm_groups: groups of the group normalisation.
     """
 
+    init_from: str | None = None
     autoencoder: str = "editor/{dataset}/vae"
     channels: list[Count] = field(default_factory=lambda: [64, 128])
     blocks_per_level: Count = 1
-    head_width: Count = 8
+    heads: Count = 8
     text_width: Count = 64
     norm_groups: Count = 16
 
@@ -77,42 +82,8 @@ class EditingConfig:
     dropout: Annotated[float, Interval(ge=0, le=1 / 3)] = 0.05
 
 
-@dataclasses.dataclass(frozen=True)
-class DistilledEditorConfig:
-    """The editor that is distilled.
-
-    Attributes:
-        init_from: checkpoint file, run folder or run name of an editor.
-        scale_width: of the embedding of the guidance scales.
-    """
-
-    init_from: str = "editor/{dataset}/dpm"
-    scale_width: Annotated[int, Interval(ge=4)] = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class EditorConsistencyConfig:
-    """Consistency distillation of an editor under guidance.
-
-    Attributes:
-        name: editor_consistency.
-        text_weights: range from which w_T is drawn for each image.
-        image_weights: range from which w_I is drawn.
-        steps, top, loss, huber_c, target_decay: see `ConsistencyConfig`.
-    """
-
-    name: str = "editor_consistency"
-    text_weights: list[NotNegative] = field(default_factory=lambda: [5.0, 15.0])
-    image_weights: list[NotNegative] = field(default_factory=lambda: [1.0, 1.5])
-    steps: Count = 50
-    top: PositiveShare = 1.0
-    loss: Literal["pseudo_huber", "l2"] = "pseudo_huber"
-    huber_c: Positive = 1e-3
-    target_decay: ShareBelowOne = 0.95
-
-
-class _EditorMethod:
-    """What both trainings do alike: latents of the pair, and what is exported and shown.
+class EditorMethod:
+    """What training and distillation do alike: latents of the pair, and what is exported and shown.
 
     Attributes:
         frame: of the editor, frozen.
@@ -148,13 +119,13 @@ class _EditorMethod:
         return sample_grid(torch.cat([corrupted, back, clean]).permute(0, 2, 3, 1).numpy(), columns=len(clean), scale=2)
 
 
-class Editing(_EditorMethod, Method):
+class Editing(EditorMethod, Method):
     """L = E |eps - eps_theta(z_t, t, c, text)|^2 with z_t the noised latent of the clean image, c
     that of the corrupted one; text and c are left out for shares of the images.
 
     Args:
         student: the U-Net.
-        frame, shown: see `_EditorMethod`.
+        frame, shown: see `EditorMethod`.
         dropout: see `EditingConfig`.
     """
 
@@ -197,93 +168,57 @@ def dropped(u: Tensor, share: float) -> tuple[Tensor, Tensor]:
     return text, (~without_image).float().reshape(-1, 1, 1, 1)
 
 
-class EditorConsistency(_EditorMethod, ConsistencyDistillation):
-    """Consistency distillation of an editor under three-way guidance, whose weights the student is
-    told (Oh et al. 2024; Luo et al. 2023, algorithm 1).
-
-    Args:
-        editor: the teacher, frozen.
-        config: section `method`.
-        scale_width: of the embedding of the guidance scales.
-        shown: see `_EditorMethod`.
-    """
-
-    def __init__(self, editor: Editor, config: EditorConsistencyConfig, scale_width: int, shown: tuple[Tensor, Tensor]) -> None:
-        student = with_scale_embedding(editor.unet, scale_width).requires_grad_(True)
-        super().__init__(student, editor, config)
-        self.frame = self.teacher = editor.eval().requires_grad_(False)
-        self.shown = shown
-
-    def encoded(self, batch: Batch) -> tuple[Tensor, Any]:
-        x0, condition = self.pair(batch, self.student.training)
-        if self.student.training:
-            shares = torch.rand(2, len(x0), device=x0.device)
-        else:
-            shares = torch.stack([torch.rand(2, generator=torch_generator("scales", key)) for key in batch["key"]], 1).to(x0.device)
-        ranges = (self.config.text_weights, self.config.image_weights)
-        scales = tuple(low + (high - low) * share for (low, high), share in zip(ranges, shares, strict=True))
-        return x0, (condition, scales)
-
-    def predict(self, network: Any, x: Tensor, tau: Tensor, condition: Any) -> Tensor:
-        image, scales = condition
-        text = torch.full((len(x),), TEXT, device=x.device)
-        return self.frame.predict(network, x, tau, image, text, scales)
-
-    def teach(self, x: Tensor, tau: Tensor, condition: Any) -> Tensor:
-        image, scales = condition
-        weights = (scale.reshape(-1, 1, 1, 1) for scale in scales)
-        predicted = self.frame.guided(self.teacher.unet, x, tau, image, *weights)
-        alpha_bar = self.schedule.alpha_bar.to(x.device)[tau].reshape(-1, 1, 1, 1)
-        return clean_image(self.prediction, x, predicted, alpha_bar)
-
-    def export(self, parts: Mapping[str, nn.Module]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        editor = self.edited(parts["student"])
-        scales = {"text_weight": self.config.text_weights, "image_weight": self.config.image_weights}
-        editor.scheduler |= {"original_inference_steps": self.config.steps, "trained_scales": scales}
-        return editor_state(editor), describe_editor(editor)
-
-    def picture(self, parts: Mapping[str, nn.Module]) -> np.ndarray:
-        return self.pictured(parts["student"], 4, 7.5, 1.3)
-
-
 def build_editing(model: EditorConfig, config: EditingConfig, context: Context) -> Method:
     """The method that trains an editor in the latents of an autoencoder.
 
     Raises:
         ValueError: not exactly one degradation; no autoencoder; transformers is not installed.
     """
-    shown = _shown(context)
+    shown = shown_pairs(context)
+    if model.init_from is not None:
+        return _editing_from_pipeline(model, config, context, shown)
     space = _autoencoder(context, model.autoencoder)
-    size = context.source.image_size // space.factor
-    levels = len(model.channels)
-    attended = [True] * levels if levels == 1 else [True] * (levels - 1) + [False]
-    unet = build_editor_unet({
-        "sample_size": size, "in_channels": 2 * space.channels, "out_channels": space.channels,
-        "block_out_channels": tuple(model.channels), "layers_per_block": model.blocks_per_level,
-        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attended),
-        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)),
-        "attention_head_dim": model.head_width, "cross_attention_dim": model.text_width, "norm_num_groups": model.norm_groups,
-    })  # fmt: skip
+    unet = editor_network(model, context.source.image_size // space.factor, space.channels)
     with tempfile.TemporaryDirectory() as folder:
         embeddings = embed(*small_text_parts(model.text_width, Path(folder)), [INSTRUCTION, ""])
     return Editing(unet, EditorFrame(space, embeddings), shown, config.dropout)
 
 
-def build_editor_consistency(model: DistilledEditorConfig, config: EditorConsistencyConfig, context: Context) -> Method:
-    """The method that distils an editor.
+def editor_network(model: EditorConfig, size: int, channels: int) -> Any:
+    """diffusers' `UNet2DConditionModel` with random weights, for latents [channels, size, size]."""
+    levels = len(model.channels)
+    attended = [True] * levels if levels == 1 else [True] * (levels - 1) + [False]
+    return build_editor_unet({
+        "sample_size": size, "in_channels": 2 * channels, "out_channels": channels,
+        "block_out_channels": tuple(model.channels), "layers_per_block": model.blocks_per_level,
+        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attended),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)),
+        "attention_head_dim": model.heads, "cross_attention_dim": model.text_width, "norm_num_groups": model.norm_groups,
+    })  # fmt: skip
 
-    Raises:
-        ValueError: not exactly one degradation; no editor, or one that is distilled already.
-    """
-    path = context.find_checkpoint(model.init_from)
-    state, description = load_checkpoint(path, kind="editor")
-    editor = editor_from_description(description, state, f"checkpoint {path}")
-    if editor.scale_width is not None:
-        raise ValueError(f"model.init_from {model.init_from}: this editor is distilled already, name the one that it was made of")
-    return EditorConsistency(editor, config, model.scale_width, _shown(context))
+
+def _editing_from_pipeline(model: EditorConfig, config: EditingConfig, context: Context, shown: tuple[Tensor, Tensor]) -> Method:
+    others = sorted(changed_fields(model).keys() - {"init_from"})
+    if others:
+        raise ValueError(f"model.{others[0]} has no meaning beside model.init_from {model.init_from}, which says it: leave it out")
+    folder = find_editor(context, str(model.init_from))
+    if not folder.is_dir():
+        raise ValueError(f"model.init_from {model.init_from} is no folder of a text-to-image pipeline that diffusers saved")
+    editor = editor_of_pipeline(folder)
+    frame = EditorFrame(editor.autoencoder, editor.get_buffer("embeddings"), editor.scheduler)
+    return Editing(editor.unet.requires_grad_(True), frame, shown, config.dropout)
 
 
-def _shown(context: Context) -> tuple[Tensor, Tensor]:
+def find_editor(context: Context, reference: str) -> Path:
+    """The folder of a pipeline, or the checkpoint that is meant."""
+    folder = editor_folder(fill(reference, context.config))
+    if folder is None:
+        return context.find_checkpoint(reference)
+    context.weights[reference] = editor_digest(folder)
+    return folder
+
+
+def shown_pairs(context: Context) -> tuple[Tensor, Tensor]:
     """A few pairs for the picture."""
     if len(context.degradations) != 1:
         raise ValueError(f"an editor learns from one corruption model, data.degradations has {context.degradations}: use [pixmix]")

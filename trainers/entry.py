@@ -184,7 +184,7 @@ def run(
 
 def _fitted(data: DataConfig, model: Any) -> DataConfig:
     """Photographs as the weights that the network starts from want them, unless `data` says."""
-    start = getattr(model, "init_from", None)
+    start = getattr(model, "init_from", None) if hasattr(model, "arch") else None  # of a classifier
     inputs = timm_inputs(model.arch) if getattr(model, "pretrained", False) else None
     if start is not None and Path(start).is_file():
         inputs = checkpoint_inputs(Path(start), model.arch)

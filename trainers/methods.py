@@ -13,14 +13,8 @@ from undegrade.trainers.classification import ClassifierConfig
 from undegrade.trainers.consistency import ConsistencyConfig, ConsistentDenoiserConfig, build_consistency
 from undegrade.trainers.denoising import DenoiserConfig, DenoisingConfig, build_denoising
 from undegrade.trainers.distillation import DistillationConfig, build_distillation
-from undegrade.trainers.editing import (
-    DistilledEditorConfig,
-    EditingConfig,
-    EditorConfig,
-    EditorConsistencyConfig,
-    build_editing,
-    build_editor_consistency,
-)
+from undegrade.trainers.editing import EditingConfig, EditorConfig, build_editing
+from undegrade.trainers.editor_consistency import DistilledEditorConfig, EditorConsistencyConfig, build_editor_consistency
 from undegrade.trainers.method import Context, Method
 from undegrade.trainers.supervised import SupervisedConfig, build_supervised
 from undegrade.utils.registry import Registry

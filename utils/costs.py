@@ -72,6 +72,9 @@ _FLAGS: dict[str, dict[str, str]] = {  # kind of script -> short flag -> key of 
     "generate": {"model_path": "model", "timestep_respacing": "respacing"},
 }  # fmt: skip
 _HELD_OUT = ("validation", "val", "valid", "test")  # folders of the parts of an image folder that are not trained on
+# method -> passes forward and backward of a training image, where they are not one of each: also
+# those of the teacher (an editor's are three) and of the target; of the degraded image, too
+_PASSES = {"distillation": (2, 1), "autoencoding": (2, 2), "consistency": (3, 1), "editor_consistency": (5, 1)}
 _LISTS = ("data.degradations", "data.corruptions", "data.sweep", "input.corruptions")
 
 
@@ -81,6 +84,7 @@ class _Books:
     def __init__(self) -> None:
         self.made: dict[str, tuple[int, int, int]] = {}  # folder that a stage makes: images, side, classes
         self.models: dict[str, str] = {}  # trained diffusion models: key of NETWORKS by the template of the run's name
+        self.editors: dict[str, tuple[str, bool]] = {}  # latent editors alike: that of the autoencoder, whether it is distilled
 
     def cost(self, stage: Command) -> Cost:
         kinds: dict[str, Callable[[Tree], Cost]] = {
@@ -105,15 +109,39 @@ class _Books:
             train, validation = train + validation, sizes.test
         versions = max(1, len(data.get("degradations", [])))
         train, validation = (_limited(count, data.get("limit")) * versions for count in (train, validation))
-        epochs, networks = loop["epochs"], 2 if method["name"] == "distillation" else 1
-        validations = -(-epochs // loop.get("validate_every", 1))
-        name = str(model.get("arch", ""))
+        epochs, (forward, backward) = loop["epochs"], _PASSES.get(method["name"], (1, 1))
+        validated = -(-epochs // loop.get("validate_every", 1)) * validation
+        name = self._trained(tree, model, method["name"])
+        side, passes = data.get("image_size") or sizes.side, (forward * (epochs * train + validated), backward * epochs * train)
+        disk = _BYTES_A_WEIGHT * _weights(name)
+        if tree["name"] in self.editors:
+            return self._edited(tree["name"], side, train, passes, 2, epochs * train + validated, disk)
+        return _of(name, side, train, *passes, ratio=2, disk=disk)
+
+    def _trained(self, tree: Tree, model: Tree, method: str) -> str:
+        """Key of NETWORKS of what a configuration trains, which is noted under the run's name."""
+        if "arch" in model:
+            return str(model["arch"])
+        start = str(model.get("init_from") or "")
         if "channels" in model:
-            name = f"{'-'.join(map(str, model['channels']))} x{model.get('blocks_per_level', 1)}"
-            self.models[tree["name"]] = name
-        forward, backward = networks * (epochs * train + validations * validation), epochs * train
-        side = data.get("image_size") or sizes.side
-        return _of(name, side, train, forward, backward, ratio=2, disk=_BYTES_A_WEIGHT * _weights(name))
+            kind = {"autoencoding": "autoencoder ", "editing": "editor "}.get(method, "")
+            name = f"{kind}{'-'.join(map(str, model['channels']))} x{model.get('blocks_per_level', 1)}"
+        else:
+            name = self._model({"model": start})
+        if method == "editing":
+            self.editors[tree["name"]] = self._model({"model": model.get("autoencoder", "editor/{dataset}/vae")}), False
+        elif method == "editor_consistency" and start in self.editors:
+            self.editors[tree["name"]] = self.editors[start][0], True
+        self.models[tree["name"]] = name
+        return name
+
+    def _edited(self, editor: str, side: int, images: int, passes: tuple[int, int], ratio: int, encoded: int, disk: float) -> Cost:
+        """Passes of a latent editor's U-Net, and the arithmetic of its autoencoder on `encoded`
+        images, which halves their sides once for each level after the first.
+        """
+        autoencoder, _ = self.editors[editor]
+        cost = _of(self.models[editor], side // 2 ** autoencoder.count("-"), images, *passes, ratio=ratio, disk=disk)
+        return _with_arithmetic(cost, _of(autoencoder, side, images, encoded))
 
     def _soup(self, tree: Tree) -> Cost:
         data = tree["data"]
@@ -123,26 +151,31 @@ class _Books:
         return _of(tree["arch"], sizes.side, images, passes, disk=4 * _weights(tree["arch"]))
 
     def _adaptation(self, tree: Tree) -> Cost:
-        given, adapter = tree.get("input", {}), tree.get("adapter", "dda")
-        if given.get("folder") is not None:
-            folder = given["folder"]
-            images, side, classes = self.made.get(folder) or _counted(folder)
-        else:
-            sizes = self._sizes(given["dataset"])
-            severities = given.get("severities", [5])
-            cells = parse_cells(given["corruptions"], None if severities == "random" else severities)
-            part = _limited(getattr(sizes, given.get("split", "test")), given.get("limit"))
-            images, side, classes = _limited(part, tree.get("num_samples")) * len(cells), sizes.side, sizes.classes
-        options = tree.get(adapter, {})
-        if adapter not in ("dda", "ilvr") or not isinstance(options.get("start_step"), int):
+        adapter, (images, side, classes) = tree.get("adapter", "dda"), self._inputs(tree)
+        options, edited = tree.get(adapter, {}), adapter == "decorruptor" and tree.get("model") in self.editors
+        if not edited and (adapter not in ("dda", "ilvr") or not isinstance(options.get("start_step"), int)):
             raise _Unknown(f"the passes of the adapter {adapter} are known when it is opened (image_sample.py --dry_run)")
-        steps = options["start_step"]
-        guided = adapter == "dda" and options.get("guidance_weight", 3) > 0 and options.get("guidance", "full") == "full"
         name = self._model(tree)
-        side = NETWORKS[name].side if name in NETWORKS else side
+        side = NETWORKS[name].side if name in NETWORKS and not edited else side
         self.made[tree["save_dir"]] = images, side, classes
+        images *= tree.get("edits") or 1
         disk = images * side**2 * BYTES_A_PIXEL[tree.get("output", "png")]
+        if edited:
+            rows, steps = (1, 4) if self.editors[tree["model"]][1] else (3, 20)
+            return self._edited(tree["model"], side, images, (images * rows * (options.get("steps") or steps), 0), 1, images, disk)
+        steps = options["start_step"] if options.get("sampler") != "consistency" else options.get("steps") or 1
+        guided = adapter == "dda" and options.get("guidance_weight", 3) > 0 and options.get("guidance", "full") == "full"
         return _of(name, side, images, images * steps, images * steps * guided, disk=disk)
+
+    def _inputs(self, tree: Tree) -> tuple[int, int, int]:
+        """Images that are adapted, their side, number of classes."""
+        given = tree.get("input", {})
+        if given.get("folder") is not None:
+            return self.made.get(given["folder"]) or _counted(given["folder"])
+        sizes, severities = self._sizes(given["dataset"]), given.get("severities", [5])
+        cells = parse_cells(given["corruptions"], None if severities == "random" else severities)
+        part = _limited(getattr(sizes, given.get("split", "test")), given.get("limit"))
+        return _limited(part, tree.get("num_samples")) * len(cells), sizes.side, sizes.classes
 
     def _generation(self, tree: Tree) -> Cost:
         name, sizes = self._model(tree), self._sizes(tree["dataset"])
@@ -154,8 +187,7 @@ class _Books:
         if tree.get("vae") is None:
             return cost
         decoded = _of(_stem(tree["vae"]), side, images, images)
-        gflop = None if cost.gflop is None or decoded.gflop is None else cost.gflop + decoded.gflop
-        return dataclasses.replace(cost, forward=passes + images, gflop=gflop, unknown=cost.unknown or decoded.unknown)
+        return dataclasses.replace(_with_arithmetic(cost, decoded), forward=passes + images)
 
     def _evaluation(self, tree: Tree) -> Cost:
         data = tree["data"]
@@ -233,6 +265,12 @@ def _of(name: str, side: int, images: int, forward: int, backward: int = 0, rati
         return Cost(images, forward, backward, None if forward else 0.0, disk, why)
     gflop = network.gflop * (side / network.side) ** 2 * (forward + ratio * backward)
     return Cost(images, forward, backward, gflop, disk)
+
+
+def _with_arithmetic(cost: Cost, other: Cost) -> Cost:
+    """A cost, and the arithmetic of another network on the same images."""
+    gflop = None if cost.gflop is None or other.gflop is None else cost.gflop + other.gflop
+    return dataclasses.replace(cost, gflop=gflop, unknown=cost.unknown or other.unknown)
 
 
 def _limited(count: int, limit: int | None) -> int:

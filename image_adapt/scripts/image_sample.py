@@ -158,26 +158,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
         options = launch_options(args)
         with options.interruption.listening():
-            outcome = adapt(config, model_flags, world, args, options)
-    return report(outcome, config) if world.rank == 0 and outcome else 0
+            status = adapt(config, model_flags, world, args, options)
+    return status
 
 
-def adapt(
-    config: AdaptConfig, model_flags: dict[str, str], world: World, args: argparse.Namespace, options: LaunchOptions
-) -> Outcome | None:
-    """Open the adapter, plan, adapt; a dry run prints the plan and returns None."""
+def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, args: argparse.Namespace, options: LaunchOptions) -> int:
+    """Open the adapter, plan, adapt; a dry run prints the plan. Returns the exit status."""
     device = choose_device(args.device, world.local_rank)
     adapter = open_adapter(config, model_flags, device)
-    jobs = plan_jobs(config, adapter.image_size)
+    edits = [(edit, plan_jobs(edit, adapter.image_size)) for edit in config.each_edit()]
     if args.dry_run:
         if world.rank == 0:
-            seconds = time_batch(jobs, adapter, config, device) if args.time else None
-            print(describe_plan(jobs, adapter, config, world.size, seconds, args.verify), end="")
-        return None
-    images = sum(len(job.source) for job in jobs)
-    log.info("%d images in %d cells, %d rank(s) on %s, batches of %d", images, len(jobs), world.size, device.type,
-             config.batch_size)  # fmt: skip
-    return run_jobs(jobs, adapter, config, world, device, options)
+            seconds = time_batch(edits[0][1], adapter, config, device) if args.time else None
+            for edit, jobs in edits:
+                print(describe_plan(jobs, adapter, edit, world.size, seconds, args.verify), end="")
+        return 0
+    images = sum(len(job.source) for _, jobs in edits for job in jobs)
+    log.info("%d images in %d cells, %d rank(s) on %s, batches of %d", images, sum(len(jobs) for _, jobs in edits), world.size,
+             device.type, config.batch_size)  # fmt: skip
+    done = [(run_jobs(jobs, adapter, edit, world, device, options), edit) for edit, jobs in edits]
+    return max(report(outcome, edit) for outcome, edit in done) if world.rank == 0 else 0
 
 
 def report(outcome: Outcome, config: AdaptConfig) -> int:

@@ -216,7 +216,8 @@ def _edit_distilled(
     known = int(editor.scheduler.get("original_inference_steps", 50))
     if not 1 <= steps <= known:
         raise ValueError(f"steps {steps}: this editor was distilled along {known}, give 1..{known} (4 is the published number)")
-    scheduler: Any = LCMScheduler.from_config({**editor.scheduler, "original_inference_steps": known, "clip_sample": False})
+    settings = {key: value for key, value in editor.scheduler.items() if key != "trained_scales"}  # that is ours
+    scheduler: Any = LCMScheduler.from_config({**settings, "original_inference_steps": known, "clip_sample": False})
     scheduler.set_timesteps(steps, device=z.device)
     scales = (z.new_full((len(z),), text_weight), z.new_full((len(z),), image_weight))
     told = torch.full((len(z),), TEXT, device=z.device)

@@ -19,7 +19,7 @@ from undegrade.models.diffusion.diffusers_folder import network_folder, read_jso
 from undegrade.models.diffusion.editor import Editor
 from undegrade.models.diffusion.prompt import INSTRUCTION, embed, transformers
 from undegrade.models.diffusion.unet import assign_weights
-from undegrade.models.diffusion.vae import build_vae
+from undegrade.models.diffusion.vae import LatentAutoencoder, build_vae
 from undegrade.utils.checkpoint import file_digest, load_checkpoint, save_checkpoint
 from undegrade.utils.files import replacing
 
@@ -45,11 +45,8 @@ def editor_from_description(description: Mapping[str, Any], state: Mapping[str, 
     """
     if description.get("kind") != "editor":
         raise ValueError(f"{where} holds no latent editor: train one by the method editing (trainers/editing.py)")
-    parts = {
-        part: {n.removeprefix(f"{part}."): t for n, t in state.items() if n.startswith(f"{part}.")} for part in ("unet", "vae")
-    }
-    autoencoder = build_vae(description["vae"], parts["vae"], where)
-    unet = build_editor_unet(description["unet"], parts["unet"], where)
+    autoencoder = build_vae(description["vae"], _part(state, "vae."), where)
+    unet = build_editor_unet(description["unet"], _part(state, "unet."), where)
     return Editor(unet, autoencoder, state["embeddings"], description["scheduler"]).eval().requires_grad_(False)
 
 
@@ -135,6 +132,32 @@ def open_editor(reference: str | Path) -> Editor:
     if not path.is_dir():
         state, description = load_checkpoint(path, kind="editor")
         return editor_from_description(description, state, f"checkpoint {path}")
+    editor = Editor(*_folder_parts(path))
+    log.info("latent editor from %s", path)
+    return editor.eval().requires_grad_(False)
+
+
+def editor_of_pipeline(folder: Path) -> Editor:
+    """A new editor in eval mode, float32, from a text-to-image pipeline that diffusers saved, such
+    as Stable Diffusion 1.5: its U-Net gets further channels for the image, which it does not see
+    yet.
+
+    Raises:
+        FileNotFoundError, ValueError: missing, damaged, an editor already; names the part.
+    """
+    unet, autoencoder, embeddings, scheduler = _folder_parts(folder)
+    channels = unet.config["in_channels"]
+    if channels != unet.config["out_channels"]:
+        raise ValueError(f"folder {folder}: its U-Net takes {channels} channels, an editor starts from a text-to-image pipeline, "
+                         f"whose U-Net takes {unet.config['out_channels']}")  # fmt: skip
+    log.info("a latent editor starts from %s", folder)
+    return Editor(with_image_channels(unet), autoencoder, embeddings, scheduler).eval()
+
+
+def _folder_parts(path: Path) -> tuple[Any, LatentAutoencoder, Tensor, dict[str, Any]]:
+    """U-Net, autoencoder, embeddings of the instruction and of no text, and scheduler of a folder
+    of a pipeline.
+    """
     missing = [part for part in ("unet", "vae") if network_folder(path / part) is None]
     if missing:
         raise ValueError(
@@ -145,9 +168,7 @@ def open_editor(reference: str | Path) -> Editor:
     scheduler = scheduler_file(path / "unet")
     if not scheduler.is_file():
         raise ValueError(f"folder {path} lacks {scheduler.parent.name}/{scheduler.name}, which says how the U-Net was trained")
-    editor = Editor(unet, autoencoder, _folder_embeddings(path), read_json(scheduler))
-    log.info("latent editor from %s", path)
-    return editor.eval().requires_grad_(False)
+    return unet, autoencoder, _folder_embeddings(path), read_json(scheduler)
 
 
 def _folder_embeddings(folder: Path) -> Tensor:
