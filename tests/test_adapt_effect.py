@@ -102,7 +102,7 @@ OTHER: Options = {  # another value of each option
     "respacing": "20", "start_step": 4, "noise_level": 0.8, "downscale_factor": 8, "border": "zero", "variance": "fixed_small",
     "clip_denoised": False, "start_mismatch": True, "guidance_weight": 1.0, "guidance_norm": "batch", "guidance": "jacobian_free",
     "sampler": "ddim", "steps": 2, "range_t": 0, "reference_mismatch": True, "text_weight": 3.0, "image_weight": 1.0,
-    "resolution": 8,
+    "resolution": 8, "stretch_bright": True,
 }  # fmt: skip
 SHORT: Options = {"respacing": "10", "start_step": 3}
 CASES: list[tuple[str, Options]] = [
@@ -121,11 +121,11 @@ KINDS: dict[str, type[Adapter]] = {"dda": DDA, "consistency": DDA, "ilvr": ILVR,
 
 
 def result(name: str, options: Options) -> Tensor:
-    """Two adapted images."""
+    """Two adapted images; an editor's are bright."""
     if KINDS[name] is Decorruptor:
         adapter: Adapter = Decorruptor(tiny_editor(8 if "distilled" in name else None), Decorruptor.Options(**options))
-    else:
-        adapter = KINDS[name](distilled() if name == "consistency" else tiny_denoiser(), **options)
+        return adapter.adapt(random_images(2).abs(), generators(0, 1))
+    adapter = KINDS[name](distilled() if name == "consistency" else tiny_denoiser(), **options)
     return adapter.adapt(random_images(2), generators(0, 1))
 
 
