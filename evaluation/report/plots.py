@@ -153,7 +153,7 @@ def cost_plot(rows: Sequence[Result], costs: Mapping[str, Cost]) -> Figure:
     if not means:
         raise ValueError(f"cost plot: none of the systems {sorted(costs)} has a mean over corruptions")
     columns, colours = column_names(rows), system_colours(rows)
-    figure = new_figure(11.5, 2.6 + 0.11 * len(means))
+    figure = new_figure(11.5, max(4.2, 1.2 + 0.19 * len(means)))
     panels = ("passes", "passes of networks an image"), ("ms", "ms an image, one rank")
     for axes, (field, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         values = {system: getattr(costs[system], field) for system in means}
