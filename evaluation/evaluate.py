@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from undegrade.evaluation.config import EvaluationConfig, expand, fill_names, members_of
+from undegrade.evaluation.costs import Cost, cost_lines, system_costs
 from undegrade.evaluation.ensemble import Member, Scorer, check_rule
 from undegrade.evaluation.logit_store import keep_listing, stored_bytes
 from undegrade.evaluation.predictors import NEVER, Predictor, build_predictor
@@ -57,6 +58,8 @@ class Evaluation:
         checkpoints: theirs.
         source: the images.
         scorer: knows the logits.
+        costs: what the adaptation of the images of systems took, where that is known.
+        plots: names of the files.
     """
 
     config: EvaluationConfig
@@ -67,6 +70,8 @@ class Evaluation:
     checkpoints: dict[str, Path]
     source: ImageSource
     scorer: Scorer
+    costs: dict[str, Cost]
+    plots: list[str]
 
 
 def evaluate(config: EvaluationConfig, device: torch.device, interruption: Interruption | None = None) -> Evaluation:
@@ -105,8 +110,11 @@ def evaluate(config: EvaluationConfig, device: torch.device, interruption: Inter
                 log.info("logits are kept in %s/logits, %.1f GB in all (--cache false keeps none)", out, size / 1e9)
         scorer = _score(config, needed, members, source, files, interruption or Interruption())
         rows = files.write(finished=True)
-        save_plots(out, rows)
-    return Evaluation(config, rows, files.correct, list(needed), members, checkpoints, source, scorer)
+        seen = {name: member_view(config, name) for name in used}
+        of = {name: [m for cell in needed for m in members_of(system, cell, members)] for name, system in config.systems.items()}
+        costs = system_costs(of, seen)
+        plots = save_plots(out, rows, costs)
+    return Evaluation(config, rows, files.correct, list(needed), members, checkpoints, source, scorer, costs, plots)
 
 
 def _needed_members(config: EvaluationConfig, cells: Sequence[Cell]) -> dict[Cell, list[str]]:
@@ -261,7 +269,9 @@ def print_outcome(evaluation: Evaluation) -> None:
     print(summary_table(evaluation.rows, outside_of_mce(source.classes, source.image_size, evaluation.config.data.constants)))
     for line in gains(evaluation.correct):
         print(line)
-    print(f"written: {evaluation.config.out}/results.json, results.csv, heat_map.png, severity.png")
+    for line in cost_lines(evaluation.costs):
+        print(line)
+    print(f"written: {evaluation.config.out}/{', '.join(['results.json', 'results.csv', *evaluation.plots])}")
 
 
 def gains(correct: Mapping[str, Mapping[Cell, np.ndarray]]) -> list[str]:

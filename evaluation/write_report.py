@@ -12,10 +12,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from undegrade.evaluation.costs import shows_costs
 from undegrade.evaluation.ensemble import Member
 from undegrade.evaluation.evaluate import Evaluation, gains, member_view
 from undegrade.evaluation.report.html import write_report
-from undegrade.evaluation.report.plots import Picture, heat_map, image_grid, severity_plot
+from undegrade.evaluation.report.plots import Picture, cost_plot, heat_map, image_grid, severity_plot
 from undegrade.evaluation.results import MEAN, Result, percent
 from undegrade.utils.config import dump_yaml, to_tree
 from undegrade.utils.data.cells import CLEAN, Cell, level_text
@@ -35,6 +36,8 @@ def write_evaluation_report(path: str | Path, evaluation: Evaluation) -> None:
     config = evaluation.config
     figures = {"Accuracy of each system on each corruption": heat_map(evaluation.rows)}
     figures["Accuracy with 95 % intervals"] = severity_plot(evaluation.rows)
+    if shows_costs(evaluation.rows, evaluation.costs):
+        figures["Accuracy against what adaptation costs"] = cost_plot(evaluation.rows, evaluation.costs)
     figures["Test images as each view shows them, with the predictions made on them (green: right)"] = _pictures(evaluation)
     origin = {
         "command": " ".join(["python", *(_relative(a) for a in sys.argv)]),

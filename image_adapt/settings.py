@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from undegrade.image_adapt.adapter import Adapter
+from undegrade.image_adapt.adapter import Adapter, Passes
 from undegrade.image_adapt.adapters import ADAPTERS
 from undegrade.image_adapt.config import AdaptConfig
 from undegrade.image_adapt.job import Job
@@ -122,6 +122,26 @@ def note_launch(job: Job, settings: Mapping[str, Any], images: int, ranks: int, 
         "configuration": tree,
         **provenance(),
     }
+    _note(job, line)
+
+
+def note_cost(job: Job, passes: Passes, written: int, seconds: float, ranks: int) -> None:
+    """Another line when the launch ends: what an image of it took, reading and writing included;
+    `evaluation.costs` reads it.
+
+    Args:
+        job: one that the launch made images of.
+        passes: of networks, for an image.
+        written: images that the launch made.
+        seconds: that it took.
+        ranks: that shared them.
+    """
+    ms = round(1000 * seconds * ranks / written, 3)
+    ended = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    _note(job, {"ended": ended, "images": written, "ranks": ranks, "passes": passes._asdict(), "ms_an_image_and_rank": ms})
+
+
+def _note(job: Job, line: Mapping[str, Any]) -> None:
     path = job.folder / PROVENANCE
     before = path.read_bytes() if path.is_file() else b""
     write_atomic(path, before + json.dumps(line, default=str).encode() + b"\n")

@@ -20,7 +20,7 @@ from undegrade.image_adapt.job import Job
 from undegrade.image_adapt.launch import LaunchOptions, sole_writer
 from undegrade.image_adapt.mpi import World
 from undegrade.image_adapt.output import ENCODINGS, Stored, write_manifest
-from undegrade.image_adapt.settings import copy_class_map, note_launch, prepare, settings_of
+from undegrade.image_adapt.settings import copy_class_map, note_cost, note_launch, prepare, settings_of
 from undegrade.image_adapt.sharing import BatchResult, Outcome, conclude, finished, share_out, sift
 from undegrade.utils.data.pixels import to_signed
 from undegrade.utils.data.sources.image_source import Broken
@@ -119,6 +119,7 @@ def run_jobs(
     with sole_writer(world, jobs, "adaptation"):
         settings: list[dict[str, Any]] = []
         there: list[dict[int, Stored]] = []
+        begun: list[Job] = []
         if world.rank == 0:
             settings = [settings_of(config, adapter, job) for job in jobs]
             for job, wanted in zip(jobs, settings, strict=True):
@@ -126,11 +127,14 @@ def run_jobs(
                 there.append(sift(job, wanted, options.verify))
                 if missing := len(job.source) - len(there[-1]):
                     note_launch(job, wanted, missing, world.size, config)
+                    begun.append(job)
             copy_class_map(config)
         outcome = share_out(jobs, there, adapt, world, config.batch_size, config.output, "adapting", options)
         if world.rank == 0:
             for j, job in enumerate(jobs):
                 write_manifest(job, settings[j], outcome.there[j], [entry for k, entry in outcome.broken if k == j])
+            for job in begun if outcome.written else []:
+                note_cost(job, adapter.passes, outcome.written, outcome.seconds, world.size)
             if config.output == "npy":
                 _write_arrays(jobs, outcome, Path(config.fill(config.save_dir)))
     conclude(outcome, world)

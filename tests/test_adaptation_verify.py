@@ -173,7 +173,9 @@ def test_damaged_notes_are_named_with_the_mend(tmp_path: Path, ddpm: Path, file:
 
 def test_each_launch_that_makes_images_is_noted_with_what_they_come_from(ddpm: Path, tmp_path: Path) -> None:
     def launches() -> list[dict]:
-        return [json.loads(line) for line in (tmp_path / CELL / "provenance.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (tmp_path / CELL / "provenance.jsonl").read_text().splitlines()]
+        assert [line["images"] for line in lines if "ended" in line][:2] in ([12], [12, 1])  # of both cells; what they took
+        return [line for line in lines if "started" in line]
 
     digits(ddpm, tmp_path).check()
     digits(ddpm, tmp_path).check()  # nothing to do

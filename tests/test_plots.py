@@ -223,7 +223,7 @@ def test_plots_are_drawn_again_only_when_what_they_show_has_changed(tmp_path: Pa
 
     def drawn_for(given: list[Result]) -> list[str]:
         drawn.clear()
-        save_plots(tmp_path, given)
+        save_plots(tmp_path, given, {})
         return [name.removesuffix("_plot") for name in drawn]
 
     assert drawn_for(rows) == names and drawn_for(rows) == []

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from undegrade.evaluation.costs import Cost
 from undegrade.evaluation.results import CLEAN, MEAN, Result, average_rows, percent
 from undegrade.evaluation.tables import caption, column_names, levels_by_corruption, pivot
 from undegrade.utils.figures import DPI, INK, PALETTE, QUIET, RIGHT, WRONG, checked_image, new_figure, tidy
@@ -131,6 +132,45 @@ def severity_plot(
     figure.supylabel(f"accuracy in %{band}", fontsize=10)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(columns)), frameon=False, fontsize=10)
+    return figure
+
+
+def cost_plot(rows: Sequence[Result], costs: Mapping[str, Cost]) -> Figure:
+    """Mean accuracy with its 95 % interval against what adaptation costs: passes of networks, and
+    milliseconds of a rank, both on a logarithmic axis that begins at 0.
+
+    Args:
+        rows: with the mean rows of the systems.
+        costs: of systems.
+
+    Raises:
+        ValueError: no system has a mean and a cost.
+    """
+    found = [row for row in rows if row.corruption == MEAN and row.system in costs]
+    means = {
+        row.system: row for row in sorted(found, key=lambda row: row.severity is None)
+    }  # that over severities, if there is one
+    if not means:
+        raise ValueError(f"cost plot: none of the systems {sorted(costs)} has a mean over corruptions")
+    columns, colours = column_names(rows), system_colours(rows)
+    figure = new_figure(11.5, max(4.2, 1.2 + 0.19 * len(means)))
+    panels = ("passes", "passes of networks an image"), ("ms", "ms an image, one rank")
+    for axes, (field, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        values = {system: getattr(costs[system], field) for system in means}
+        for index, (system, row) in enumerate(means.items()):
+            errors = [[100 * (row.accuracy - row.ci95_low)], [100 * (row.ci95_high - row.accuracy)]]
+            colour = colours[columns[row.system, row.rule]]
+            style = {"color": colour, "marker": MARKERS[index % len(MARKERS)], "ms": 6, "elinewidth": 0.8, "linestyle": ""}
+            axes.errorbar([values[system]], [100 * row.accuracy], yerr=errors, label=system, **style)
+        linear = min((value for value in values.values() if value > 0), default=1)
+        axes.set_xscale("symlog", linthresh=linear)
+        axes.set_xlim(left=-0.2 * linear, right=2 * max(values.values()))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel(title, fontsize=10)
+        tidy(axes)
+    figure.supylabel("mean accuracy in %, 95 % interval", fontsize=10)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
     return figure
 
 

@@ -5,34 +5,43 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from PIL import Image
 
 from undegrade.evaluation import results, tables
+from undegrade.evaluation.costs import Cost, shows_costs
 from undegrade.evaluation.results import Result
 from undegrade.utils.files import write_atomic
 
 _KEY = "drawn of"  # of a text in the PNG
 
 
-def save_plots(out: Path, rows: Sequence[Result]) -> None:
-    """Write `heat_map.png` and `severity.png`. A file is kept that is whole and says that it was
-    drawn of the same rows by the same code: drawing takes longer than a second evaluation.
+def save_plots(out: Path, rows: Sequence[Result], costs: Mapping[str, Cost]) -> list[str]:
+    """Write `heat_map.png` and `severity.png`, and `costs.png` where `costs` says what the
+    adaptation of a system took and there is a mean to show; returns the names. A file is kept that
+    is whole and says that it was drawn of the same values by the same code: drawing takes longer
+    than a second evaluation.
 
     Raises:
         ValueError: see `heat_map` and `severity_plot`.
     """
-    drawn_of = hashlib.sha256(json.dumps([vars(row) for row in rows]).encode() + _code()).hexdigest()
-    if stale := [name for name in ("heat_map", "severity") if _drawn_of(out / f"{name}.png") != drawn_of]:
-        from undegrade.evaluation.report.plots import heat_map, severity_plot
+    drawn_of = hashlib.sha256(json.dumps([[vars(row) for row in rows], costs]).encode() + _code()).hexdigest()
+    names = ["heat_map", "severity", *(["costs"] if shows_costs(rows, costs) else [])]
+    if stale := [name for name in names if _drawn_of(out / f"{name}.png") != drawn_of]:
+        from undegrade.evaluation.report.plots import cost_plot, heat_map, severity_plot
         from undegrade.utils.figures import png_bytes
 
+        draw = {
+            "heat_map": lambda: heat_map(rows),
+            "severity": lambda: severity_plot(rows),
+            "costs": lambda: cost_plot(rows, costs),
+        }
         for name in stale:
-            figure = heat_map(rows) if name == "heat_map" else severity_plot(rows)
-            write_atomic(out / f"{name}.png", png_bytes(figure, {_KEY: drawn_of}))
+            write_atomic(out / f"{name}.png", png_bytes(draw[name](), {_KEY: drawn_of}))
+    return [f"{name}.png" for name in names]
 
 
 @functools.cache

@@ -1,0 +1,75 @@
+"""What adaptation costs, as its launches noted it beside the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from undegrade.evaluation.results import MEAN, Result
+from undegrade.utils.data.manifest import PROVENANCE
+from undegrade.utils.data.views import RAW
+from undegrade.utils.files import parse_json, read_lines
+
+
+class Cost(NamedTuple):
+    """Of the adaptation of an image.
+
+    Attributes:
+        passes: of networks, those backward counted like those forward.
+        ms: milliseconds of one rank, reading and writing included.
+    """
+
+    passes: int
+    ms: float
+
+
+def view_cost(view: str) -> Cost | None:
+    """Of the images of a view: the mean over its cells; None where no launch of ours noted it.
+
+    Raises:
+        ValueError: a note is damaged.
+    """
+    if view == RAW:
+        return Cost(0, 0.0)
+    noted = []
+    for path in sorted(Path(view).glob(f"*/*/{PROVENANCE}")):
+        lines = [parse_json(line, path, "remove it, only what is said of the costs goes") for line in read_lines(path)]
+        noted += [line for line in lines if isinstance(line, dict) and "ms_an_image_and_rank" in line][-1:]
+    if not noted:
+        return None
+    return Cost(sum(noted[-1]["passes"].values()), sum(line["ms_an_image_and_rank"] for line in noted) / len(noted))
+
+
+def system_costs(members: Mapping[str, Sequence[str]], views: Mapping[str, str]) -> dict[str, Cost]:
+    """System -> what the images that its members look at cost together, those of one view once;
+    without systems of which it is not known. The passes of the classifiers are not counted.
+
+    Args:
+        members: of each system.
+        views: of each member, `raw` or a folder.
+    """
+    known = {view: view_cost(view) for view in set(views.values())}
+    costs = {}
+    for system, names in members.items():
+        parts = [known[view] for view in dict.fromkeys(views[name] for name in names)]
+        found = [part for part in parts if part is not None]
+        if found and len(found) == len(parts):
+            costs[system] = Cost(sum(part.passes for part in found), sum(part.ms for part in found))
+    return costs
+
+
+def shows_costs(rows: Sequence[Result], costs: Mapping[str, Cost]) -> bool:
+    """Whether a plot of accuracy against costs would show something: the mean of a system whose
+    images were adapted.
+    """
+    return any(row.corruption == MEAN and row.system in costs and costs[row.system].ms > 0 for row in rows)
+
+
+def cost_lines(costs: Mapping[str, Cost]) -> list[str]:
+    """A table for standard output; nothing where nothing was adapted."""
+    if not any(cost.ms for cost in costs.values()):
+        return []
+    width = max(map(len, costs))
+    lines = [f"{name.ljust(width)}  {cost.passes:6d}  {cost.ms:22.1f}" for name, cost in costs.items()]
+    return [f"{'adaptation of an image'.ljust(width)}  passes  milliseconds of a rank", *lines]
