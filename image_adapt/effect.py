@@ -15,7 +15,7 @@ from undegrade.utils.data.perturbations.registry import find_perturbation, optio
 from undegrade.utils.data.sources.registry import source_keys_without_effect
 from undegrade.utils.data.sources.released import LABELS
 
-_WRITTEN = ("output", "shard_size", "rounding", "skip_broken", "overwrite")  # about files of images
+_WRITTEN = ("output", "shard_size", "rounding", "skip_broken", "overwrite", "edits")  # about files of images
 _INSTEAD = {"save_dir": "--out", "batch_size": "--chunk", "num_samples": "--frames"}  # of a video
 _OF_FILES = ("image_size", "resize", "interpolation", "classes")  # of a data set
 

@@ -158,6 +158,7 @@ def test_all_adapters_and_options_are_among_the_cases() -> None:
         ("--save_dir x", "--save_dir has no effect here: use --out"),
         ("--batch_size 3", "--batch_size has no effect here: use --chunk"),
         ("--overwrite true", "--overwrite has no effect here: a video is written"),
+        ("--edits 2", "--edits has no effect here: a video is written"),
         ("--input.limit 3", "--input.limit has no effect here: the frames of the video are taken"),
         ("--no_cross_frame", "--no_cross_frame has no effect here: dda does every frame by itself"),
         ("--classifier_size 32", "--classifier_size has no effect here: it is for --classifier"),
