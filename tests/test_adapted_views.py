@@ -46,8 +46,9 @@ def test_images_that_were_corrupted_otherwise_are_no_view(adapted: Path, clean: 
 
 
 def test_images_that_were_not_corrupted_have_no_seed(ddpm: Path, clean: ImageSource, tmp_path: Path) -> None:
-    digits(ddpm, tmp_path, "--corruption", "clean", "--input.seed", 1).check()
-    assert len(open_view(str(tmp_path), clean, 0).source(Cell("clean", 0))) == 6
+    (tmp_path / "seed.yaml").write_text("input: {seed: 1}\n")
+    digits(ddpm, tmp_path / "a", "--corruption", "clean", "-c", tmp_path / "seed.yaml").check()
+    assert len(open_view(str(tmp_path / "a"), clean, 0).source(Cell("clean", 0))) == 6
 
 
 @pytest.mark.parametrize(

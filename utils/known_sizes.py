@@ -30,9 +30,9 @@ NETWORKS = {
     "32-64-128 x1": Network(0.7326, 2.54, 32),
     "128-256-256-256 x2": Network(12.63, 37.1, 32),
     # latent editors, whose side is that of the latents, and autoencoders there and back
-    "editor 64-128 x1": Network(0.7071, 3.15, 16),
+    "editor 32-64 x1": Network(0.1923, 0.80, 16),
     "editor 128-256-256 x2": Network(4.772, 34.1, 16),
-    "autoencoder 32-64 x1": Network(0.5298, 0.66, 32),
+    "autoencoder 16-32 x1": Network(0.1426, 0.17, 32),
     "autoencoder 64-128 x2": Network(2.642, 3.35, 32),
     "256x256_diffusion_uncond": Network(2240, 552.8, 256),
     "DiT-XL-2-256x256": Network(237.3, 675.1, 256),
