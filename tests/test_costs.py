@@ -74,7 +74,7 @@ PUBLISHED = {
         "consistency": (1295, 90 + 3 * 143 / 1295, 30),
         **dict.fromkeys(["vae", "dpm"], (1295, 30 + 6 * 143 / 1295, 30)),
         "cm": (1295, 100 + 5 * 143 / 1295, 20), "adapt_dda": (8975, 7, 0), "adapt_fast": (8975, 10, 0),
-        **{f"adapt_consistency-{steps}": (8975, steps, 0) for steps in (1, 2, 4)}, "adapt_guided": (8975, 4, 0),
+        **{f"adapt_consistency-{steps}": (8975, steps, 0) for steps in (1, 2, 4)}, "adapt_unguided": (8975, 4, 0),
         "adapt_dpm": (8975, 60, 0), **{f"adapt_cm-{steps}": (8975, steps, 0) for steps in (1, 2, 8)},
         "adapt_edits": (4 * 8975, 4, 0),
         "evaluate": (5385, 15, 0), "evaluate_bar": (3590, 15, 0),
