@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from undegrade.evaluation.results import MEAN, Result
 from undegrade.utils.data.manifest import PROVENANCE
 from undegrade.utils.data.views import RAW
 from undegrade.utils.files import parse_json, read_lines
+
+_MEND = "remove it, only what is said of the costs goes"
 
 
 class Cost(NamedTuple):
@@ -34,11 +36,16 @@ def view_cost(view: str) -> Cost | None:
         return Cost(0, 0.0)
     noted = []
     for path in sorted(Path(view).glob(f"*/*/{PROVENANCE}")):
-        lines = [parse_json(line, path, "remove it, only what is said of the costs goes") for line in read_lines(path)]
-        noted += [line for line in lines if isinstance(line, dict) and "ms_an_image_and_rank" in line][-1:]
-    if not noted:
-        return None
-    return Cost(sum(noted[-1]["passes"].values()), sum(line["ms_an_image_and_rank"] for line in noted) / len(noted))
+        lines = [parse_json(line, path, _MEND) for line in read_lines(path)]
+        noted += [_noted(line, path) for line in lines if isinstance(line, dict) and "ms_an_image_and_rank" in line][-1:]
+    return Cost(noted[-1].passes, sum(cost.ms for cost in noted) / len(noted)) if noted else None
+
+
+def _noted(line: Mapping[str, Any], path: Path) -> Cost:
+    passes, ms = line.get("passes"), line["ms_an_image_and_rank"]
+    if not isinstance(passes, dict) or not all(isinstance(count, int) for count in passes.values()) or not isinstance(ms, float):
+        raise ValueError(f"{path} is damaged (passes {passes!r}, ms {ms!r} are no numbers): {_MEND}")
+    return Cost(sum(passes.values()), ms)
 
 
 def system_costs(members: Mapping[str, Sequence[str]], views: Mapping[str, str]) -> dict[str, Cost]:

@@ -38,7 +38,7 @@ from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.data.views import RAW
 from undegrade.utils.files import write_atomic
 from undegrade.utils.interruption import Interrupted, Interruption
-from undegrade.utils.paths import escaped, utf8
+from undegrade.utils.paths import escaped, few, utf8
 from undegrade.utils.runs import find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def _open(path: Path, views: Sequence[str], size: int, resize: Resize | None) ->
         where = " or ".join(view for view in found if view != RAW)
         if not rows:
             raise ValueError(f"none of the {len(raw)} images of --predict {path} is under {where}, e.g. {lacking[0]}: {mend}")
-        log.warning("left out %d of %d images that are not under %s; %s:\n  %s", len(lacking), len(raw), where, mend, _few(lacking))
+        log.warning("left out %d of %d images that are not under %s; %s:\n  %s", len(lacking), len(raw), where, mend, few(lacking))
     keys = [raw.keys[i] for i in rows]
     files = [utf8(paths[i].relative_to(folder).as_posix()) for i in rows]
     return files, {view: source.aligned(keys, view) for view, source in found.items()}
@@ -312,7 +312,3 @@ def print_predictions(
         print(f"... and {len(ordered) - _SHOWN} classes more")
     print(f"written: {file} ({len(predictions)} image{'s' * (len(predictions) != 1)})")
     return int(broken > 0)
-
-
-def _few(lines: Sequence[str]) -> str:
-    return "\n  ".join([*lines[:_SHOWN], *([f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])])

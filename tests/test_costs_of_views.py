@@ -35,9 +35,10 @@ def test_the_last_launch_of_each_cell_counts(tmp_path: Path) -> None:
     noted(tmp_path / "b", "fog/5")
     assert view_cost(str(tmp_path / "a")) == Cost(9, 15.0) and view_cost("raw") == Cost(0, 0.0)
     assert view_cost(str(tmp_path / "b")) is None and view_cost(str(tmp_path / "c")) is None
-    (tmp_path / "a/fog/5/provenance.jsonl").write_text("{")
-    with pytest.raises(ValueError, match=r"provenance.jsonl is damaged .*: remove it, only what is said of the costs goes"):
-        view_cost(str(tmp_path / "a"))
+    for damaged in ("{", '{"ms_an_image_and_rank": 1.0}', '{"ms_an_image_and_rank": "x", "passes": {"forward": 1}}'):
+        (tmp_path / "a/fog/5/provenance.jsonl").write_text(damaged)
+        with pytest.raises(ValueError, match=r"provenance.jsonl is damaged .*: remove it, only what is said of the costs goes"):
+            view_cost(str(tmp_path / "a"))
 
 
 def test_views_of_a_system_add_up_once_each(tmp_path: Path) -> None:

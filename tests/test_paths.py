@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from undegrade.utils.paths import inside
+from undegrade.utils.paths import few, inside
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", ".", "link/x"])
@@ -17,3 +17,7 @@ def test_paths_that_leave_their_folder_are_refused(name: str, tmp_path: Path) ->
     with pytest.raises(ValueError, match="would leave the output folder"):
         inside(folder, name, "a manifest")
     assert inside(folder, "a/b.png") == folder / "a/b.png"
+
+
+def test_long_lists_end_with_how_many_more_there_are() -> None:
+    assert few(["a", "b"]) == "a\n  b" and few(list("abcde"), 2) == "a\n  b\n  ... and 3 more"

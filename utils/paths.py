@@ -5,6 +5,7 @@ they are shown and written.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -41,3 +42,8 @@ def escaped(name: object) -> str:
     that are not UTF-8 as backslash escapes, so that it is one line that every terminal shows.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in utf8(str(name)))
+
+
+def few(lines: Sequence[str], most: int = 20) -> str:
+    """The first lines of a long list, indented, and how many more there are: for messages."""
+    return "\n  ".join([*lines[:most], *([f"... and {len(lines) - most} more"] if len(lines) > most else [])])

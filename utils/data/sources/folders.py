@@ -35,7 +35,7 @@ from undegrade.utils.data.sources.images import (
 )
 from undegrade.utils.data.sources.splits import TEST_SHARE, VALIDATION_SHARE, concatenated, cut, one_split, train_validation_test
 from undegrade.utils.files import read_lines
-from undegrade.utils.paths import utf8
+from undegrade.utils.paths import few, utf8
 
 log = logging.getLogger(__name__)
 
@@ -277,8 +277,7 @@ def say_broken(reasons: Sequence[str], count: int) -> None:
     if reasons and len(reasons) == count:
         raise ValueError(f"none of the {count} files can be decoded, e.g. {reasons[0]}")
     if reasons:
-        shown = [*reasons[:20], *([f"... and {len(reasons) - 20} more"] if len(reasons) > 20 else [])]
-        log.warning("left out %d of %d files that cannot be decoded:\n  %s", len(reasons), count, "\n  ".join(shown))
+        log.warning("left out %d of %d files that cannot be decoded:\n  %s", len(reasons), count, few(reasons))
 
 
 def first_size(paths: Sequence[Path]) -> tuple[int, int]:
