@@ -22,7 +22,7 @@ from undegrade.evaluation.published import AVERAGE, UNSEEN, PublishedConfig, che
 from undegrade.evaluation.report.plots import severity_plot, system_colours
 from undegrade.evaluation.report.plots_approaches import dot_plot
 from undegrade.evaluation.results import percent
-from undegrade.evaluation.seeds import Layout, Seeds, Statistic, average, layout, read_seeds, statistics
+from undegrade.evaluation.seeds import Layout, Seeds, Statistic, average, gains, layout, read_seeds, statistics
 from undegrade.evaluation.tables import caption
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.config import build, dotted_keys, merge, read_yaml
@@ -119,8 +119,8 @@ def _published_mean(cells: Mapping[str, float], plan: Layout, config: PublishedC
 
 
 def markdown(table: ApproachTable, config: PublishedConfig) -> str:
-    """Caption, table and comparison of the orders, in Markdown that also reads well in a
-    terminal.
+    """Caption, table, what is gained over `config.against`, and comparison of the orders, in Markdown
+    that also reads well in a terminal.
     """
     grid = [["approach", *table.headings], []]
     for name, values in table.ours.items():
@@ -134,7 +134,12 @@ def markdown(table: ApproachTable, config: PublishedConfig) -> str:
         "| " + " | ".join([line[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(line[1:], widths[1:], strict=True))]) + " |"
         for line in grid
     ]
-    return "\n".join([description(table, config), "", *body, *notes(table), *orders(table, config)]) + "\n"
+    return (
+        "\n".join(
+            [description(table, config), "", *body, *notes(table), *differences(table, config.against), *orders(table, config)]
+        )
+        + "\n"
+    )
 
 
 def description(table: ApproachTable, config: PublishedConfig) -> str:
@@ -162,6 +167,13 @@ def notes(table: ApproachTable) -> list[str]:
     missing = [name for name in table.published if name not in table.ours]
     found = {"Evaluated but in no column": table.plan.left_out, "Published but not evaluated": missing}
     return [line for what, names in found.items() if names for line in ("", f"{what}: {', '.join(names)}.")]
+
+
+def differences(table: ApproachTable, against: Sequence[str]) -> list[str]:
+    """What every system gains over those of `against`, see `evaluation.seeds.gains`."""
+    lines = [line for other in against for line in ("", *(f"- {gain}" for gain in gains(table.seeds, other)))]
+    how = "Means over the degraded cells of all seeds, paired by image; 95 % intervals over images, not over trainings:"
+    return ["", how, *lines] if lines else []
 
 
 def orders(table: ApproachTable, config: PublishedConfig) -> list[str]:

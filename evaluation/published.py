@@ -27,6 +27,7 @@ class PublishedConfig:
             all columns.
         severities: of the corruptions, where the numbers are of some only; they stand beside
             results of the same severities alone.
+        against: systems of ours that all others are compared with, paired by image.
         made_by: command that writes a results file, for the message when one is missing;
             `{dataset}` is replaced.
     """
@@ -35,6 +36,7 @@ class PublishedConfig:
     columns: dict[str, str]
     rows: dict[str, dict[str, dict[str, Annotated[float, Interval(ge=0, le=100)]]]]
     severities: list[Count] = dataclasses.field(default_factory=list)
+    against: list[str] = dataclasses.field(default_factory=list)
     made_by: str = ""
 
 

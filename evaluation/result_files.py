@@ -53,7 +53,7 @@ class ResultFiles:
             return
         rows, there = read_json(path)
         _check_same(path, there, self.meta)
-        right = _read_correct(out / CORRECT, rows)
+        right = read_correct(out / CORRECT, rows)
         for row in rows:
             if row.corruption != MEAN:
                 self.add(row, right[row.system, row.corruption, row.severity])
@@ -168,7 +168,7 @@ def _check_same(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -
         raise ValueError(f"{path} holds results of another configuration ({'; '.join(differing[:3])}): {_MEND}")
 
 
-def _read_correct(path: Path, rows: Sequence[Result]) -> dict[tuple[str, str, float | None], np.ndarray]:
+def read_correct(path: Path, rows: Sequence[Result]) -> dict[tuple[str, str, float | None], np.ndarray]:
     """Which images each row of a cell has right, by system, corruption and severity.
 
     Raises:

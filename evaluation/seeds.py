@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from undegrade.evaluation.published import AVERAGE, CLEAN_HEADING, UNSEEN
-from undegrade.evaluation.result_files import read_json
-from undegrade.evaluation.results import CLEAN, MEAN, Result, percent
+from undegrade.evaluation.result_files import CORRECT, read_correct, read_json
+from undegrade.evaluation.results import CLEAN, MEAN, Result, paired_difference, percent
 from undegrade.evaluation.tables import column_names, levels_by_corruption
+from undegrade.utils.choices import check_choice
 from undegrade.utils.data.cells import Cell, level_text
 from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS
 from undegrade.utils.data.perturbations.registry import with_severities
@@ -53,12 +54,15 @@ class Seeds:
         split: of the data set, "" where the files do not say.
         trained: degradations that the evaluation's configuration lists.
         means: of a single seed, the rows that hold the means.
+        correct: system -> which images it has right, bool [n] for each (seed, degraded cell); empty
+            where a results file stands alone, without `correct.npz`.
     """
 
     runs: list[list[Result]]
     split: str = ""
     trained: list[str] = dataclasses.field(default_factory=list)
     means: list[Result] = dataclasses.field(default_factory=list)
+    correct: dict[str, dict[tuple[int, Cell], np.ndarray]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +106,42 @@ def read_seeds(paths: Sequence[str | Path], dataset: str, made_by: str = "") -> 
         for other, rows_there, meta_there in zip(paths[:index], runs, metas, strict=False):
             _check_same(path, runs[-1], meta, other, rows_there, meta_there)
     means = [row for row in rows if row.corruption == MEAN] if len(paths) == 1 else []
-    return Seeds(runs, str(metas[0].get("split") or ""), list(metas[0].get("degradations", [])), means)
+    return Seeds(runs, str(metas[0].get("split") or ""), list(metas[0].get("degradations", [])), means, _correct(paths, runs))
+
+
+def _correct(paths: Sequence[str | Path], runs: Sequence[Sequence[Result]]) -> dict[str, dict[tuple[int, Cell], np.ndarray]]:
+    files = [Path(path).with_name(CORRECT) for path in paths]
+    found: dict[str, dict[tuple[int, Cell], np.ndarray]] = {}
+    if all(file.is_file() for file in files):
+        for seed, (file, rows) in enumerate(zip(files, runs, strict=True)):
+            for (system, *cell), right in read_correct(file, rows).items():
+                if cell[0] != CLEAN:
+                    found.setdefault(system, {})[seed, Cell(*cell)] = right
+    return found
+
+
+def gains(seeds: Seeds, against: str) -> list[str]:
+    """`A minus B: +x points [low, high]` for every system A, best first, against the system B, over
+    the degraded cells of all seeds: per image the mean over cells and seeds, the interval over the
+    images. With several seeds the difference of each follows.
+
+    Raises:
+        ValueError: no system of that name, or which images are right is not known.
+    """
+    check_choice(against, seeds.correct or column_names(seeds.runs[0]).values(), "system", "against")
+    if not seeds.correct:
+        raise ValueError(f"against {against}: there is no {CORRECT} beside each of the results, which says what images are right")
+    base, lines = seeds.correct[against], {}
+    for system, right in seeds.correct.items():
+        cells = [place for place in base if place in right]
+        if system == against or not cells:
+            continue
+        difference, *interval = paired_difference({c: right[c] for c in cells}, {c: base[c] for c in cells})
+        each = [np.mean([right[c].mean() - base[c].mean() for c in cells if c[0] == seed]) for seed in range(len(seeds.runs))]
+        told = f" (by seed {', '.join(percent(100 * float(v), '+') for v in each)})" if len(each) > 1 else ""
+        low, high = (percent(100 * v, "+") for v in interval)
+        lines[f"{system} minus {against}: {percent(100 * difference, '+')} points [{low}, {high}]{told}"] = difference
+    return sorted(lines, key=lambda line: -lines[line])
 
 
 def layout(rows: Sequence[Result], headings: Mapping[str, str], trained: Sequence[str] = ()) -> Layout:

@@ -73,7 +73,7 @@ PUBLISHED = {
     ("decorruptor", "Digits"): {
         "consistency": (1295, 90 + 3 * 143 / 1295, 30),
         **dict.fromkeys(["vae", "dpm"], (1295, 30 + 6 * 143 / 1295, 30)),
-        "cm": (1295, 50 + 5 * 143 / 1295, 10), "adapt_dda": (8975, 7, 0), "adapt_fast": (8975, 10, 0),
+        "cm": (1295, 50 + 5 * 143 / 1295, 10), "adapt_dda": (8975, 50, 50), "adapt_fast": (8975, 10, 0),
         **{f"adapt_consistency-{steps}": (8975, steps, 0) for steps in (1, 2, 4)}, "adapt_unguided": (8975, 4, 0),
         "adapt_dpm": (8975, 60, 0), **{f"adapt_cm-{steps}": (8975, steps, 0) for steps in (1, 2, 8)},
         "adapt_edits": (4 * 8975, 4, 0),

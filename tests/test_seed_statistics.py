@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.scripts import run_script
 from tests.seed_results import HEADINGS, cell, make, rows_of, write_runs
-from undegrade.evaluation.result_files import write_json
+from undegrade.evaluation.result_files import ResultFiles, write_json
 from undegrade.evaluation.results import MEAN, Result, cell_result
-from undegrade.evaluation.seeds import layout, read_seeds, statistics
+from undegrade.evaluation.seeds import gains, layout, read_seeds, statistics
 
 
 def test_deviation_of_the_average_is_that_of_the_seeds_averages(tmp_path: Path) -> None:
@@ -98,3 +99,40 @@ def test_a_corruption_that_was_trained_on_is_a_column_and_not_unseen() -> None:
     }
     assert plan.extra == {"Unseen": [("snow", 1)]} and plan.left_out == []
     assert set(layout(rows, {"jpeg": "JPEG"}).columns) == {"JPEG"}
+
+
+def with_correct(path: Path, right: dict[str, list[str]]) -> None:
+    """Results of two cells of four images, each a text of 0 and 1."""
+    files = ResultFiles(path.parent, {"split": "test", "members": {"a": str(path)}, "provenance": [], "views": {}, "systems": {}})
+    for system, cells in right.items():
+        for corruption, text in zip(("fog", "snow"), cells, strict=True):
+            bits = np.array([c == "1" for c in text])
+            files.add(cell_result(system, "Digits", corruption, 5, "first", bits), bits)
+    files.write(finished=True)
+
+
+def test_gains_are_paired_by_image_over_all_seeds(tmp_path: Path) -> None:
+    paths = [tmp_path / f"seed{seed}" / "results.json" for seed in (1, 2)]
+    with_correct(paths[0], {"a": ["0001", "0011"], "b": ["1001", "0111"], "c": ["0000", "0000"]})
+    with_correct(paths[1], {"a": ["0011", "0011"], "b": ["0011", "0111"], "c": ["0011", "0011"]})
+    # b - a, by image and over cells: [1, 1, 0, 0] / 2 with the first seed, then [0, 1, 0, 0] / 2
+    d = np.array([0.25, 0.5, 0, 0])
+    half = 1.96 * d.std(ddof=1) / 2
+    lines = gains(read_seeds(paths, "Digits"), "a")
+    assert (
+        lines[0]
+        == f"b minus a: +18.8 points [{100 * (d.mean() - half):+.1f}, {100 * (d.mean() + half):+.1f}] (by seed +25.0, +12.5)"
+    )
+    assert [line.split(" minus")[0] for line in lines] == ["b", "c"]
+    assert lines[1].endswith("(by seed -37.5, +0.0)")
+
+
+def test_the_table_shows_the_gains_and_says_where_they_cannot_be_had(tmp_path: Path) -> None:
+    done = make(tmp_path, [rows_of()], "--against", "[soup]")
+    assert done.status == 2 and "against soup: there is no correct.npz beside each of the results" in done.err
+    assert "system 'soop' in against: did you mean 'soup'" in make(tmp_path, [rows_of()], "--against", "[soop]").err
+    path = tmp_path / "results.json"
+    with_correct(path, {"a": ["0001", "0011"], "b": ["1001", "0111"]})
+    given = ["--dataset", "Digits", "--results", path, "--out", tmp_path / "out", "--against", "[a]"]
+    done = run_script("evaluation/approach_table.py", "-c", "configs/published/decorruptor.yaml", *given).check()
+    assert "\n- b minus a: +25.0 points [-3.3, +53.3]\n" in done.out
