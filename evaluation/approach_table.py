@@ -119,8 +119,8 @@ def _published_mean(cells: Mapping[str, float], plan: Layout, config: PublishedC
 
 
 def markdown(table: ApproachTable, config: PublishedConfig) -> str:
-    """Caption, table, what is gained over `config.against`, and comparison of the orders, in Markdown
-    that also reads well in a terminal.
+    """Caption, table, what is gained over `config.against` and comparison of the orders, as
+    Markdown that also reads well in a terminal.
     """
     grid = [["approach", *table.headings], []]
     for name, values in table.ours.items():
