@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from undegrade.utils.data.cells import Cell
-
-Correct = Mapping[Cell, np.ndarray]  # of each image of a cell whether it was classified correctly
+Correct = Mapping[Any, np.ndarray]  # of each image of a cell whether it was classified correctly
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 CLEAN, MEAN = "clean", "mean"

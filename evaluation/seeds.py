@@ -114,9 +114,9 @@ def _correct(paths: Sequence[str | Path], runs: Sequence[Sequence[Result]]) -> d
     found: dict[str, dict[tuple[int, Cell], np.ndarray]] = {}
     if all(file.is_file() for file in files):
         for seed, (file, rows) in enumerate(zip(files, runs, strict=True)):
-            for (system, *cell), right in read_correct(file, rows).items():
-                if cell[0] != CLEAN:
-                    found.setdefault(system, {})[seed, Cell(*cell)] = right
+            for (system, corruption, severity), right in read_correct(file, rows).items():
+                if corruption != CLEAN:
+                    found.setdefault(system, {})[seed, Cell(corruption, severity)] = right
     return found
 
 
