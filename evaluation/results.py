@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from undegrade.utils.data.cells import Cell
+
 Correct = Mapping[Cell, np.ndarray]  # of each image of a cell whether it was classified correctly
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -155,8 +157,8 @@ def paired_difference(correct_a: Mapping[Any, np.ndarray], correct_b: Mapping[An
     systems see the same images. Where all d_i are equal its width is 0.
 
     Args:
-        correct_a, correct_b: bool [n] for each cell (or anything that stands for one), the same cells
-            and the same order of images in both.
+        correct_a, correct_b: bool [n] for each cell, or what stands for one, the same cells and the
+            same order of images in both.
 
     Returns:
         (difference, low, high), each in [-1, 1].
