@@ -29,9 +29,11 @@ from undegrade.trainers.config import TrainConfig, fill
 from undegrade.trainers.consistency import ConsistentDenoiserConfig
 from undegrade.trainers.editing import EditorConfig
 from undegrade.trainers.editor_consistency import DistilledEditorConfig
+from undegrade.trainers.feature_teachers import FeatureTeacherConfig
 from undegrade.trainers.method import Context
 from undegrade.trainers.methods import METHODS
 from undegrade.trainers.optimizer import build_optimizer
+from undegrade.trainers.repfusion import RepFusionConfig
 from undegrade.trainers.soups import SoupConfig
 from undegrade.utils.config import Tree, build, merge, read_yaml, to_tree
 from undegrade.utils.data.batches import BatchLoader, BatchSet
@@ -44,7 +46,7 @@ from undegrade.utils.stages import PipelineConfig, commands
 SCRIPTS = [
     "train.py", "train_all_deg.py", "test.py", "test_ensemble.py", "utils/model_soups.py", "utils/pipeline.py",
     "evaluation/approach_table.py", "image_adapt/scripts/image_sample.py", "image_adapt/scripts/generate.py",
-    "image_adapt/scripts/video_edit.py",
+    "image_adapt/scripts/video_edit.py", "evaluation/linear_probe.py",
 ]  # fmt: skip
 
 
@@ -83,6 +85,8 @@ def _builds_training(tree: Tree, parents: Parents, source: ImageSource) -> None:
             parents.make_denoiser(fill(parent, config), {**config.model, **tiny})
         else:
             parents.make(fill(parent, config), arch)
+    if isinstance(teacher := config.method.get("teacher", {}), dict) and config.method["name"] == "repfusion":
+        parents.make_denoiser(fill(teacher.get("checkpoint", FeatureTeacherConfig.checkpoint), config), {"channels": [8]})
     for deg in degradations if "teachers" in config.method else []:
         parents.make(fill(config.method["teachers"].replace("{deg}", deg), config), arch)
     model, method_config = build(kind.model, {**config.model, **tiny}, "model"), build(kind.method, config.method, "method")
@@ -129,6 +133,9 @@ def _builds_compat(tree: Tree, parents: Parents, source: ImageSource) -> None:
     configuration of that kind.
     """
     schema, given = (TrainConfig, {"name": "x"}) if set(tree) == {"data"} else (adapt_schema(), {"model": "", "save_dir": ""})
+    if "method" in tree:
+        schema, given = TrainConfig, to_tree(build(TrainConfig, read_yaml("configs/repfusion/CIFAR10/ResNet18_hint.yaml")))
+        given["method"] = to_tree(build(RepFusionConfig, given["method"], "method"))
     plain, changed = (leaves(to_tree(build(schema, merge(given, more)))) for more in ({}, tree))  # type: ignore[type-var]
     assert {key for key in leaves(tree) if plain[key] == changed[key]} <= {"data.pairing"}
 
@@ -150,6 +157,7 @@ FAMILIES: dict[str, Callable[[Tree, Parents, ImageSource], None]] = {
     "deg_all": _builds_training,
     "diffusion": _builds_training,
     "editor": _builds_training,
+    "repfusion": _builds_training,
     "adapt": _builds_adaptation,
     "generate": _builds_generation,
     "ensemble": _builds_evaluation,

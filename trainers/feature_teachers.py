@@ -65,10 +65,10 @@ class FeatureTeacher(nn.Module):
     """A frozen network that gives maps.
 
     Attributes:
-        channels: of each map.
+        shapes: [C,h,w] of each map.
     """
 
-    channels: list[int]
+    shapes: list[torch.Size]
 
     def forward(self, images: Tensor, t: Tensor, batch: Batch) -> list[Tensor]:
         """A map [B,C,h,w] of each layer.
@@ -93,7 +93,7 @@ class ClassifierTeacher(FeatureTeacher):
     def __init__(self, classifier: Classifier, layers: Sequence[str], size: int) -> None:
         super().__init__()
         self.classifier, self.layers = classifier.eval().requires_grad_(False), list(layers)
-        self.channels = [m.shape[1] for m in self(torch.zeros(1, 3, size, size), torch.zeros(1), {})]
+        self.shapes = [m.shape[1:] for m in self(torch.zeros(1, 3, size, size), torch.zeros(1), {})]
 
     @torch.no_grad()
     def forward(self, images: Tensor, t: Tensor, batch: Batch) -> list[Tensor]:
@@ -132,9 +132,8 @@ class DiffusionTeacher(FeatureTeacher):
         label = torch.zeros(1, dtype=torch.int64) if labelled else None
         noise = torch.zeros(1, 3, size, size)
         self.shapes = [m.shape[1:] for m in features(noise, torch.tensor(self.steps[:1]), noise, label)]
-        self.channels = [shape[0] for shape in self.shapes]
         self.pooled, own = pooled, self.steps if standardise == "step" else None
-        self.standardised = None if standardise == "none" else [Standardised(c, own) for c in self.channels]
+        self.standardised = None if standardise == "none" else [Standardised(shape[0], own) for shape in self.shapes]
         self._measured = self.standardised is None
 
     def forward(self, images: Tensor, t: Tensor, batch: Batch) -> list[Tensor]:

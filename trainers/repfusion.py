@@ -48,7 +48,7 @@ class RepFusionConfig:
     Attributes:
         name: repfusion.
         teacher: see `FeatureTeacherConfig`.
-        layers: feature of the student for each layer of the teacher.
+        layers: feature of the student for each layer of the teacher; `last` is its last map.
         losses: weights by name, summed: l2, l1, l2_normalised, cosine (of the student's features
             after a linear map to the teacher's channels), attention, rkd, info_nce, and, with a
             classifier as teacher, soft_targets (temperature 4).
@@ -63,7 +63,7 @@ class RepFusionConfig:
 
     name: str = "repfusion"
     teacher: FeatureTeacherConfig = field(default_factory=FeatureTeacherConfig)
-    layers: list[str] = field(default_factory=lambda: ["stage3"])
+    layers: list[str] = field(default_factory=lambda: ["last"])
     losses: dict[str, NotNegative] = field(default_factory=lambda: {"l2": 1.0})
     pooled: bool = True
     resize: bool = False
@@ -101,16 +101,17 @@ class RepFusion(ClassifierMethod):
         for path in final_layers(student.network):
             student.network.get_submodule(path).requires_grad_(False)
         self.teacher, self.config, self.steps = teacher, config, steps
+        self.layers = [student.feature_names[-2] if layer == "last" else layer for layer in config.layers]  # `pooled` comes last
         self.losses = {name: weight for name, weight in config.losses.items() if weight}
         size = context.source.image_size
         channels = self._compared(student, size)
         if set(self.losses) & set(_PROJECTED) or "info_nce" in self.losses:
-            pairs = zip(channels, teacher.channels, strict=True)
-            self.projector = nn.ModuleList(nn.Conv2d(mine, theirs, 1) for mine, theirs in pairs)
+            pairs = zip(channels, teacher.shapes, strict=True)
+            self.projector = nn.ModuleList(nn.Conv2d(mine, theirs[0], 1) for mine, theirs in pairs)
             self.parts = ("student", "projector")
         self.labelled: set[str] | None = None
         if config.time.strategy == "policy":
-            width, classes = sum(teacher.channels), len(context.source.classes)
+            width, classes = sum(shape[0] for shape in teacher.shapes), len(context.source.classes)
             hidden = config.head_width or width
             layers = (nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes))
             self.head, self.policy = nn.Sequential(*layers), Policy(size, len(steps))
@@ -123,21 +124,20 @@ class RepFusion(ClassifierMethod):
     def _compared(self, student: Classifier, size: int) -> list[int]:
         """Channels of the student's maps; checks that the maps can be compared."""
         with torch.no_grad():
-            own = self._features(student.eval(), torch.zeros(1, 3, size, size))[1]
-            theirs = self.teacher(torch.zeros(1, 3, size, size), torch.tensor(self.steps[:1]), _ONE)
-        for name, mine, other in zip(self.config.layers, own, theirs, strict=True):
-            places = [f"{m.shape[2]} x {m.shape[3]}" for m in (mine, other)]
+            own = [m.shape[1:] for m in self._features(student.eval(), torch.zeros(1, 3, size, size))[1]]
+        for name, mine, other in zip(self.layers, own, self.teacher.shapes, strict=True):
+            places = [f"{shape[1]} x {shape[2]}" for shape in (mine, other)]
             of_maps = "attention" in self.losses or (not self.config.pooled and set(self.losses) & set(_PROJECTED))
             if of_maps and places[0] != places[1] and not self.config.resize:
                 raise ValueError(
                     f"the student's feature {name} has {places[0]} places, the teacher's {places[1]}: set method.resize true, "
                     "method.pooled true, or take other layers"
                 )
-        return [m.shape[1] for m in own]
+        return [shape[0] for shape in own]
 
     def _features(self, student: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        logits, features = student(images, self.config.layers)
-        return logits, [as_map(features[name], name) for name in self.config.layers]
+        logits, features = student(images, self.layers)
+        return logits, [as_map(features[name], name) for name in self.layers]
 
     def prepare(self, batch: Batch, *stream: object) -> Batch:
         time, count = self.config.time, len(batch["key"])
@@ -221,9 +221,6 @@ class RepFusion(ClassifierMethod):
         )
         tidy(axes)
         return figure
-
-
-_ONE: Batch = {"key": ["none"], "label": torch.zeros(1, dtype=torch.int64)}
 
 
 def build_repfusion(model: ClassifierConfig, config: RepFusionConfig, context: Context) -> Method:
