@@ -46,7 +46,7 @@ from undegrade.utils.stages import PipelineConfig, commands
 SCRIPTS = [
     "train.py", "train_all_deg.py", "test.py", "test_ensemble.py", "utils/model_soups.py", "utils/pipeline.py",
     "evaluation/approach_table.py", "image_adapt/scripts/image_sample.py", "image_adapt/scripts/generate.py",
-    "image_adapt/scripts/video_edit.py", "evaluation/linear_probe.py",
+    "image_adapt/scripts/video_edit.py",
 ]  # fmt: skip
 
 

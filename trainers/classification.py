@@ -82,6 +82,6 @@ def build_student(model: ClassifierConfig, context: Context) -> tuple[Classifier
     student.set_normalisation(model.mean, model.std)
     if model.trained == "head":
         student.requires_grad_(False)
-        for path in final_layers(student.network):
-            student.network.get_submodule(path).requires_grad_(True)
+        for layer in final_layers(student.network):
+            student.network.get_submodule(layer).requires_grad_(True)
     return student, context
