@@ -2,7 +2,7 @@
 classifier or of a diffusion model at several time steps.
 
     python evaluation/linear_probe.py -r repfusion/Digits/ResNet20_hint --labels all,100
-    python evaluation/linear_probe.py -r diffusion/Digits/ddpm --steps 0,50,200,999 --inputs clean,noised
+    python evaluation/linear_probe.py -r diffusion/Digits/ddpm --steps 0,99 --inputs clean,noised
 
 Features are means over the places of a map, brought to mean 0 and deviation 1 by the training
 images. The regression is scikit-learn's, with its usual weight of the penalty. Choose a time step

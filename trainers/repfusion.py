@@ -33,6 +33,7 @@ from undegrade.trainers.time_steps import Policy, TimeStepConfig, draw_steps, en
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.batches import Batch
 from undegrade.utils.data.pixels import unit_to_signed
+from undegrade.utils.data.training import label_count
 from undegrade.utils.figures import PALETTE, new_figure, tidy
 from undegrade.utils.ranges import Count, NotNegative, Positive
 
@@ -117,7 +118,8 @@ class RepFusion(ClassifierMethod):
             self.head, self.policy = nn.Sequential(*layers), Policy(size, len(steps))
             self.parts = (*self.parts, "head", "policy")
             if config.time.labels is not None:
-                self.labelled = set(context.source.limited(config.time.labels).keys)
+                count = label_count(config.time.labels, len(context.source), classes)
+                self.labelled = set(context.source.limited(count).keys)
         self.epoch, self.chosen = -1.0, np.zeros(len(steps), dtype=np.int64)  # how often each time step was, in this epoch
         self.description |= {"untrained": "the final layer"}
 

@@ -37,8 +37,8 @@ class TimeStepConfig:
             batch | normalised, which also divides by their deviation.
         entropy: of policy: weight of its entropy in the loss at the beginning, from where it falls
             evenly to 0.
-        labels: of policy: reward by the labels of so many training images only, a balanced subset
-            (null: of all).
+        labels: of policy: reward by the labels of so many training images only, as `data.labels`
+            counts them (null: of all).
     """
 
     strategy: Literal["fixed", "uniform", "decaying", "staged", "policy"] = "fixed"
@@ -51,7 +51,7 @@ class TimeStepConfig:
     grid: Count | None = None
     baseline: Literal["none", "mean", "normalised"] = "none"
     entropy: NotNegative = 0.1
-    labels: Count | None = None
+    labels: Count | str | None = None
 
 
 def check_time_steps(config: TimeStepConfig, chain: int, layers: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import field
 from typing import Literal
 
@@ -31,6 +32,8 @@ class DataConfig(SourceConfig):
             ImageNet).
         adapted: folder of adapted images (`<adapted>/<degradation>/random/<class>/*`) to train on
             in place of degrading on the fly.
+        labels: class-balanced subset of the training part alone, whose labels there shall be: a
+            number of images, a share such as 10%, or 5 a class (null: all).
         batch_size: images a step and process, before they are multiplied by the degradations.
         workers: processes that make batches (0: the training process itself).
         augment: see AugmentConfig.
@@ -43,9 +46,17 @@ class DataConfig(SourceConfig):
     seed: Seed | None = None
     degrade_at: Literal["crop", "native"] = "crop"
     adapted: str | None = None
+    labels: Count | str | None = None
     batch_size: Count = 128
     workers: Whole = 0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def open(self, split: str) -> ImageSource:
+        """The images of a split; of a training split those that `labels` leaves."""
+        source = super().open(split)
+        if self.labels is None or not split.startswith("train"):
+            return source
+        return source.limited(label_count(self.labels, len(source), len(source.classes)))
 
     def splits(self) -> dict[str, str]:
         """Splits of the training and of the validation images, under `train` and `validation`."""
@@ -70,3 +81,19 @@ class DataConfig(SourceConfig):
             adapted, rank, world, pairing=self.pairing, levels=self.levels, options=self,
             degrade_at=self.degrade_at,
         )  # fmt: skip
+
+
+def label_count(labels: int | str, images: int, classes: int) -> int:
+    """Number of images that a number, a share (`10%`) or one a class (`5 a class`) stand for.
+
+    Raises:
+        ValueError: another text, or more than there are.
+    """
+    match = re.fullmatch(r"(?:(\d+)|(\d+(?:\.\d+)?) ?%|(\d+) a class)", str(labels).strip())
+    if match is None:
+        raise ValueError(f"labels {labels!r}: give a number of images, a share such as 10%, or 5 a class")
+    number, share, each = match.groups()
+    count = int(number) if number else int(each) * classes if each else round(images * float(share) / 100)
+    if not 1 <= count <= images:
+        raise ValueError(f"labels {labels!r} are {count} of the {images} training images: give 1 to {images}")
+    return count
