@@ -91,6 +91,7 @@ def _builds_training(tree: Tree, parents: Parents, source: ImageSource) -> None:
         parents.make(fill(config.method["teachers"].replace("{deg}", deg), config), arch)
     model, method_config = build(kind.model, {**config.model, **tiny}, "model"), build(kind.method, config.method, "method")
     method = kind.build(model, method_config, context).train()
+    config.optimizer.by_part(method.parts)
     batch = next(BatchLoader(BatchSet(source, degradations, 2, 0, config.data.augment)).epoch(0))
     method(batch)["loss"].backward()
     build_optimizer(config.optimizer, method.student).step()
