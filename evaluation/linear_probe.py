@@ -6,31 +6,31 @@ classifier or of a diffusion model at several time steps.
 
 Features are means over the places of a map, brought to mean 0 and deviation 1 by the training
 images. The regression is scikit-learn's, with its usual weight of the penalty. Choose a time step
-by the accuracy on validation images; that on test images is what is reported. Writes probe.json
-and, of a diffusion model, probe.png.
+by the accuracy on validation images; that on test images is what is reported. `<out>/all` and
+`<out>/100` have the results of test images for those numbers of labels, as test.py writes them;
+those of several calls come together. Of several time steps there is probe.png.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from undegrade.evaluation.results import percent, wilson_interval
+from undegrade.evaluation.result_files import RESULTS, ResultFiles
+from undegrade.evaluation.results import CLEAN, cell_result, percent, wilson_interval
 from undegrade.models.classification.classifier import Classifier
 from undegrade.models.classification.loading import load_classifier
 from undegrade.models.diffusion.features import DiffusionFeatures
-from undegrade.models.diffusion.loading import diffusers_folder, load_denoiser, open_denoiser
-from undegrade.utils.checkpoint import read_description
+from undegrade.models.diffusion.loading import denoiser_digest, diffusers_folder, load_denoiser, open_denoiser
+from undegrade.utils.checkpoint import file_digest, read_description
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.config import build, dotted_keys
@@ -40,12 +40,9 @@ from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.device import choose_device
 from undegrade.utils.errors import run_main
 from undegrade.utils.figures import PALETTE, new_figure, save, tidy
-from undegrade.utils.files import write_atomic
-from undegrade.utils.provenance import provenance
+from undegrade.utils.provenance import listing_digest, provenance
 from undegrade.utils.runs import find_checkpoint
 from undegrade.utils.seeding import torch_generator
-
-log = logging.getLogger("linear_probe")
 
 _BATCH, _ITERATIONS = 64, 2000
 Reader = Callable[[Tensor, Sequence[str]], Tensor]
@@ -62,26 +59,28 @@ class ProbeConfig:
     data: SourceConfig = dataclasses.field(default_factory=SourceConfig)
 
 
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """A row: accuracies in [0, 1], `low` and `high` the 95 % interval (Wilson) of that on test
-    images.
+class Probe(NamedTuple):
+    """One regression.
 
     Attributes:
+        feature: what it sees.
         step, shown: time step and input of a diffusion model; None of a classifier.
-        labels: training images that the regression saw.
+        labels: as asked for.
+        validation: accuracy on validation images.
+        right: bool [n], which test images are right.
     """
 
-    checkpoint: str
     feature: str
     step: int | None
     shown: str | None
-    labels: int
+    labels: str
     validation: float
-    test: float
-    low: float
-    high: float
-    n: int
+    right: np.ndarray
+
+    @property
+    def system(self) -> str:
+        """Name of a row."""
+        return self.feature if self.step is None else f"{self.feature}, t {self.step}, {self.shown}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,56 +90,71 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--runs", default="runs", help="root of the runs")
     p.add_argument("--labels", default="all", help="numbers of labelled training images, class-balanced: all,100")
     p.add_argument(
-        "--feature", default="", help="classifier: pooled (default) or a stage; diffusion model: branch (default), block or a path"
+        "--feature", default="", help="pooled (default) or a stage; of a diffusion model branch (default), block or a path"
     )
     p.add_argument("--steps", default="100", help="time steps of a diffusion model: 0,50,100")
     p.add_argument("--inputs", default="clean", help="what a diffusion model is shown: clean,noised")
+    p.add_argument("--name", default="", help="of the system in the results of a classifier (default: the feature)")
     p.add_argument("--out", default="runs/probe", help="folder of what is written")
+    p.add_argument("--overwrite", action="store_true", help="leave out the results that are there")
     p.add_argument("--device", default=None, help="cpu, cuda, mps (default: the fastest that is there)")
     args, overrides = p.parse(argv)
     config = build(ProbeConfig, overrides)
     sources = {split: config.data.open(split) for split in ("train", "validation", "test")}
-    readers = _readers(args, choose_device(args.device), sources["train"])
-    rows: list[Probe] = []
+    counts = _counts(args.labels, len(sources["train"]))
+    readers, digest = _readers(args, choose_device(args.device), sources["train"])
+    probes: list[Probe] = []
     print(f"{'feature':10} {'time step':>9} {'input':>7} {'labels':>6} {'validation':>10} {'test':>6}  95 % interval")
     for (feature, step, shown), reader in readers.items():
         features = {split: read(source, reader) for split, source in sources.items()}
-        for count in _counts(args.labels, len(sources["train"])):
-            scores = probe(features, sources, count)
-            n = len(sources["test"])
-            low, high = wilson_interval(round(scores["test"] * n), n)
-            row = Probe(str(args.checkpoint), feature, step, shown, count, scores["validation"], scores["test"], low, high, n)
-            rows.append(row)
-            print(
-                f"{feature:10} {'-' if step is None else step:>9} {shown or '-':>7} {count:6d} {percent(100 * row.validation):>10} "
-                f"{percent(100 * row.test):>6}  [{percent(100 * low)}, {percent(100 * high)}]"
-            )
-    out = Path(args.out)
-    content = {"rows": [dataclasses.asdict(row) for row in rows], "provenance": provenance()}
-    write_atomic(out / "probe.json", json.dumps(content, indent=1) + "\n")
-    written = [out / "probe.json"]
-    if len({row.step for row in rows}) > 1:
-        save(plot(rows), out / "probe.png")
-        written.append(out / "probe.png")
+        for labels, count in counts.items():
+            one = Probe(feature, step, shown, labels, *probe(features, sources, count))
+            probes.append(one)
+            result = cell_result(one.system, "", CLEAN, 0, "", one.right)
+            shares = (percent(100 * value) for value in (one.validation, result.accuracy, result.ci95_low, result.ci95_high))
+            text = "{:>10} {:>6}  [{}, {}]".format(*shares)
+            print(f"{feature:10} {'-' if step is None else step:>9} {shown or '-':>7} {labels:>6} {text}", flush=True)
+    written = [_write(Path(args.out) / labels, config, sources["test"], probes, labels, args, digest) for labels in counts]
+    if len({one.step for one in probes}) > 1:
+        written.append(Path(args.out) / "probe.png")
+        save(plot(probes), written[-1])
     print("written: " + ", ".join(map(str, written)))
 
 
-def _counts(text: str, there: int) -> list[int]:
-    counts = []
+def _write(
+    out: Path, config: ProbeConfig, source: ImageSource, probes: Sequence[Probe], labels: str, args: Any, digest: str
+) -> Path:
+    own = {one.system if one.step is not None or not args.name else args.name: one for one in probes if one.labels == labels}
+    facts = {
+        "dataset": config.data.dataset, "split": "test", "images": len(source), "frame": source.frame, "labels": labels,
+        "listing": listing_digest(source.keys, source.labels), "members": dict.fromkeys(own, digest), "views": {}, "systems": {},
+        "configuration": {}, "provenance": [provenance()],
+    }  # fmt: skip
+    files = ResultFiles(out, facts, args.overwrite)
+    for name, one in own.items():
+        more = {"validation_accuracy": one.validation} | ({} if one.step is None else {"time_step": one.step})
+        files.add(cell_result(name, Path(config.data.dataset).name, CLEAN, 0, "linear probe", one.right, more), one.right)
+    files.write(finished=True)
+    return out / RESULTS
+
+
+def _counts(text: str, there: int) -> dict[str, int]:
+    counts = {}
     for word in text.split(","):
         if word != "all" and not (word.isdecimal() and 0 < int(word) <= there):
             raise ValueError(f"--labels {word}: give `all`, or a number from 1 to {there}, the training images there are")
-        counts.append(there if word == "all" else int(word))
+        counts[word] = there if word == "all" else int(word)
     return counts
 
 
-def _readers(args: Any, device: torch.device, source: ImageSource) -> dict[tuple[str, int | None, str | None], Reader]:
-    """What reads features, by feature, time step and input."""
+def _readers(args: Any, device: torch.device, source: ImageSource) -> tuple[dict[tuple[str, int | None, str | None], Reader], str]:
+    """What reads features, by feature, time step and input; and a digest of the network."""
     folder = diffusers_folder(args.checkpoint)
     path = None if folder is not None else find_checkpoint(args.checkpoint, args.runs)
     if path is not None and read_description(path).get("kind") != "diffusion":
         classifier = load_classifier(path, args.runs).to(device)
-        return {(args.feature or "pooled", None, None): of_classifier(classifier, args.feature or "pooled", device)}
+        feature = args.feature or "pooled"
+        return {(feature, None, None): of_classifier(classifier, feature, device)}, file_digest(path)
     denoiser = load_denoiser(path) if path is not None else open_denoiser(folder or args.checkpoint, {})
     if denoiser.image_size != source.image_size:
         raise ValueError(f"{args.checkpoint} is of images of {denoiser.image_size} px: give --data.image_size, or other images")
@@ -153,7 +167,7 @@ def _readers(args: Any, device: torch.device, source: ImageSource) -> dict[tuple
             if not word.isdecimal() or int(word) >= denoiser.diffusion_steps:
                 raise ValueError(f"--steps {word}: give numbers from 0 to {denoiser.diffusion_steps - 1}, joined by commas")
             readers[args.feature or "branch", int(word), shown] = of_diffusion_model(features, int(word), device)
-    return readers
+    return readers, file_digest(path) if path is not None else denoiser_digest(folder or args.checkpoint, {})
 
 
 def of_classifier(classifier: Classifier, feature: str, device: torch.device) -> Reader:
@@ -190,8 +204,10 @@ def read(source: ImageSource, reader: Reader) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def probe(features: dict[str, np.ndarray], sources: dict[str, ImageSource], count: int) -> dict[str, float]:
-    """Accuracy on validation and test images of a regression on `count` training images."""
+def probe(features: dict[str, np.ndarray], sources: dict[str, ImageSource], count: int) -> tuple[float, np.ndarray]:
+    """(accuracy on validation images, which test images are right) of a regression on `count`
+    training images.
+    """
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415  a second
     from sklearn.pipeline import make_pipeline  # noqa: PLC0415
     from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
@@ -200,21 +216,22 @@ def probe(features: dict[str, np.ndarray], sources: dict[str, ImageSource], coun
     rows = [place[key] for key in sources["train"].limited(count).keys]
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
     model.fit(features["train"][rows], sources["train"].labels[rows].numpy())
-    return {s: float(model.score(features[s], sources[s].labels.numpy())) for s in ("validation", "test")}
+    right = {s: np.asarray(model.predict(features[s]) == sources[s].labels.numpy()) for s in ("validation", "test")}
+    return float(right["validation"].mean()), right["test"]
 
 
-def plot(rows: Sequence[Probe]) -> Figure:
+def plot(probes: Sequence[Probe]) -> Figure:
     """Test accuracy against the time step, a line for each input and number of labels."""
     figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
-    lines = list(dict.fromkeys((row.shown, row.labels) for row in rows))
+    lines = list(dict.fromkeys((one.shown, one.labels) for one in probes))
     for colour, (shown, labels) in zip(itertools.cycle(PALETTE), lines, strict=False):
-        own = sorted((row for row in rows if (row.shown, row.labels) == (shown, labels)), key=lambda row: row.step or 0)
-        steps = [row.step or 0 for row in own]
-        axes.plot(steps, [100 * row.test for row in own], "o-", color=colour, label=f"{shown} images, {labels} labels")
-        axes.fill_between(
-            steps, [100 * row.low for row in own], [100 * row.high for row in own], color=colour, alpha=0.15, linewidth=0
-        )
+        own = sorted((one for one in probes if (one.shown, one.labels) == (shown, labels)), key=lambda one: one.step or 0)
+        steps = [one.step or 0 for one in own]
+        axes.plot(steps, [100 * one.right.mean() for one in own], "o-", color=colour, label=f"{shown} images, {labels} labels")
+        bounds = [wilson_interval(int(one.right.sum()), len(one.right)) for one in own]
+        low, high = ([100 * value for value in values] for values in zip(*bounds, strict=True))
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="time step", ylabel="test accuracy of a linear probe, %")
     axes.legend(frameon=False)
     tidy(axes)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.loops import metrics_of
 from tests.scripts import Done, run_script
 from tests.tiny import SIDE, tiny_batch, tiny_classifier, tiny_context
+from undegrade.evaluation.result_files import RESULTS, read_json
 from undegrade.models.diffusion.denoiser import build_denoiser
 from undegrade.models.diffusion.features import DiffusionFeatures
 from undegrade.trainers.feature_teachers import DiffusionTeacher, FeatureCache
@@ -204,10 +205,13 @@ def test_stage_1_to_a_fine_tuned_classifier_and_a_linear_probe(root: Path, tmp_p
     assert not all(torch.equal(before[name], everything[name]) for name in body)
     asked = ("--runs", root, "--labels", "all,20", "--data.limit", 30, "--out", tmp_path)
     text = run_script("evaluation/linear_probe.py", "-r", start, *asked).check().out
-    assert [line.split()[:4] for line in text.splitlines()[1:3]] == [["pooled", "-", "-", n] for n in ("30", "20")]
+    assert [line.split()[:4] for line in text.splitlines()[1:3]] == [["pooled", "-", "-", n] for n in ("all", "20")]
     steps = ("--steps", "0,999", "--inputs", "clean,noised")
     text = run_script("evaluation/linear_probe.py", "-r", "diffusion/Digits/ddpm", *asked, *steps).check().out
     assert len(text.splitlines()) == 10 and (tmp_path / "probe.png").is_file()
+    rows, _ = read_json(tmp_path / "20" / RESULTS)
+    names = ["pooled", *(f"branch, t {step}, {shown}" for shown in ("clean", "noised") for step in (0, 999))]
+    assert [row.system for row in rows] == names and {row.n for row in rows} == {30}
 
 
 def test_a_student_has_timms_names(root: Path) -> None:
