@@ -15,7 +15,8 @@ from tests.checkpoints import finished_run
 from tests.scripts import Done, run_script
 from undegrade.trainers.trainer import Trainer
 from undegrade.utils.checkpoint import file_digest, read_description
-from undegrade.utils.data.training import DataConfig, label_count
+from undegrade.utils.data.label_budget import label_count
+from undegrade.utils.data.training import DataConfig
 from undegrade.utils.runs import BEST
 
 CLEAN = "configs/ind/Digits/ResNet20_clean.yaml"

@@ -32,8 +32,8 @@ from undegrade.trainers.method import Context, Method
 from undegrade.trainers.time_steps import Policy, TimeStepConfig, draw_steps, entropy_weight, gumbel_noise, policy_losses
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.batches import Batch
+from undegrade.utils.data.label_budget import label_count
 from undegrade.utils.data.pixels import unit_to_signed
-from undegrade.utils.data.training import label_count
 from undegrade.utils.figures import PALETTE, new_figure, tidy
 from undegrade.utils.ranges import Count, NotNegative, Positive
 
