@@ -170,7 +170,7 @@ class RepFusion(ClassifierMethod):
             t = torch.cat(drawn).to(batch["label"].device)
         targets = self.teacher(images, t, batch)
         own_logits, features = self._features(self.student, images)
-        loss = self._distance(features, targets, layer)
+        loss = self._distance(features, targets, layer) + 0 * own_logits.sum()  # of several processes, all layers need a gradient
         if "soft_targets" in self.losses:
             assert isinstance(self.teacher, ClassifierTeacher)
             loss = loss + self.losses["soft_targets"] * kd_loss(own_logits, self.teacher.logits, self.config.temperature)
@@ -197,7 +197,9 @@ class RepFusion(ClassifierMethod):
                     total = total + weight * info_nce(self.projector[index](means[0]).flatten(1), means[1].flatten(1))
                 elif name == "rkd":
                     total = total + weight * relational(means[0].flatten(1), means[1].flatten(1))
-        return total / (len(pairs) if layer is None else 1)
+        if layer is None:
+            return total / len(pairs)
+        return total + 0 * sum(p.sum() for p in self.projector.parameters()) if "projector" in self.parts else total
 
     def _policy_loss(self, logits: Tensor, actions: Tensor, targets: list[Tensor], batch: Batch, out: dict[str, Tensor]) -> Tensor:
         seen = torch.cat([m.mean((2, 3)) for m in targets], 1).detach()
