@@ -22,6 +22,8 @@ from undegrade.trainers.time_steps import (
     possible_steps,
 )
 
+KEYS = [f"image{i}" for i in range(400)]
+
 
 def maps(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -80,12 +82,12 @@ def test_time_steps_are_drawn_from_their_ranges_and_again_alike() -> None:
     for config, low, high in (
         (TimeStepConfig(t=7), 7, 7), (TimeStepConfig("uniform", below=50), 0, 49), (TimeStepConfig("decaying"), 0, 999),
     ):  # fmt: skip
-        t, layer = draw_steps(config, 400, 0, 1, 2)
+        t, layer = draw_steps(config, KEYS, 0, 1, 2)
         assert layer is None and (t.min() >= low) and (t.max() <= high) and t.unique().numel() > min(30, high - low)
-        assert torch.equal(t, draw_steps(config, 400, 0, 1, 2)[0])
-    assert draw_steps(TimeStepConfig("decaying"), 400, 100, 1, 2)[0].max() < 50
+        assert torch.equal(t[30:40], draw_steps(config, KEYS[30:40], 0, 1, 2)[0])
+    assert draw_steps(TimeStepConfig("decaying"), KEYS, 100, 1, 2)[0].max() < 50
     staged = TimeStepConfig("staged", bounds=[1000, 300])
-    found = [draw_steps(staged, 50, 0, stream) for stream in range(20)]
+    found = [draw_steps(staged, KEYS[:50], 0, 1, 2, stream) for stream in range(20)]
     assert {layer for _, layer in found} == {0, 1}
     assert all((t.min() >= 300 and layer == 0) or (t.max() < 300 and layer == 1) for t, layer in found)
     assert possible_steps(TimeStepConfig("policy", grid=4), 1000) == [0, 250, 500, 750]
@@ -110,20 +112,20 @@ def test_policies_have_the_size_of_the_published_ones(size: int, weights: int) -
 
 def test_gumbel_noise_draws_from_the_softmax() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0])
-    drawn = (logits + gumbel_noise(20_000, 3, "test")).argmax(1)
-    assert torch.bincount(drawn) / 20_000 == pytest.approx(logits.softmax(0).numpy(), abs=0.01)
+    drawn = torch.cat([(logits + gumbel_noise(KEYS, 3, epoch)).argmax(1) for epoch in range(25)])
+    assert torch.bincount(drawn) / 10_000 == pytest.approx(logits.softmax(0).numpy(), abs=0.015)
 
 
 @pytest.mark.parametrize("baseline", ["none", "mean"])
 @pytest.mark.parametrize("shift", [0.0, 5.0])
 def test_reinforce_of_two_actions_is_in_expectation_the_exact_gradient(baseline: str, shift: float) -> None:
-    count, rewards = 200_000, torch.tensor([-1.0, -0.2]) + shift
+    count, rewards = 20_000, torch.tensor([-1.0, -0.2]) + shift
     logits = torch.tensor([0.3, -0.2], requires_grad=True)
     exact = torch.autograd.grad(-(logits.softmax(0) * rewards).sum(), logits)[0]
-    actions = (logits.detach() + gumbel_noise(count, 2, "bandit")).argmax(1)
+    actions = (logits.detach() + gumbel_noise([str(i) for i in range(count)], 2, "bandit")).argmax(1)
     loss, entropy = policy_losses(logits.expand(count, 2), actions, rewards[actions], baseline)
     found = torch.autograd.grad(loss, logits)[0]
-    noise = 0.004 + 0.01 * shift * (baseline == "none")  # without a baseline the spread grows with the rewards
+    noise = 0.01 + 0.02 * shift * (baseline == "none")  # without a baseline the spread grows with the rewards
     assert found.numpy() == pytest.approx(exact.numpy(), abs=noise)
     p = logits.softmax(0)
     assert entropy.item() == pytest.approx(-(p * p.log()).sum().item(), rel=1e-5)

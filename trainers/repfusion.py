@@ -79,7 +79,8 @@ class RepFusion(ClassifierMethod):
     CE(g(f_T(x, t)), y) for the head g that rewards it, and REINFORCE with r = -CE, less its
     entropy.
 
-    The student's final layer is not trained and stays as it was initialised.
+    The student's final layer is not trained and stays as it was initialised, unless there are soft
+    targets.
 
     Args:
         student: a classifier.
@@ -99,8 +100,10 @@ class RepFusion(ClassifierMethod):
         self, student: Classifier, teacher: FeatureTeacher, config: RepFusionConfig, context: Context, steps: list[int]
     ) -> None:
         super().__init__(student, context)
-        for path in final_layers(student.network):
-            student.network.get_submodule(path).requires_grad_(False)
+        if not config.losses.get("soft_targets"):
+            self.description |= {"untrained": "the final layer"}
+            for path in final_layers(student.network):
+                student.network.get_submodule(path).requires_grad_(False)
         self.teacher, self.config, self.steps = teacher, config, steps
         self.layers = [student.feature_names[-2] if layer == "last" else layer for layer in config.layers]  # `pooled` comes last
         self.losses = {name: weight for name, weight in config.losses.items() if weight}
@@ -121,7 +124,6 @@ class RepFusion(ClassifierMethod):
                 count = label_count(config.time.labels, len(context.source), classes)
                 self.labelled = set(context.source.limited(count).keys)
         self.epoch, self.chosen = -1.0, np.zeros(len(steps), dtype=np.int64)  # how often each time step was, in this epoch
-        self.description |= {"untrained": "the final layer"}
 
     def _compared(self, student: Classifier, size: int) -> list[int]:
         """Channels of the student's maps; checks that the maps can be compared."""
@@ -142,14 +144,13 @@ class RepFusion(ClassifierMethod):
         return logits, [as_map(features[name], name) for name in self.layers]
 
     def prepare(self, batch: Batch, *stream: object) -> Batch:
-        time, count = self.config.time, len(batch["key"])
-        epoch = float(str(stream[1])) if len(stream) > 1 else 0.0
+        time, keys, epoch = self.config.time, batch["key"], float(str(stream[1]))
         if epoch != self.epoch:
             self.epoch, self.chosen = epoch, np.zeros_like(self.chosen)
         batch = {**batch, "epoch": epoch}
         if time.strategy == "policy":
-            return {**batch, "gumbel": gumbel_noise(count, len(self.steps), *stream).to(batch["label"].device)}
-        t, layer = draw_steps(time, count, epoch, *stream)
+            return {**batch, "gumbel": gumbel_noise(keys, len(self.steps), *stream[:2]).to(batch["label"].device)}
+        t, layer = draw_steps(time, keys, epoch, *stream)
         return {**batch, "t": t.to(batch["label"].device), "layer": layer}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -166,8 +167,7 @@ class RepFusion(ClassifierMethod):
         elif "t" in batch:
             t = batch["t"]
         else:  # of validation images by their keys, so that epochs compare
-            drawn = [draw_steps(time, 1, time.end_epoch, "validation", key)[0] for key in batch["key"]]
-            t = torch.cat(drawn).to(batch["label"].device)
+            t = draw_steps(time, batch["key"], time.end_epoch, "validation")[0].to(batch["label"].device)
         targets = self.teacher(images, t, batch)
         own_logits, features = self._features(self.student, images)
         loss = self._distance(features, targets, layer) + 0 * own_logits.sum()  # of several processes, all layers need a gradient

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Literal
 
@@ -85,26 +86,26 @@ def policy_steps(config: TimeStepConfig, chain: int) -> list[int]:
     return list(range(chain)) if config.grid is None else [i * chain // config.grid for i in range(config.grid)]
 
 
-def draw_steps(config: TimeStepConfig, count: int, epoch: float, *stream: object) -> tuple[Tensor, int | None]:
-    """(time steps [count] int64, layer that is matched, None for all) of a training batch, by a
-    strategy without policy.
+def draw_steps(config: TimeStepConfig, keys: Sequence[str], epoch: float, *stream: object) -> tuple[Tensor, int | None]:
+    """(time steps [B] int64, layer that is matched, None for all) of a batch, by a strategy without
+    policy. A time step is of the image's key and of the epoch.
 
     Args:
         config: strategy.
-        count: images.
+        keys: of the images.
         epoch: epochs that are done.
-        stream: names the random stream.
+        stream: names the random stream of the batch, from which the layer is drawn.
     """
-    generator, layer = numpy_generator("time steps", *stream), None
+    layer = None
     low, high = config.t, config.t + 1
     if config.strategy == "uniform":
         low, high = 0, config.below
     elif config.strategy == "decaying":
         low, high = 0, decayed_bound(config, epoch)
     elif config.strategy == "staged":
-        layer = int(generator.integers(len(config.bounds)))
+        layer = int(numpy_generator("layer", *stream).integers(len(config.bounds)))
         low, high = [*config.bounds, 0][layer + 1], config.bounds[layer]
-    return torch.from_numpy(generator.integers(low, high, count)), layer
+    return torch.tensor([int(numpy_generator("time step", *stream[:2], key).integers(low, high)) for key in keys]), layer
 
 
 def decayed_bound(config: TimeStepConfig, epoch: float) -> int:
@@ -117,9 +118,11 @@ def entropy_weight(config: TimeStepConfig, epoch: float) -> float:
     return config.entropy * max(0.0, 1 - epoch / config.end_epoch)
 
 
-def gumbel_noise(count: int, actions: int, *stream: object) -> Tensor:
-    """[count, actions]: the first of the largest logits + noise is a draw from their softmax."""
-    uniform = numpy_generator("actions", *stream).random((count, actions))
+def gumbel_noise(keys: Sequence[str], actions: int, *stream: object) -> Tensor:
+    """[B, actions], of the images' keys: the place of the largest of logits + noise is a draw from
+    their softmax.
+    """
+    uniform = np.stack([numpy_generator("action", *stream, key).random(actions) for key in keys])
     return torch.from_numpy(-np.log(-np.log(uniform + 1e-300) + 1e-300)).float()
 
 

@@ -68,6 +68,8 @@ def load_classifier(
             "or start a run from it (model.arch and model.init_from in a training config), the run's own checkpoint will say it"
         )
     if description:
+        if "untrained" in description:
+            log.warning("%s: %s is not trained yet; its classes mean nothing, its features do", path, description["untrained"])
         _check_arch(path, description, arch, "arch")
         if classes is not None:
             _check_classes(path, description.get("classes", []), classes)
