@@ -45,6 +45,7 @@ class Classifier(NormalisedNetwork):
         self.network = network
         self.arch = arch
         self.num_classes = num_classes
+
     @property
     def feature_names(self) -> list[str]:
         """The names that `features` knows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +85,8 @@ def build_backbone(arch: str, pretrained: bool = False) -> Backbone:
         close = difflib.get_close_matches(arch, [*ARCHS, *timm.list_models()], n=4)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(f"unknown arch {arch!r}: {hint}allowed: {', '.join(ARCHS)} or a name in timm.list_models()")
-    further = {"feature_location": ""} if "hrnet" in arch else {}  # the maps themselves, not those that its classifier makes of them
+    # of HRNet the maps themselves, not those that its classifier makes of them
+    further: dict[str, Any] = {"feature_location": ""} if "hrnet" in arch else {}
     try:
         network = timm.create_model(arch, pretrained=pretrained, features_only=True, **further)
     except (RuntimeError, AttributeError) as error:  # an unknown weights tag; a network without features_only

@@ -62,9 +62,11 @@ class LandmarkNetwork(NormalisedNetwork):
             channels = [backbone.channels[-1], *[width] * deconvolutions]
             layers = [_deconvolution(a, b) for a, b in zip(channels, channels[1:], strict=False)]
             inputs = width
-        self.head = nn.Sequential(*layers, nn.Conv2d(inputs, len(points), 1))
-        nn.init.normal_(self.head[-1].weight, std=0.001)  # as published: heatmaps are nearly 0 everywhere
-        nn.init.zeros_(self.head[-1].bias)
+        last = nn.Conv2d(inputs, len(points), 1)
+        nn.init.normal_(last.weight, std=0.001)  # as published: heatmaps are nearly 0 everywhere
+        assert last.bias is not None
+        nn.init.zeros_(last.bias)
+        self.head = nn.Sequential(*layers, last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images in [0,1] [B,3,H,W] -> heatmaps [B,P,h,w]."""
@@ -83,7 +85,7 @@ class LandmarkNetwork(NormalisedNetwork):
     def describe(self) -> dict[str, Any]:
         """JSON-able entries from which `loading.load_dense` builds the network again."""
         sizes = {**self.sizes, "flip_test": self.flip_test}
-        return {"kind": LANDMARKS, "arch": self.arch, "points": list(self.points), "network": sizes, **self.normalisation}
+        return {"kind": LANDMARKS, "arch": self.arch, "points": list(self.points), "sizes": sizes, **self.normalisation}
 
 
 def _deconvolution(inputs: int, outputs: int) -> nn.Sequential:

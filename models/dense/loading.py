@@ -27,9 +27,11 @@ def load_dense(path: Path) -> tuple[DenseNetwork, dict[str, Any]]:
     state, description = load_checkpoint(path)
     kind = description.get("kind")
     if kind not in KINDS:
-        raise ValueError(f"checkpoint {path} holds a {kind or 'network without description'}, one of {', '.join(KINDS)} is needed here")
+        raise ValueError(
+            f"checkpoint {path} holds a {kind or 'network without description'}, one of {', '.join(KINDS)} is needed here"
+        )
     try:
-        arch, mean, std, sizes = (description[key] for key in ("arch", "mean", "std", "network"))
+        arch, mean, std, sizes = (description[key] for key in ("arch", "mean", "std", "sizes"))
         network: DenseNetwork
         if kind == SEGMENTER:
             network = BiSeNet(build_backbone(arch), arch, description["classes"], mean, std, **sizes)
@@ -38,8 +40,8 @@ def load_dense(path: Path) -> tuple[DenseNetwork, dict[str, Any]]:
         network.load_state_dict(state)
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"checkpoint {path}: its tensors and its description do not fit ({type(error).__name__}: {error}): take another copy of "
-            "the file, or train it anew"
+            f"checkpoint {path}: its tensors and its description do not fit ({type(error).__name__}: {error}): take another copy "
+            "of the file, or train it anew"
         ) from error
     log.info("%s with %s from %s", kind, network.arch, path)
     return network.eval(), description

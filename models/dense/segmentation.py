@@ -133,7 +133,7 @@ class BiSeNet(NormalisedNetwork):
     def describe(self) -> dict[str, Any]:
         """JSON-able entries from which `loading.load_dense` builds the network again."""
         sizes = {"width": self.width, "stride": self.stride}
-        return {"kind": SEGMENTER, "arch": self.arch, "classes": list(self.classes), "network": sizes, **self.normalisation}
+        return {"kind": SEGMENTER, "arch": self.arch, "classes": list(self.classes), "sizes": sizes, **self.normalisation}
 
 
 def _spatial_path(width: int, stride: int) -> nn.Sequential:

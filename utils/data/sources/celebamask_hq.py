@@ -58,8 +58,8 @@ def celebamask_hq(split: str, root: Path, image_size: int = SIDE) -> ImageSource
     for place in (folder / IMAGES, folder / MASKS):
         if not place.is_dir():
             raise FileNotFoundError(
-                f"CelebAMaskHQ: {place} not found; expected {folder}/ with {IMAGES}/<i>.jpg and {MASKS}/<0..14>/<00000>_<part>.png, "
-                f"found: {found_at(place)}; unpack CelebAMask-HQ.zip under {folder.parent}, or point data.root at the folder that "
+                f"CelebAMaskHQ: {place} not found; expected {folder}/ with {IMAGES}/<i>.jpg and {MASKS}/<0..14>/<00000>_<part>.png,"
+                f" found: {found_at(place)}; unpack CelebAMask-HQ.zip under {folder.parent}, or point data.root at the folder that "
                 f"holds {FOLDER}"
             )
     paths = sorted((folder / IMAGES).glob("*.jpg"), key=lambda path: (len(path.stem), path.stem))
@@ -88,7 +88,9 @@ def _masks(folder: Path) -> dict[str, dict[int, Path]]:
             if name.endswith(".png") and not name.startswith("."):
                 number, _, part = name.removesuffix(".png").partition("_")
                 if part not in known:
-                    raise ValueError(f"{place}/{name}: {part!r} is no part of a face, allowed: {', '.join(known)}; rename or remove it")
+                    raise ValueError(
+                        f"{place}/{name}: {part!r} is no part of a face, allowed: {', '.join(known)}; rename or remove it"
+                    )
                 found.setdefault(number, {})[known[part]] = Path(place, name)
     return found
 
@@ -150,7 +152,9 @@ def _partition(folder: Path, source: ImageSource) -> np.ndarray:
     for line in read_lines(folder / PARTITION):
         name, kind = [*line.split(), "", ""][:2]
         if kind not in ("0", "1", "2"):
-            raise ValueError(f"{folder / PARTITION}: line {line!r} is not of the form `000001.jpg 0`, 0, 1 or 2: take CelebA's file")
+            raise ValueError(
+                f"{folder / PARTITION}: line {line!r} is not of the form `000001.jpg 0`, 0, 1 or 2: take CelebA's file"
+            )
         kinds[name] = int(kind)
     originals = {words[0]: words[-1] for line in read_lines(folder / MAPPING)[1:] if (words := line.split())}
     numbers = [key.partition("/")[2] for key in source.keys]

@@ -59,8 +59,8 @@ def digit_scenes(split: str, root: Path) -> ImageSource:
 
 def digit_points(split: str, root: Path) -> ImageSource:
     """`Digits` with five points: the top, bottom, left and right end of the ink (of several pixels
-    in the outermost row or column the middle one) and the centroid of the ink. In a mirrored image left
-    and right change places; errors are in units of the image's diagonal.
+    in the outermost row or column the middle one) and the centroid of the ink. In a mirrored image
+    left and right change places; errors are in units of the image's diagonal.
     """
     source = digits(split, root)
     values = np.stack([_points(image) for image in source.images(range(len(source)))[:, 0].numpy() / 255])
@@ -95,7 +95,7 @@ def _read_masks(masks: np.ndarray, rows: np.ndarray) -> Tensor:
 
 
 def _scene(glyphs: np.ndarray, labels: Tensor, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(image uint8 [3, S, S], mask uint8 [S, S]) of digits drawn from `glyphs` uint8 [N, 32, 32]."""
+    """(image uint8 [3, S, S], mask uint8 [S, S]) of digits drawn from `glyphs`, uint8 [N, s, s]."""
     shades = rng.integers(20, 100, (2, 2, 3), dtype=np.uint8)  # of the corners, with smooth transitions between them
     ground = Image.fromarray(shades).resize((SCENE, SCENE), Image.Resampling.BICUBIC)
     image = np.asarray(ground).transpose(2, 0, 1) / 255 + rng.normal(0, 0.02, (3, SCENE, SCENE))

@@ -1,7 +1,8 @@
 """WFLW (Wu et al. 2018, "Look at boundary"): faces in 10,000 photographs with 98 points.
 
-`<root>/WFLW` holds `WFLW_images/` and
-`WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_{train,test}.txt`, as published.
+`<root>/WFLW` holds `WFLW_images/` and, in
+`WFLW_annotations/list_98pt_rect_attr_train_test/`, `list_98pt_rect_attr_{train,test}.txt`, as
+published.
 A line is a face: 98 x 2 coordinates, the box (left, top, right, bottom), six attributes (pose,
 expression, illumination, make-up, occlusion, blur; each 0 or 1) and the photograph's path.
 
