@@ -273,7 +273,8 @@ def table(rows: Sequence[DenseResult]) -> str:
 
 
 def _name(row: DenseResult) -> str:
-    return row.corruption if row.corruption == CLEAN else f"{row.corruption} {level_text(row.severity)}"
+    without = row.corruption == CLEAN or (row.corruption == MEAN and row.severity is None)
+    return row.corruption if without else f"{row.corruption} {level_text(row.severity)}"
 
 
 def _facts(config: EvaluationConfig, checkpoint: str, view: str, source: ImageSource) -> dict[str, Any]:
