@@ -19,13 +19,13 @@ BIN     := $(VENV)/bin
 MPI     := $(if $(shell command -v mpiexec 2>/dev/null),mpi,mpich)
 READY   := $(VENV)/.ready
 
-.PHONY: demo table-fusiondistill table-diffaud table-sda table-decorruptor bench test test-all lint install clean
+.PHONY: demo table-fusiondistill table-diffaud table-sda table-decorruptor table-repfusion bench test test-all lint install clean
 
 demo: $(READY)
 	$(BIN)/python utils/pipeline.py -c configs/pipelines/diffaud.yaml --dataset $(DATASET) --out $(OUT) --run $(OUT) --seeds 123 $(ARGS)
 
 # what is trained for which data set is said in configs/pipelines
-table-fusiondistill table-diffaud table-sda table-decorruptor: $(READY)
+table-fusiondistill table-diffaud table-sda table-decorruptor table-repfusion: $(READY)
 	$(BIN)/python utils/pipeline.py -c configs/pipelines/$(@:table-%=%).yaml --dataset $(DATASET) \
 	  --seeds $(shell seq -s, 1 $(SEEDS)) $(addprefix --arch ,$(ARCH)) $(ARGS)
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-Correct = Mapping[Any, np.ndarray]  # of each image of a cell whether it was classified correctly
+from undegrade.utils.data.cells import Cell
+
+Correct = Mapping[Cell, np.ndarray]  # of each image of a cell whether it was classified correctly
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 CLEAN, MEAN = "clean", "mean"
@@ -146,7 +148,7 @@ def mean_result(system: str, dataset: str, rule: str, correct: Correct) -> Resul
     return replace(mean, ci95_low=max(0.0, low), ci95_high=min(1.0, high))
 
 
-def paired_difference(correct_a: Correct, correct_b: Correct) -> tuple[float, float, float]:
+def paired_difference(correct_a: Mapping[Any, np.ndarray], correct_b: Mapping[Any, np.ndarray]) -> tuple[float, float, float]:
     """Mean accuracy of system a minus that of system b on the same cells and images, with its 95 %
     interval.
 
@@ -155,8 +157,8 @@ def paired_difference(correct_a: Correct, correct_b: Correct) -> tuple[float, fl
     systems see the same images. Where all d_i are equal its width is 0.
 
     Args:
-        correct_a, correct_b: bool [n] for each cell, the same cells and the same order of images in
-            both.
+        correct_a, correct_b: bool [n] for each cell, or what stands for one, the same cells and the
+            same order of images in both.
 
     Returns:
         (difference, low, high), each in [-1, 1].

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from undegrade.models.classification.classifier import Classifier, build_classifier, describe
-from undegrade.models.classification.resnet import build_resnet
+from undegrade.models.classification.resnet import build_small_network
 from undegrade.models.classification.weights import from_description, load_network_state
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
@@ -159,7 +159,7 @@ def test_description_is_json_and_rebuilds_the_same_classifier(small: Classifier,
 
 
 def test_weights_travel_both_ways_between_the_classifier_and_a_bare_network(small: Classifier) -> None:
-    bare = build_resnet("ResNet20", 5)
+    bare = build_small_network("ResNet20", 5)
     bare.load_state_dict(small.network.state_dict(), strict=True)
     target = build_classifier("ResNet20", 5, MEAN, STD)
     load_network_state(target, bare.state_dict())

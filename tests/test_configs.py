@@ -29,9 +29,11 @@ from undegrade.trainers.config import TrainConfig, fill
 from undegrade.trainers.consistency import ConsistentDenoiserConfig
 from undegrade.trainers.editing import EditorConfig
 from undegrade.trainers.editor_consistency import DistilledEditorConfig
+from undegrade.trainers.feature_teachers import FeatureTeacherConfig
 from undegrade.trainers.method import Context
 from undegrade.trainers.methods import METHODS
 from undegrade.trainers.optimizer import build_optimizer
+from undegrade.trainers.repfusion import RepFusionConfig
 from undegrade.trainers.soups import SoupConfig
 from undegrade.utils.config import Tree, build, merge, read_yaml, to_tree
 from undegrade.utils.data.batches import BatchLoader, BatchSet
@@ -83,10 +85,13 @@ def _builds_training(tree: Tree, parents: Parents, source: ImageSource) -> None:
             parents.make_denoiser(fill(parent, config), {**config.model, **tiny})
         else:
             parents.make(fill(parent, config), arch)
+    if isinstance(teacher := config.method.get("teacher", {}), dict) and config.method["name"] == "repfusion":
+        parents.make_denoiser(fill(teacher.get("checkpoint", FeatureTeacherConfig.checkpoint), config), {"channels": [8]})
     for deg in degradations if "teachers" in config.method else []:
         parents.make(fill(config.method["teachers"].replace("{deg}", deg), config), arch)
     model, method_config = build(kind.model, {**config.model, **tiny}, "model"), build(kind.method, config.method, "method")
     method = kind.build(model, method_config, context).train()
+    config.optimizer.by_part(method.parts)
     batch = next(BatchLoader(BatchSet(source, degradations, 2, 0, config.data.augment)).epoch(0))
     method(batch)["loss"].backward()
     build_optimizer(config.optimizer, method.student).step()
@@ -134,6 +139,9 @@ def _builds_compat(tree: Tree, parents: Parents, source: ImageSource) -> None:
     configuration of that kind.
     """
     schema, given = (TrainConfig, {"name": "x"}) if set(tree) == {"data"} else (adapt_schema(), {"model": "", "save_dir": ""})
+    if "method" in tree:
+        schema, given = TrainConfig, to_tree(build(TrainConfig, read_yaml("configs/repfusion/CIFAR10/ResNet18_hint.yaml")))
+        given["method"] = to_tree(build(RepFusionConfig, given["method"], "method"))
     plain, changed = (leaves(to_tree(build(schema, merge(given, more)))) for more in ({}, tree))  # type: ignore[type-var]
     assert {key for key in leaves(tree) if plain[key] == changed[key]} <= {"data.pairing"}
 
@@ -157,6 +165,7 @@ FAMILIES: dict[str, Callable[[Tree, Parents, ImageSource], None]] = {
     "editor": _builds_training,
     "segmentation": _builds_dense,
     "landmark": _builds_dense,
+    "repfusion": _builds_training,
     "adapt": _builds_adaptation,
     "generate": _builds_generation,
     "ensemble": _builds_evaluation,

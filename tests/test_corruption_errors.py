@@ -25,7 +25,7 @@ from tests.perturbing import corrupt, degrade
 from tests.photo_like import to_array
 from tests.published_corruptions import published
 from undegrade.evaluation.results import paired_difference
-from undegrade.models.classification.resnet import build_resnet
+from undegrade.models.classification.resnet import build_small_network
 from undegrade.utils.data.perturbations.corruptions import ALL_CORRUPTIONS
 from undegrade.utils.data.perturbations.degradations import REFERENCE
 from undegrade.utils.data.sources.registry import open_source
@@ -53,7 +53,7 @@ def classify() -> Callable[[Tensor], Tensor]:
     images, labels = source.images(range(len(source))), source.labels
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = build_resnet("ResNet20", 10)
+        network = build_small_network("ResNet20", 10)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         for _ in range(100):
             drawn = torch.randint(len(images), (64,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,22 @@ def test_a_network_comes_back_from_its_checkpoint(network: BiSeNet | LandmarkNet
     images = torch.rand(1, 3, 16, 16)
     assert torch.equal(again(images), network.eval()(images)) and again.describe() == network.describe()
     assert description["mean"] == [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: build_backbone("resnet19"), "unknown arch 'resnet19': did you mean resnet"),
+        (lambda: build_backbone("ResNet20", pretrained=True), "there are no pretrained weights for ResNet20"),
+        (lambda: build_backbone("MobileNetV2_CIFAR"), "cannot be a backbone"),
+        (lambda: segmenter(stride=4), "stride 4: with ResNet20 it can be 2 (model.stride)"),
+        (lambda: segmenter(width=5), "width 5: must be even"),
+        (lambda: landmarks(deconvolutions=-1), "3 points, -1 deconvolutions, width 8"),
+    ],
+)
+def test_what_cannot_be_built_is_reported(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build()
 
 
 # --- starting from a classifier

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from undegrade.models.classification.classifier import build_classifier
-from undegrade.models.classification.resnet import build_resnet
+from undegrade.models.classification.resnet import build_small_network
 
 BN = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
 
@@ -32,7 +32,7 @@ BN = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
 )
 def test_parameter_counts_are_the_published_ones(arch: str, num_classes: int, parameters: int) -> None:
     with torch.device("meta"):
-        network = build_resnet(arch, num_classes)
+        network = build_small_network(arch, num_classes)
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 
@@ -42,7 +42,7 @@ def test_parameter_counts_are_the_published_ones(arch: str, num_classes: int, pa
 )
 def test_state_dict_has_the_reference_names_in_the_reference_order(arch: str, blocks: int, keys: int, tensors: int) -> None:
     with torch.device("meta"):
-        network = build_resnet(arch, 10)
+        network = build_small_network(arch, 10)
     expected = ["conv1.weight", *(f"bn1.{n}" for n in BN)]
     for stage in (1, 2, 3):
         for block in range(blocks):
@@ -67,7 +67,7 @@ def test_multiplications_per_image_are_the_published_ones(size: int, macs: float
         total += module.get_parameter("weight")[0].numel() * output.numel()
 
     with torch.device("meta"):
-        network = build_resnet("ResNet56", 100 if size == 32 else 200)
+        network = build_small_network("ResNet56", 100 if size == 32 else 200)
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.register_forward_hook(count)
@@ -77,7 +77,7 @@ def test_multiplications_per_image_are_the_published_ones(size: int, macs: float
 
 def test_initialisation_follows_the_paper() -> None:
     torch.manual_seed(0)
-    network = build_resnet("ResNet56", 100)
+    network = build_small_network("ResNet56", 100)
     weight = network.get_parameter("res3.4.conv1.weight")  # 64 maps of 3x3: fan_out 576
     assert weight.std().item() == pytest.approx(math.sqrt(2 / 576), rel=0.02)
     down = network.get_parameter("res3.0.ds.0.weight")  # 1x1 to 64 maps: fan_out 64
@@ -92,7 +92,7 @@ def test_initialisation_follows_the_paper() -> None:
 
 def test_a_block_computes_its_formula_and_the_head_reads_a_two_by_two_pool() -> None:
     torch.manual_seed(1)
-    network = build_resnet("ResNet20", 5).double().eval()
+    network = build_small_network("ResNet20", 5).double().eval()
     seen: dict[str, torch.Tensor] = {}
     block = network.res2[0]
     weight = {name: p for name, p in block.named_parameters() if name.endswith("weight")}
@@ -112,7 +112,7 @@ def test_a_block_computes_its_formula_and_the_head_reads_a_two_by_two_pool() -> 
 
 def test_unknown_depth_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="unknown CIFAR ResNet 'ResNet55'.*did you mean 'ResNet56'"):
-        build_resnet("ResNet55", 10)
+        build_small_network("ResNet55", 10)
 
 
 # --- the ResNets of DiffAUD
@@ -128,11 +128,22 @@ def test_wide_networks_have_the_published_size_and_keep_small_images_large(arch:
     assert found["pooled"].shape == (1, width)
 
 
+def test_the_small_mobile_network_keeps_small_images_large_and_has_timms_names() -> None:
+    import timm
+
+    with torch.device("meta"):
+        built = build_classifier("MobileNetV2_CIFAR", 10, (0.5,) * 3, (0.25,) * 3)
+        found = built.features(torch.zeros(1, 3, 32, 32))
+        theirs = timm.create_model("mobilenetv2_100", num_classes=10).state_dict()
+    assert [t.shape[-1] for name, t in found.items() if name != "pooled"] == [32, 32, 16, 8, 4]
+    assert {n: t.shape for n, t in built.network.state_dict().items()} == {n: t.shape for n, t in theirs.items()}
+
+
 def test_wide_networks_differ_from_timms_by_the_stem_alone() -> None:
     import timm
 
     torch.manual_seed(0)
-    network = build_resnet("ResNet50_CIFAR", 10)
+    network = build_small_network("ResNet50_CIFAR", 10)
     with torch.device("meta"):
         theirs = {name: tensor.shape for name, tensor in timm.create_model("resnet50", num_classes=10).state_dict().items()}
     mine = {name: tensor.shape for name, tensor in network.state_dict().items()}

@@ -8,12 +8,15 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 import yaml
 
 from tests.checkpoints import finished_run
 from tests.scripts import Done, run_script
 from undegrade.trainers.trainer import Trainer
 from undegrade.utils.checkpoint import file_digest, read_description
+from undegrade.utils.data.label_budget import label_count
+from undegrade.utils.data.training import DataConfig
 from undegrade.utils.runs import BEST
 
 CLEAN = "configs/ind/Digits/ResNet20_clean.yaml"
@@ -113,3 +116,23 @@ def test_student_needs_a_specialist_of_each_of_its_degradations(tmp_path: Path) 
     done = train(tmp_path, *words, script="train_all_deg.py")
     assert done.status == 2 and "stands for the degradation 'noise' but was trained on blur" in done.err
     assert not (tmp_path / "deg_all/Digits/ResNet20-ResNet20_fusiondistill").exists()
+
+
+@pytest.mark.parametrize(("labels", "count"), [(100, 100), ("100", 100), ("10%", 130), ("0.5 %", 6), ("5 a class", 50)])
+def test_budgets_of_labels(labels: int | str, count: int) -> None:
+    assert label_count(labels, 1295, 10) == count
+
+
+@pytest.mark.parametrize(("labels", "message"), [
+    ("ten", "labels 'ten': give a number of images, a share such as 10%, or 5 a class"),
+    ("0%", "labels '0%' are 0 of the 1295 training images: give 1 to 1295"), ("200 a class", "are 2000 of the 1295"),
+])  # fmt: skip
+def test_budgets_that_cannot_be_had_are_refused(labels: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        label_count(labels, 1295, 10)
+
+
+def test_a_budget_of_labels_leaves_the_validation_images_whole() -> None:
+    data = DataConfig(labels="2 a class")
+    train, validation = (data.open(split) for split in ("train", "validation"))
+    assert torch.bincount(train.labels).tolist() == [2] * 10 and len(validation) == 143

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from undegrade.models.classification.classifier import Classifier, build_classifier, describe
+from undegrade.models.classification.classifier import Classifier, build_classifier, describe, final_layers
 from undegrade.models.classification.loading import initialise_classifier
 from undegrade.trainers.method import Context, Method, Monitors
 from undegrade.utils.checkpoint import file_digest
@@ -27,6 +27,7 @@ class ClassifierConfig:
             `{deg}` is the run's degradation.
         pretrained, drop_path: start from timm's published weights; rate of stochastic depth (null:
             timm's default).
+        trained: all | head: the final layer alone, a linear probe; the rest stays as it starts.
         mean, std: input normalisation, range [0,1] (null: that of the weights it starts from, else
             of the training images).
     """
@@ -35,6 +36,7 @@ class ClassifierConfig:
     init_from: str | None = None
     pretrained: bool = False
     drop_path: ShareBelowOne | None = None
+    trained: Literal["all", "head"] = "all"
     mean: list[Share] | None = None
     std: list[Positive] | None = None
 
@@ -53,6 +55,16 @@ class ClassifierMethod(Method):
             "initial_weights": context.init_digest,
         }
 
+    def train(self, mode: bool = True) -> ClassifierMethod:
+        """As every method; layers that are not trained keep their running statistics."""
+        super().train(mode)
+        if mode and any(not p.requires_grad for p in self.student.parameters()):
+            for module in self.student.modules():
+                own = list(module.parameters(recurse=False))
+                if own and not any(p.requires_grad for p in own):
+                    module.eval()
+        return self
+
     def export(self, parts: Mapping[str, nn.Module]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         student = parts["student"]
         assert isinstance(student, Classifier)
@@ -68,4 +80,8 @@ def build_student(model: ClassifierConfig, context: Context) -> tuple[Classifier
         initialise_classifier(student, path, context.config.save_dir, source.classes)
         context = dataclasses.replace(context, init_digest=file_digest(path))
     student.set_normalisation(model.mean, model.std)
+    if model.trained == "head":
+        student.requires_grad_(False)
+        for layer in final_layers(student.network):
+            student.network.get_submodule(layer).requires_grad_(True)
     return student, context

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from undegrade.trainers.config import TrainConfig, fill
@@ -79,9 +80,9 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def picture(self, parts: Mapping[str, nn.Module]) -> np.ndarray | None:
-        """uint8 [H, W, 3] that shows what the parts, as for `export` and in eval mode, have learnt;
-        None where there is nothing to show.
+    def picture(self, parts: Mapping[str, nn.Module]) -> Figure | np.ndarray | None:
+        """A figure, or uint8 [H, W, 3], that shows what the parts, as for `export` and in eval
+        mode, have learnt; None where there is nothing to show.
         """
         return None
 

@@ -24,6 +24,7 @@ from undegrade.trainers.distillation import DistillationConfig, build_distillati
 from undegrade.trainers.editing import EditingConfig, EditorConfig, build_editing
 from undegrade.trainers.editor_consistency import DistilledEditorConfig, EditorConsistencyConfig, build_editor_consistency
 from undegrade.trainers.method import Context, Method
+from undegrade.trainers.repfusion import RepFusionConfig, build_repfusion
 from undegrade.trainers.supervised import SupervisedConfig, build_supervised
 from undegrade.utils.registry import Registry
 
@@ -53,3 +54,4 @@ METHODS.add("editing", MethodKind(EditorConfig, EditingConfig, build_editing))
 METHODS.add("editor_consistency", MethodKind(DistilledEditorConfig, EditorConsistencyConfig, build_editor_consistency))
 METHODS.add("segmentation", MethodKind(BiSeNetConfig, SegmentationConfig, build_segmentation))
 METHODS.add("landmarks", MethodKind(HeatmapConfig, LandmarksConfig, build_landmarks))
+METHODS.add("repfusion", MethodKind(ClassifierConfig, RepFusionConfig, build_repfusion))

@@ -16,6 +16,7 @@ COMMANDS = {  # word -> (module that has the `main`, what it does)
     "convert": ("image_adapt.scripts.convert_checkpoint", "a diffusion model of another program as a folder of diffusers"),
     "test": ("evaluation.checkpoint_command", "evaluate one checkpoint, or label images with it"),
     "ensemble": ("evaluation.ensemble_command", "evaluate systems of several members, or label images with one"),
+    "probe": ("evaluation.linear_probe", "what a frozen network sees of the classes"),
     "table": ("evaluation.approach_table", "approaches, mean over seeds, beside published numbers"),
     "pipeline": ("utils.pipeline", "run the stages of a pipeline YAML"),
 }

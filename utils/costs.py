@@ -16,6 +16,7 @@ from typing import Any
 
 from undegrade.utils.composition import read_all
 from undegrade.utils.data.cells import parse_cells, parse_severities, sweep_cells
+from undegrade.utils.data.label_budget import label_count
 from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
 from undegrade.utils.data.sources.folders import first_size
 from undegrade.utils.data.sources.image_files import list_images
@@ -74,7 +75,7 @@ _FLAGS: dict[str, dict[str, str]] = {  # kind of script -> short flag -> key of 
 _HELD_OUT = ("validation", "val", "valid", "test")  # folders of the parts of an image folder that are not trained on
 # method -> passes forward and backward of a training image, where they are not one of each: also
 # those of the teacher (an editor's are three) and of the target; of the degraded image, too
-_PASSES = {"distillation": (2, 1), "autoencoding": (2, 2), "consistency": (3, 1), "editor_consistency": (5, 1)}
+_PASSES = {"distillation": (2, 1), "repfusion": (2, 1), "autoencoding": (2, 2), "consistency": (3, 1), "editor_consistency": (5, 1)}
 _LISTS = ("data.degradations", "data.corruptions", "data.sweep", "input.corruptions")
 
 
@@ -107,8 +108,11 @@ class _Books:
         train, validation = sizes.train, sizes.validation
         if data.get("validation") == "test":
             train, validation = train + validation, sizes.test
+        train, validation = (_limited(count, data.get("limit")) for count in (train, validation))
+        if data.get("labels") is not None:
+            train = label_count(data["labels"], train, sizes.classes)
         versions = max(1, len(data.get("degradations", [])))
-        train, validation = (_limited(count, data.get("limit")) * versions for count in (train, validation))
+        train, validation = train * versions, validation * versions
         epochs, (forward, backward) = loop["epochs"], _PASSES.get(method["name"], (1, 1))
         validated = -(-epochs // loop.get("validate_every", 1)) * validation
         name = self._trained(tree, model, method["name"])

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from undegrade.models.classification.resnet import ARCHS, build_resnet
+from undegrade.models.classification.resnet import ARCHS, build_small_network
 from undegrade.models.normalisation import NormalisedNetwork
 from undegrade.utils.choices import check_choice
 
@@ -161,7 +161,7 @@ def build_classifier(
         raise ValueError(f"there are no pretrained weights for {arch}: train it, or start from a checkpoint")
     if drop_path is not None:
         raise ValueError(f"{arch} has no stochastic depth: leave drop_path out")
-    return Classifier(build_resnet(arch, num_classes), arch, num_classes, mean, std)
+    return Classifier(build_small_network(arch, num_classes), arch, num_classes, mean, std)
 
 
 def _build_timm(arch: str, num_classes: int, pretrained: bool, drop_path: float | None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Residual networks for small images.
+"""Networks for small images.
 
 ResNet20, ResNet56, ResNet110: the CIFAR networks of He et al. 2016, section 4.2, with the
 2x2-pooled head that FusionDistill uses. State-dict names and their order are those of the
@@ -6,9 +6,14 @@ FusionDistill checkpoints, so that either side loads the other's weights strictl
 
 ResNet18_CIFAR, ResNet50_CIFAR: ImageNet's ResNets with a 3x3 stem of stride 1 and no max-pool
 (mm-classification's ResNet_CIFAR), which DiffAUD uses; built of timm's ResNet, with its names.
+
+MobileNetV2_CIFAR: timm's MobileNetV2, with its names, but stride 1 in its stem and in the second of
+its stages, so that 32 pixels become 4 and not 1.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +26,8 @@ _WIDE = {
     "ResNet18_CIFAR": ("BasicBlock", (2, 2, 2, 2)),
     "ResNet50_CIFAR": ("Bottleneck", (3, 4, 6, 3)),
 }  # timm's block, blocks a stage
-ARCHS = (*BLOCKS_PER_STAGE, *_WIDE)
+_MOBILE = "MobileNetV2_CIFAR"
+ARCHS = (*BLOCKS_PER_STAGE, *_WIDE, _MOBILE)
 
 
 class BasicBlock(nn.Module):
@@ -82,19 +88,26 @@ class CifarResNet(nn.Module):
         return self.fc
 
 
-def build_resnet(arch: str, num_classes: int) -> nn.Module:
+def build_small_network(arch: str, num_classes: int) -> nn.Module:
     """A network of `ARCHS` with weights from torch's global generator.
 
     Raises:
         ValueError: another `arch`.
     """
-    check_choice(arch, ARCHS, "CIFAR ResNet")
+    check_choice(arch, ARCHS, "network for small images")
+    network: Any
     if arch in BLOCKS_PER_STAGE:
         return CifarResNet(BLOCKS_PER_STAGE[arch], num_classes)
+    if arch == _MOBILE:
+        import timm  # noqa: PLC0415  as below
+
+        network = timm.create_model("mobilenetv2_100", num_classes=num_classes)
+        network.conv_stem.stride = network.blocks[1][0].conv_dw.stride = (1, 1)
+        return network
     from timm.models import resnet  # here, since it takes seconds and the other networks do without
 
     block, layers = _WIDE[arch]
-    network: nn.Module = resnet.ResNet(getattr(resnet, block), layers, num_classes)
+    network = resnet.ResNet(getattr(resnet, block), layers, num_classes)
     stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")  # as timm's other convolutions
     network.conv1, network.maxpool = stem, nn.Identity()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from undegrade.models.classification.classifier import build_classifier
-from undegrade.models.classification.resnet import ARCHS, BLOCKS_PER_STAGE, CifarResNet, build_resnet
+from undegrade.models.classification.resnet import ARCHS, BLOCKS_PER_STAGE, CifarResNet, build_small_network
 from undegrade.models.classification.weights import foreign_format, without_wrappers
 from undegrade.utils.checkpoint import load_checkpoint
 
@@ -80,7 +80,10 @@ def build_backbone(arch: str, pretrained: bool = False) -> Backbone:
     from timm.models import FeatureListNet
 
     if arch in ARCHS:
-        return Backbone(FeatureListNet(build_resnet(arch, 2)))
+        try:
+            return Backbone(FeatureListNet(build_small_network(arch, 2)))
+        except AssertionError as error:  # its stages are parts of a longer list
+            raise ValueError(f"{arch} cannot be a backbone, its stages are not modules of their own: take a ResNet") from error
     if not timm.is_model(arch):
         close = difflib.get_close_matches(arch, [*ARCHS, *timm.list_models()], n=4)
         hint = f"did you mean {' or '.join(close)}? " if close else ""

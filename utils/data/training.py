@@ -7,6 +7,7 @@ from dataclasses import field
 from typing import Literal
 
 from undegrade.utils.data.batches import AugmentConfig, BatchSet
+from undegrade.utils.data.label_budget import label_count
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.ranges import Count, Seed, Whole
@@ -31,6 +32,8 @@ class DataConfig(SourceConfig):
             ImageNet).
         adapted: folder of adapted images (`<adapted>/<degradation>/random/<class>/*`) to train on
             in place of degrading on the fly.
+        labels: class-balanced subset of the training part alone, whose labels there shall be: a
+            number of images, a share such as 10%, or 5 a class (null: all).
         batch_size: images a step and process, before they are multiplied by the degradations.
         workers: processes that make batches (0: the training process itself).
         augment: see AugmentConfig.
@@ -43,9 +46,17 @@ class DataConfig(SourceConfig):
     seed: Seed | None = None
     degrade_at: Literal["crop", "native"] = "crop"
     adapted: str | None = None
+    labels: Count | str | None = None
     batch_size: Count = 128
     workers: Whole = 0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def open(self, split: str) -> ImageSource:
+        """The images of a split; of a training split those that `labels` leaves."""
+        source = super().open(split)
+        if self.labels is None or not split.startswith("train"):
+            return source
+        return source.limited(label_count(self.labels, len(source), len(source.classes)))
 
     def splits(self) -> dict[str, str]:
         """Splits of the training and of the validation images, under `train` and `validation`."""
