@@ -27,7 +27,7 @@ from undegrade.evaluation.command_line import (
 )
 from undegrade.evaluation.config import EvaluationConfig
 from undegrade.evaluation.dense import evaluate_dense
-from undegrade.evaluation.effect import check_keys, check_keys_of_prediction, check_own_flags
+from undegrade.evaluation.effect import check_keys, check_keys_of_dense, check_keys_of_prediction, check_own_flags
 from undegrade.evaluation.evaluate import evaluate, print_outcome
 from undegrade.evaluation.predict import print_predictions
 from undegrade.models.dense.loading import KINDS
@@ -93,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     config = keys_of_view(build(EvaluationConfig, tree), "model", overrides)
     check_keys(config, given)
     if dense:
+        check_keys_of_dense(given)
         with interruption.listening():
             evaluate_dense(config, choose_device(args.device), args.pictures or 0, interruption)
         return 0
@@ -105,6 +106,8 @@ def _check_kind(args: argparse.Namespace, dense: bool) -> None:
     """Raise ValueError for a flag that the checkpoint's kind has no use for."""
     if args.pictures is not None and not dense:
         raise ValueError("--pictures shows masks and points, a classifier has neither: leave it out, --predict writes classes")
+    if dense and args.arch is not None:
+        raise ValueError(f"--arch {args.arch}: {args.resume} says itself which network it holds, leave it out")
     if dense and args.predict is not None:
         raise ValueError(
             f"--predict {args.predict} writes classes of images, {args.resume} finds masks or points: use --pictures 8"

@@ -2,8 +2,7 @@
 
 A measure is a mean of ratios of sums over images: of intersection and union for each class (mean
 intersection over union), or of errors and their number (normalised mean error). Its interval is of
-the images: they are drawn with replacement 1,000 times, the same draws for every cell, and 95 % of
-the values lie within (percentile bootstrap).
+the images (evaluation/ratios.py), which are drawn alike for every cell.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from undegrade.evaluation.config import EvaluationConfig
 from undegrade.evaluation.dense_pictures import points_shown, shown
 from undegrade.evaluation.ensemble import cpu_batch
+from undegrade.evaluation.ratios import INTERVAL, Ratios, draws, interval
 from undegrade.evaluation.result_files import RESULTS
 from undegrade.evaluation.results import CLEAN, MEAN, percent
 from undegrade.models.dense.landmarks import decode
@@ -41,13 +41,10 @@ from undegrade.utils.files import write_atomic
 from undegrade.utils.interruption import Interrupted, Interruption
 from undegrade.utils.lock import locked
 from undegrade.utils.provenance import listing_digest, provenance
-from undegrade.utils.seeding import numpy_generator
 
 log = logging.getLogger(__name__)
 
 MIOU, NME = "miou", "nme"
-_DRAWS = 1000
-_INTERVAL = f"percentile bootstrap over images, {_DRAWS} draws, 95 %"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,50 +73,6 @@ class DenseResult:
     metrics: Mapping[str, float]
 
 
-@dataclasses.dataclass(frozen=True)
-class Ratios:
-    """Parts above and below the bar, [N, K] of N images and K ratios, in double precision."""
-
-    above: np.ndarray
-    below: np.ndarray
-
-    def value(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """The mean of those ratios that have something below the bar, NaN where none has.
-
-        Args:
-            weights: [D, N], how often each image is drawn (None: each once).
-
-        Returns:
-            [D], D = 1 without weights.
-        """
-        drawn = np.ones((1, len(self.above))) if weights is None else weights
-        return _mean_of_ratios(drawn @ self.above, drawn @ self.below)
-
-    def each(self) -> list[float | None]:
-        """Every ratio; None where nothing is below the bar."""
-        sums = zip(self.above.sum(0).tolist(), self.below.sum(0).tolist(), strict=True)
-        return [above / below if below else None for above, below in sums]
-
-
-def _mean_of_ratios(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    there = below > 0
-    shares = np.where(there, above / np.where(there, below, 1), 0).sum(1)
-    return np.where(there.any(1), shares / there.sum(1).clip(min=1), np.nan)
-
-
-def draws(count: int) -> np.ndarray:
-    """[1000, N]: how often each of N images is in each of the bootstrap's samples."""
-    return numpy_generator("bootstrap", count).multinomial(count, np.full(count, 1 / count), _DRAWS).astype(float)
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % of the bootstrap's values lie within; samples in which nothing can be judged are left
-    out.
-    """
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def evaluate_dense(
     config: EvaluationConfig, device: torch.device, pictures: int = 0, interruption: Interruption | None = None
 ) -> list[DenseResult]:
@@ -143,7 +96,7 @@ def evaluate_dense(
     network, description = load_dense(Path(member.checkpoint))
     network.set_normalisation(member.mean, member.std)
     network = network.to(device).to(memory_format=torch.channels_last)
-    source = without_broken(config.data.open(config.data.split), None)
+    source = without_broken(config.data.open(config.data.split), out if config.cache else None)
     _check_fits(network, source, member.checkpoint)
     if source.image_size != description.get("image_size", source.image_size):
         log.warning("the network learnt images of %s px, these have %d", description["image_size"], source.image_size)
@@ -152,23 +105,18 @@ def evaluate_dense(
     size = min(config.batch_size, cpu_batch(source.image_size)) if device.type == "cpu" else config.batch_size
     found: dict[Cell, Ratios] = {}
     with locked(out, "evaluation"), tqdm(total=len(cells) * len(source), unit="img", desc="judging", dynamic_ncols=True) as bar:
+
+        def on_images(count: int) -> None:
+            bar.update(count)
+            if interruption is not None and interruption.due:
+                raise Interrupted(f"{interruption.reason} in {bar.n} of {bar.total} images, nothing is written")
+
         for cell in cells:
             bar.set_postfix_str(cell.folder)
-            parts, seen = [], view.source(cell)
-            for start in range(0, len(source), size):
-                rows = range(start, min(start + size, len(source)))
-                images = seen.images(rows)
-                with torch.inference_mode():
-                    output = network(to_unit(images).to(device, memory_format=torch.channels_last))
-                parts.append(judged(network, output, source, rows))
-                if start < pictures:
-                    _show(
-                        out / "pictures" / f"{cell.folder.replace('/', '-')}.png", network, images, output, source, rows, pictures
-                    )
-                bar.update(len(rows))
-                if interruption is not None and interruption.due:
-                    raise Interrupted(f"{interruption.reason} in {bar.n} of {bar.total} images, nothing is written")
-            found[cell] = Ratios(*(np.concatenate(side) for side in zip(*parts, strict=True)))
+            seen = view.source(cell)
+            found[cell], predicted = _judged(network, device, seen, source, size, pictures, on_images)
+            if pictures:
+                _show(out / "pictures" / f"{cell.folder.replace('/', '-')}.png", network, seen, source, predicted)
         results = rows_of(system, dataset, metric, found, source)
         _write(out, results, _facts(config, member.checkpoint, member.view, source))
     print(table(results))
@@ -189,29 +137,44 @@ def _check_fits(network: DenseNetwork, source: ImageSource, checkpoint: str) -> 
         )
 
 
-def judged(network: DenseNetwork, output: Tensor, source: ImageSource, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The parts above and below the bar, each [B, K], of a network's output for some images."""
-    target = source.targets(rows).to(output.device)
-    if isinstance(network, BiSeNet):
-        check_mask(target, network.classes, [source.keys[row] for row in rows])
-        above, below = overlaps(output.argmax(1), target, len(network.classes))
-    else:
-        assert isinstance(source.target, Points)
-        predicted = decode(output.float(), source.image_size)
-        above, below = (values[:, None] for values in point_errors(predicted, target, source.image_size, source.target.unit))
-    return above.double().cpu().numpy(), below.double().cpu().numpy()
+def _judged(
+    network: DenseNetwork,
+    device: torch.device,
+    seen: ImageSource,
+    source: ImageSource,
+    size: int,
+    kept: int,
+    on_images: Callable[[int], None],
+) -> tuple[Ratios, Tensor]:
+    """What the network makes of the images of a cell, `seen`, whose truth `source` has, in batches
+    of `size`; and its predictions of the first `kept`.
+    """
+    parts, predictions = [], []
+    for start in range(0, len(source), size):
+        rows = range(start, min(start + size, len(source)))
+        with torch.inference_mode():
+            output = network(to_unit(seen.images(rows)).to(device, memory_format=torch.channels_last))
+        target = source.targets(rows).to(device)
+        if isinstance(network, BiSeNet):
+            check_mask(target, network.classes, [source.keys[row] for row in rows])
+            predicted = output.argmax(1)
+            above, below = overlaps(predicted, target, len(network.classes))
+        else:
+            assert isinstance(source.target, Points)
+            predicted = decode(output.float(), source.image_size)
+            above, below = (v[:, None] for v in point_errors(predicted, target, source.image_size, source.target.unit))
+        parts.append((above.double().cpu().numpy(), below.double().cpu().numpy()))
+        predictions.append(predicted[: max(0, kept - start)].cpu())
+        on_images(len(rows))
+    return Ratios(*(np.concatenate(side) for side in zip(*parts, strict=True))), torch.cat(predictions)
 
 
-def _show(
-    path: Path, network: DenseNetwork, images: Tensor, output: Tensor, source: ImageSource, rows: Sequence[int], count: int
-) -> None:
-    """A picture of the first `count` images."""
-    images, output, target = images[:count], output[:count].cpu(), source.targets(rows[:count])
+def _show(path: Path, network: DenseNetwork, seen: ImageSource, source: ImageSource, predicted: Tensor) -> None:
+    """A picture of the first images of a cell, for as many as there are predictions."""
+    rows = range(len(predicted))
     path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(network, BiSeNet):
-        save(shown(images, target, output.argmax(1)), path)
-    else:
-        save(points_shown(images, target, decode(output.float(), source.image_size)), path)
+    draw = shown if isinstance(network, BiSeNet) else points_shown
+    save(draw(seen.images(rows), source.targets(rows), predicted), path)
 
 
 def rows_of(system: str, dataset: str, metric: str, found: Mapping[Cell, Ratios], source: ImageSource) -> list[DenseResult]:
@@ -282,7 +245,7 @@ def _facts(config: EvaluationConfig, checkpoint: str, view: str, source: ImageSo
     return {
         "dataset": data.dataset, "split": data.split, "images": len(source), "frame": source.frame, "view": view,
         "listing": listing_digest(source.keys, source.labels), "seed": data.seed, "constants": data.constants, **data.changed(),
-        "checkpoint": file_digest(checkpoint), "interval": _INTERVAL, "provenance": [provenance()],
+        "checkpoint": file_digest(checkpoint), "interval": INTERVAL, "provenance": [provenance()],
     }  # fmt: skip
 
 

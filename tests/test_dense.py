@@ -15,8 +15,9 @@ from PIL import Image
 from tests.checkpoints import Parents
 from tests.scripts import Done, run_script
 from tests.test_dense_data import write_wflw
-from undegrade.evaluation.dense import Ratios, draws, interval, rows_of
+from undegrade.evaluation.dense import rows_of
 from undegrade.evaluation.dense_pictures import points_shown, shown
+from undegrade.evaluation.ratios import Ratios, draws, interval
 from undegrade.trainers.config import OptimizerConfig, TrainConfig
 from undegrade.trainers.dense import (
     BiSeNetConfig,
@@ -159,7 +160,7 @@ def test_masks_are_learnt_from_a_classifier_on_and_judged(tmp_path: Path) -> Non
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"validation/miou", "validation/pixel_accuracy", "validation/loss", "train/miou"} <= logged[-1].keys()
     cells = ("--corruption", "clean,fog,jpeg_compression", "--severity", 5)
-    done = evaluated(run, *cells, "--pictures", 2, "--out", tmp_path / "out").check()
+    done = evaluated(run, *cells, "--pictures", 2, "--batch_size", 1, "--out", tmp_path / "out").check()
     assert "Mean intersection over union in %, 4 images of DigitScenes" in done.out
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["corruption"] for row in content["rows"]] == ["clean", "fog", "jpeg_compression", "mean"]
@@ -186,6 +187,13 @@ def test_points_are_learnt_and_judged(tmp_path: Path) -> None:
 
 def test_flags_that_do_not_go_with_the_checkpoint_are_refused(tmp_path: Path) -> None:
     run = trained("configs/landmark/DigitPoints/ResNet20.yaml", tmp_path, "--loop.epochs", 0, "--model.width", 8)
+    for given, message in (
+        (("--arch", "resnet18"), "says itself which network it holds"),
+        (("--overwrite", "true"), "--overwrite has no effect here"),
+        (("--members.model.predictor.name", "frozen"), "has no effect here"),
+    ):
+        done = run_script("test.py", "-r", run, "--corruption", "clean", *given)
+        assert done.status != 0 and message in done.err
     done = run_script("test.py", "-r", run, "--predict", tmp_path)
     assert done.status != 0 and re.search("--predict .* finds masks or points: use --pictures 8", done.err)
     Parents(tmp_path, open_source("Digits", "train", limit=20)).make("ind/Digits/c", "ResNet20")
