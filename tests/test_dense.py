@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from tests.checkpoints import Parents
 from tests.scripts import Done, run_script
-from tests.test_dense_data import write_wflw
+from tests.test_dense_data import write_faces, write_wflw
 from undegrade.evaluation.dense import rows_of
 from undegrade.evaluation.dense_pictures import points_shown, shown
 from undegrade.evaluation.ratios import Ratios, draws, interval
@@ -38,7 +39,7 @@ from undegrade.utils.data.sources.registry import open_source
 from undegrade.utils.data.targets import IGNORED, Points
 from undegrade.utils.figures import sample_grid
 
-SHORT = ("--loop.epochs", 1, "--bs", 8, "--data.limit", 16, "-d", "cpu")
+SHORT = ("--loop.epochs", 1, "--data.limit", 16, "-d", "cpu")
 
 # --- tasks
 
@@ -199,3 +200,16 @@ def test_flags_that_do_not_go_with_the_checkpoint_are_refused(tmp_path: Path) ->
     Parents(tmp_path, open_source("Digits", "train", limit=20)).make("ind/Digits/c", "ResNet20")
     done = run_script("test.py", "-r", "ind/Digits/c", "--runs", tmp_path, "--corruption", "clean", "--pictures", 2)
     assert done.status != 0 and "--pictures shows masks and points, a classifier has neither" in done.err
+
+
+@pytest.mark.parametrize(
+    ("config", "write", "metric"),
+    [("segmentation/CelebAMaskHQ/ResNet18", write_faces, "iou_skin"), ("landmark/WFLW/HRNet18", write_wflw, "nme_illumination")],
+)
+def test_published_layouts_are_learnt_and_judged(config: str, write: Callable[[Path], Path], metric: str, tmp_path: Path) -> None:
+    write(tmp_path)
+    sizes = ("--data.root", tmp_path, "--data.image_size", 64, "--data.workers", 0, "--bs", 4)
+    run = trained(f"configs/{config}.yaml", tmp_path / "runs", *sizes)
+    evaluated(run, "--corruption", "clean", "--out", tmp_path / "out").check()
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert metric in row["metrics"] and row["dataset"] == config.split("/")[1]
