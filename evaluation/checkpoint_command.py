@@ -6,11 +6,13 @@ python test.py -r sl/Digits/ResNet20-ResNet20/jpeg                 # of the degr
 python test.py -r ind/Digits/ResNet20_clean --corruption all --severity 1-5    # the 15 corruptions of ImageNet-C
 python test.py -r runs/<name>/<run id>/best.safetensors --corruption clean,gaussian_noise --severity 5
 python test.py -r ind/CIFAR10/ResNet20_clean --view CIFAR-10-C --corruption fog --severity 5    # released; needs no clean images
+python test.py -r segmentation/DigitScenes/ResNet20 --corruption clean,all --severity 5 --pictures 8    # masks, or points
 python test.py -r ind/Digits/ResNet20_clean --predict photos --top 5     # classes of images that have no labels, as a CSV
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from undegrade.evaluation.command_line import (
@@ -24,13 +26,18 @@ from undegrade.evaluation.command_line import (
     test_keys,
 )
 from undegrade.evaluation.config import EvaluationConfig
-from undegrade.evaluation.effect import check_keys, check_keys_of_prediction, check_own_flags
+from undegrade.evaluation.dense import evaluate_dense
+from undegrade.evaluation.effect import check_keys, check_keys_of_dense, check_keys_of_prediction, check_own_flags
 from undegrade.evaluation.evaluate import evaluate, print_outcome
 from undegrade.evaluation.predict import print_predictions
+from undegrade.models.dense.loading import KINDS
+from undegrade.utils.checkpoint import read_description
+from undegrade.utils.command_line import typed
 from undegrade.utils.config import Tree, build, merge, read_yaml
 from undegrade.utils.data.cells import sweep_cells
 from undegrade.utils.data.views import RAW
 from undegrade.utils.device import choose_device
+from undegrade.utils.ranges import Count
 from undegrade.utils.runs import find_checkpoint
 
 
@@ -48,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         "--view", default=RAW,
         help="raw: corrupt clean images; or a folder: adapted images, ImageNet-C, CIFAR-10-C (keys and labels are then its own)",
     )  # fmt: skip
+    parser.add_argument(
+        "--pictures", type=typed(Count), help="of networks for masks and points: show so many images with truth and prediction"
+    )
     parser.add_argument("-m", "--mode", default="eval", help="folder below the run for the results")
     args, overrides = parser.parse(argv)
     check_prediction(parser, args, overrides, ("dataset", "view", "mode"))
@@ -56,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"--mode {args.mode} is the folder below the run, --out {args.out} is another one: give one of them")
     interruption = interruption_of(args)
     checkpoint = find_checkpoint(args.resume, args.runs)
+    dense = read_description(checkpoint).get("kind") in KINDS
+    _check_kind(args, dense)
     trained = run_data(checkpoint)
     tree: Tree = {"data": test_keys(trained)}
     for path in args.config:
@@ -80,9 +92,26 @@ def main(argv: list[str] | None = None) -> int:
     tree["out"] = args.out or str(checkpoint.parent / args.mode / what)
     config = keys_of_view(build(EvaluationConfig, tree), "model", overrides)
     check_keys(config, given)
+    if dense:
+        check_keys_of_dense(given)
+        with interruption.listening():
+            evaluate_dense(config, choose_device(args.device), args.pictures or 0, interruption)
+        return 0
     with interruption.listening():
         print_outcome(evaluate(config, choose_device(args.device), interruption))
     return 0
+
+
+def _check_kind(args: argparse.Namespace, dense: bool) -> None:
+    """Raise ValueError for a flag that the checkpoint's kind has no use for."""
+    if args.pictures is not None and not dense:
+        raise ValueError("--pictures shows masks and points, a classifier has neither: leave it out, --predict writes classes")
+    if dense and args.arch is not None:
+        raise ValueError(f"--arch {args.arch}: {args.resume} says itself which network it holds, leave it out")
+    if dense and args.predict is not None:
+        raise ValueError(
+            f"--predict {args.predict} writes classes of images, {args.resume} finds masks or points: use --pictures 8"
+        )
 
 
 def _shown(checkpoint: Path) -> str:

@@ -42,6 +42,12 @@ def check_keys_of_prediction(config: EvaluationConfig, given: Tree, system: str 
     check_effect(given, others | _of_members(config, used, out=""))
 
 
+def check_keys_of_dense(given: Tree) -> None:
+    """The same of networks for masks and points."""
+    frozen = "networks for masks and points are evaluated as they are"
+    check_effect(given, {"overwrite": "results of masks and points are always written anew", "members.model.predictor": frozen})
+
+
 def check_own_flags(given: Tree) -> None:
     """Raise ValueError for a key that test.py sets itself or has no use for."""
     one = "one checkpoint is evaluated, test_ensemble.py takes"

@@ -81,8 +81,13 @@ def _denoiser() -> Denoiser:
     return denoiser
 
 
-def _checkpoint(*_: object, **__: object) -> Path:
-    return Path("runs/name/id/best.safetensors")
+def _checkpoint(name: object, *_: object, **__: object) -> Path:
+    return Path("runs", str(name), "id/best.safetensors")
+
+
+def _description(path: Path) -> dict[str, str]:
+    """Of a checkpoint that is not there, by the name of its run."""
+    return {"kind": {"segmentation": "segmenter", "landmark": "landmarks"}.get(path.parts[1], "classifier")}
 
 
 # script -> what is put in the place of which function, so that it stops once its configuration is
@@ -96,6 +101,9 @@ _EVALUATION = {
         "print_predictions": _stop(expand),
         **({"find_checkpoint": _checkpoint} if command == "checkpoint_command" else {}),
     }.items()
+} | {
+    "undegrade.evaluation.checkpoint_command.evaluate_dense": _stop(_check_evaluation),
+    "undegrade.evaluation.checkpoint_command.read_description": _description,
 }
 STOPS: dict[str, dict[str, Callable]] = {
     "train.py": _TRAINING,

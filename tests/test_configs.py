@@ -99,6 +99,11 @@ def _builds_training(tree: Tree, parents: Parents, source: ImageSource) -> None:
     assert config.loop.monitor in method.monitors
 
 
+def _builds_dense(tree: Tree, parents: Parents, source: ImageSource) -> None:
+    own = open_source({"segmentation": "DigitScenes", "landmarks": "DigitPoints"}[tree["method"]["name"]], "validation", limit=4)
+    _builds_training(tree, parents, own)
+
+
 def _builds_fusion(tree: Tree, parents: Parents, source: ImageSource) -> None:
     config = build(SoupConfig, tree)
     stand_in = TrainConfig(config.name, data=config.data, model={"arch": config.arch})
@@ -158,6 +163,8 @@ FAMILIES: dict[str, Callable[[Tree, Parents, ImageSource], None]] = {
     "deg_all": _builds_training,
     "diffusion": _builds_training,
     "editor": _builds_training,
+    "segmentation": _builds_dense,
+    "landmark": _builds_dense,
     "repfusion": _builds_training,
     "adapt": _builds_adaptation,
     "generate": _builds_generation,

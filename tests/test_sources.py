@@ -299,8 +299,8 @@ def test_concatenated_sources_are_read_in_any_order_and_can_be_pickled() -> None
 
 def test_an_unknown_data_set_is_reported_with_the_closest() -> None:
     message = (
-        "unknown dataset 'CIFAR-10': did you mean 'CIFAR10'? allowed: Digits, CIFAR10, CIFAR100, TinyImagenet, "
-        "Imagenet, <path of an image folder>"
+        "unknown dataset 'CIFAR-10': did you mean 'CIFAR10'? allowed: Digits, DigitScenes, DigitPoints, CIFAR10, "
+        "CIFAR100, TinyImagenet, Imagenet, CelebAMaskHQ, WFLW, <path of an image folder>"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         open_source("CIFAR-10", "train")

@@ -70,6 +70,7 @@ def test_a_key_without_effect_is_refused_with_the_reason(given: Tree, changes: T
     [
         {"optimizer.momentum": 0.5, "optimizer.gamma": 0.5, "optimizer.warmup_epochs": 1, "optimizer.warmup_start": 0.1},
         {"optimizer.schedule": "epoch_cosine", "optimizer.min_lr": 0.001, "optimizer.parts": {"a": {"name": "AdamW"}}},
+        {"optimizer.schedule": "poly", "optimizer.power": 0.5, "optimizer.min_lr": 0.001},
         {"optimizer.name": "AdamW", "optimizer.momentum": 0.5, "optimizer.parts": {"a": {"name": "SGD"}}},
         {
             "data": {"degradations": ["blur", "fog"], "constants": "tiny", "compat": {"rounding": "truncate"}},
@@ -106,7 +107,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         for method, more in (
             ({"name": "supervised", "mixup": 0.1}, cosine),
             (distilled, cut),
-            ({"name": "denoising"}, {"model": tiny, "loop": {"monitor": "loss"}}),
+            ({"name": "denoising"}, {"model": tiny, "loop": {"monitor": "loss"}, "optimizer": {"schedule": "poly"}}),
         ):
             entry.run(build(TrainConfig, merge(merge(small, {"name": "x", "method": method}), more)), "cpu")
     # names are read before the section is built; the network's are handed on as they are

@@ -25,10 +25,12 @@ class OptimizerConfig:
         momentum: SGD only.
         schedule: constant | multistep (times gamma at each milestone) | cosine (from the first step
             to the end, step by step) | epoch_cosine (from the end of the warm-up to the end, epoch
-            by epoch, as mm-classification's recipes).
+            by epoch, as mm-classification's recipes) | poly (from the first step to the end, step
+            by step, by the share that is left to the power `power`).
         milestones: epochs, for multistep.
         gamma: factor, for multistep.
-        min_lr: where the cosine ends.
+        power: exponent, for poly.
+        min_lr: where the cosine or poly ends.
         warmup_epochs: linear rise over so many epochs (may be a fraction), step by step.
         warmup_start: factor on lr at the first step of the warm-up.
         decay_norm_and_bias: whether weight decay is also for parameters of one dimension (norms,
@@ -43,9 +45,10 @@ class OptimizerConfig:
     lr: NotNegative = 0.1
     weight_decay: NotNegative = 1e-4
     momentum: ShareBelowOne = 0.9
-    schedule: Literal["constant", "multistep", "cosine", "epoch_cosine"] = "multistep"
+    schedule: Literal["constant", "multistep", "cosine", "epoch_cosine", "poly"] = "multistep"
     milestones: list[Count] = field(default_factory=list)
     gamma: PositiveShare = 0.2
+    power: Positive = 0.9
     min_lr: NotNegative = 0.0
     warmup_epochs: NotNegative = 0.0
     warmup_start: Share = 0.0

@@ -12,7 +12,9 @@ from undegrade.utils.data.perturbations.registry import options_without_effect
 from undegrade.utils.data.sources.registry import source_keys_without_effect
 from undegrade.utils.data.training import DataConfig
 
-_SCHEDULES = {"milestones": ("multistep",), "gamma": ("multistep",), "min_lr": ("cosine", "epoch_cosine")}
+_SCHEDULES = {
+    "milestones": ("multistep",), "gamma": ("multistep",), "power": ("poly",), "min_lr": ("cosine", "epoch_cosine", "poly"),
+}  # fmt: skip
 
 
 def check_keys(config: TrainConfig, given: Tree) -> None:
@@ -66,6 +68,6 @@ def _of_method(method: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str,
             reasons["method.label_dropout"] = "the network is told no class, see model.class_conditional"
     if name == "distillation" and not method.get("logit_weight"):
         reasons["method.temperature"] = "method.logit_weight is 0"
-    if name in ("supervised", "distillation") and model.get("init_from") and model.get("pretrained"):
+    if name in ("supervised", "distillation", "segmentation", "landmarks") and model.get("init_from") and model.get("pretrained"):
         reasons["model.pretrained"] = "the weights are those of model.init_from"
     return reasons

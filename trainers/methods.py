@@ -12,6 +12,14 @@ from undegrade.trainers.autoencoder import AutoencoderConfig, AutoencodingConfig
 from undegrade.trainers.classification import ClassifierConfig
 from undegrade.trainers.consistency import ConsistencyConfig, ConsistentDenoiserConfig, build_consistency
 from undegrade.trainers.denoising import DenoiserConfig, DenoisingConfig, build_denoising
+from undegrade.trainers.dense import (
+    BiSeNetConfig,
+    HeatmapConfig,
+    LandmarksConfig,
+    SegmentationConfig,
+    build_landmarks,
+    build_segmentation,
+)
 from undegrade.trainers.distillation import DistillationConfig, build_distillation
 from undegrade.trainers.editing import EditingConfig, EditorConfig, build_editing
 from undegrade.trainers.editor_consistency import DistilledEditorConfig, EditorConsistencyConfig, build_editor_consistency
@@ -44,4 +52,6 @@ METHODS.add("consistency", MethodKind(ConsistentDenoiserConfig, ConsistencyConfi
 METHODS.add("autoencoding", MethodKind(AutoencoderConfig, AutoencodingConfig, build_autoencoding))
 METHODS.add("editing", MethodKind(EditorConfig, EditingConfig, build_editing))
 METHODS.add("editor_consistency", MethodKind(DistilledEditorConfig, EditorConsistencyConfig, build_editor_consistency))
+METHODS.add("segmentation", MethodKind(BiSeNetConfig, SegmentationConfig, build_segmentation))
+METHODS.add("landmarks", MethodKind(HeatmapConfig, LandmarksConfig, build_landmarks))
 METHODS.add("repfusion", MethodKind(ClassifierConfig, RepFusionConfig, build_repfusion))

@@ -18,6 +18,9 @@ def learning_rate_factor(config: OptimizerConfig, epoch: float, epochs: int) -> 
         return config.warmup_start + (1 - config.warmup_start) * epoch / warmup
     if config.schedule == "multistep":
         return config.gamma ** sum(epoch >= m for m in config.milestones)
+    if config.schedule == "poly":
+        lowest = _lowest(config)
+        return lowest + (1 - lowest) * max(0.0, 1 - epoch / epochs) ** config.power
     if config.schedule == "cosine":
         return _cosine(config, epoch / epochs)
     if config.schedule == "epoch_cosine":
@@ -27,8 +30,12 @@ def learning_rate_factor(config: OptimizerConfig, epoch: float, epochs: int) -> 
 
 def _cosine(config: OptimizerConfig, done: float) -> float:
     """Factor after a share of the way from 1 to min_lr."""
-    lowest = config.min_lr / config.lr if config.min_lr else 0.0
+    lowest = _lowest(config)
     return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _lowest(config: OptimizerConfig) -> float:
+    return config.min_lr / config.lr if config.min_lr else 0.0
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

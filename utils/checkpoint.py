@@ -28,9 +28,15 @@ _CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # entries of a description that programs depend on: their types, and those of the items of lists
 _DESCRIBED: dict[str, type] = {
     "kind": str, "arch": str, "num_classes": int, "image_size": int, "diffusion_steps": int, "unet": dict,
-    "classes": list, "degradations": list, "mean": list, "std": list,
+    "classes": list, "points": list, "degradations": list, "mean": list, "std": list, "sizes": dict,
 }  # fmt: skip
-_ITEMS: dict[str, tuple[type, ...]] = {"classes": (str,), "degradations": (str,), "mean": (float, int), "std": (float, int)}
+_ITEMS: dict[str, tuple[type, ...]] = {
+    "classes": (str,),
+    "points": (str,),
+    "degradations": (str,),
+    "mean": (float, int),
+    "std": (float, int),
+}
 
 
 def save_checkpoint(path: str | Path, state_dict: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

@@ -7,21 +7,20 @@ that checkpoints of other programs load and ours load there; `describe` is the m
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from undegrade.models.classification.resnet import ARCHS, build_small_network
+from undegrade.models.normalisation import NormalisedNetwork
 from undegrade.utils.choices import check_choice
 
 KIND = "classifier"
 
 
-class Classifier(nn.Module):
+class Classifier(NormalisedNetwork):
     """Network that takes images in [0,1]: logits = network((x - mean) / std).
 
     Features are read by forward hooks that exist during one call only. Their names:
@@ -37,61 +36,20 @@ class Classifier(nn.Module):
         num_classes: K.
         mean, std: per channel, on the scale of [0,1].
 
-    Attributes:
-        mean, std: buffers [1,3,1,1], not in the state dict.
-
     Raises:
         ValueError: mean or std is not three finite numbers, or a std is not positive.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, network: nn.Module, arch: str, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
+        super().__init__(mean, std)
         self.network = network
         self.arch = arch
         self.num_classes = num_classes
-        self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.ones(1, 3, 1, 1), persistent=False)
-        self._normalisation: dict[str, list[float]] = {}
-        self.set_normalisation(mean, std)
-
-    def set_normalisation(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
-        """Replace mean and std (per channel, on the scale of [0,1]; None: as it is).
-
-        Raises:
-            ValueError: not three finite numbers, or a std that is not positive.
-        """
-        for name, values in (("mean", mean), ("std", std)):
-            if values is None:
-                continue
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise ValueError(f"normalisation {name} must be 3 numbers (red, green, blue), got {list(values)}")
-            if name == "std" and min(values) <= 0:
-                raise ValueError(f"normalisation std must be positive, got {list(values)}")
-            # Kept beside the float32 buffer so that the description repeats the numbers that were
-            # given.
-            self._normalisation[name] = [float(value) for value in values]
-            self.get_buffer(name).copy_(torch.tensor(values).view(1, 3, 1, 1))
 
     @property
     def feature_names(self) -> list[str]:
         """The names that `features` knows."""
         return list(_feature_sites(self.network))
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """Images in [0,1] [B,3,H,W] -> what the network takes.
-
-        Raises:
-            ValueError: `x` is not a float tensor of three-channel images.
-        """
-        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
-            raise ValueError(
-                f"a classifier takes float images in [0,1] of shape [B,3,H,W], not {x.dtype} {list(x.shape)}; "
-                "divide uint8 images by 255"
-            )
-        return (x - self.mean) / self.std
 
     def forward(self, x: Tensor, feature_names: Sequence[str] | None = None) -> Any:
         """Images in [0,1] [B,3,H,W] -> logits [B,K]; with `feature_names`, what `forward_features`
@@ -239,5 +197,5 @@ def describe(classifier: Classifier) -> dict[str, Any]:
         "kind": KIND,
         "arch": classifier.arch,
         "num_classes": classifier.num_classes,
-        **{name: list(values) for name, values in classifier._normalisation.items()},
+        **classifier.normalisation,
     }

@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+IGNORED = 255  # class of pixels of a mask that are neither learnt nor judged
+
 
 class Target(Protocol):
     """How values [n, ...] of n images of `size` x `size` pixels move; what is given is not
@@ -33,15 +35,17 @@ class Target(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """The class of each pixel: int64 [n, size, size].
+    """The class of each pixel: int64 [n, size, size], `IGNORED` where it has none.
 
     Attributes:
+        classes: names; a value is an index into them.
         swap: pairs of classes that change places in a mirrored image, such as left and right eye.
         outside: class of what a window holds beyond the image.
     """
 
     swap: tuple[tuple[int, int], ...] = ()
     outside: int = 0
+    classes: tuple[str, ...] = ()
 
     def flip(self, values: Tensor, flips: Tensor, size: int) -> Tensor:
         """See `Target`."""
@@ -63,13 +67,19 @@ class Mask:
 @dataclasses.dataclass(frozen=True)
 class Points:
     """Places in the image: float [n, P, 2] of (x, y) in pixels, the middle of the first pixel at
-    (0, 0). Points that a window leaves out keep their places beyond it; NaN stays NaN.
+    (0, 0). Points that a window leaves out keep their places beyond it; NaN, a point that the image
+    does not show, stays NaN.
 
     Attributes:
         swap: pairs of points that change places in a mirrored image.
+        names: of the points.
+        unit: two points whose distance is the unit of errors, such as the outer corners of the eyes
+            (None: the diagonal of the image is).
     """
 
     swap: tuple[tuple[int, int], ...] = ()
+    names: tuple[str, ...] = ()
+    unit: tuple[int, int] | None = None
 
     def flip(self, values: Tensor, flips: Tensor, size: int) -> Tensor:
         """See `Target`."""

@@ -58,6 +58,7 @@ class ImageSource:
         target: kind of what the images have beside their label, such as a mask (None: nothing).
         read_target: of such a source, numpy index array [B] -> tensor [B, ...] of the values.
         in_memory: `files` were decoded, and `read` does not need them any more.
+        groups: bool [N] by name, images that are judged apart, too, such as those of large pose.
     """
 
     name: str
@@ -76,6 +77,7 @@ class ImageSource:
     target: Target | None = None
     read_target: Callable[[np.ndarray], Tensor] | None = None
     in_memory: bool = False
+    groups: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(set(self.keys)) < len(self.keys):
@@ -141,8 +143,9 @@ class ImageSource:
         read_target = None if self.read_target is None else functools.partial(_read_chosen, self.read_target, chosen)
         level = None if self.level is None else self.level[chosen]
         keys, files = [self.keys[i] for i in chosen], None if self.files is None else [self.files[i] for i in chosen]
+        groups = {name: members[chosen] for name, members in self.groups.items()}
         return dataclasses.replace(
-            self, labels=self.labels[chosen], keys=keys, read=read, files=files, level=level, read_target=read_target
+            self, labels=self.labels[chosen], keys=keys, read=read, files=files, level=level, read_target=read_target, groups=groups
         )
 
     def limited(self, count: int | None) -> ImageSource:

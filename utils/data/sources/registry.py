@@ -12,24 +12,25 @@ before that cut, for published protocols that train on all of it.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
+from undegrade.utils.data.sources.celebamask_hq import celebamask_hq
+from undegrade.utils.data.sources.digits import digit_points, digit_scenes, digits
 from undegrade.utils.data.sources.folders import class_order, image_folder, preloaded
 from undegrade.utils.data.sources.image_files import found_at
 from undegrade.utils.data.sources.image_source import ImageSource, array_source
 from undegrade.utils.data.sources.imagenet import IMAGE_SIZE, RESIZE, imagenet, read_classes
 from undegrade.utils.data.sources.images import INTERPOLATIONS, Resize
 from undegrade.utils.data.sources.released import array_listing
-from undegrade.utils.data.sources.splits import TEST_SHARE, cut, train_validation_test
+from undegrade.utils.data.sources.splits import train_validation_test
 from undegrade.utils.data.sources.tiny_imagenet import tiny_imagenet
+from undegrade.utils.data.sources.wflw import wflw
 from undegrade.utils.ranges import Count
 
 Data = TypeVar("Data", bound="SourceConfig")
@@ -42,13 +43,15 @@ class SourceConfig(PerturbationOptions):
     have in common; further keys: see PerturbationOptions.
 
     Attributes:
-        dataset: `Digits`, `CIFAR10`, `CIFAR100`, `TinyImagenet`, `Imagenet`, or the path of an
-            image folder.
+        dataset: `Digits`, `CIFAR10`, `CIFAR100`, `TinyImagenet`, `Imagenet`, with masks
+            `DigitScenes` and `CelebAMaskHQ`, with points `DigitPoints` and `WFLW`, or the path of
+            an image folder.
         root: where downloaded data sets lie. Without clean images the test part of Imagenet,
             CIFAR10 and CIFAR100 takes keys and labels from a root that is ImageNet-C, CIFAR-10-C or
             CIFAR-100-C, for views of the images in it.
         image_size: side in pixels, for image folders and Imagenet (null: as the network wants it;
-            where that is not known, of the first image, and 224 of a shorter side of 256).
+            where that is not known, of the first image, and 224 of a shorter side of 256), and for
+            CelebAMaskHQ (512) and WFLW (256).
         resize: for both: side to which the shorter side is brought before the centre of image_size
             is cut (null: as the network wants it, else image_size; 256 for Imagenet at 224).
         interpolation: bilinear | bicubic: how it is brought to `resize` (null: as the network wants
@@ -112,8 +115,8 @@ def open_source(
             order of the training part).
         root: where downloaded data sets lie, or a released set of corrupted images: its listing can
             be opened as test part.
-        image_size: side in pixels, for image folders (default: the shorter side of the first image)
-            and Imagenet (224).
+        image_size: side in pixels, for image folders (default: the shorter side of the first
+            image), Imagenet (224), CelebAMaskHQ (512) and WFLW (256).
         limit: class-balanced subset of so many images (a fixed draw).
         resize: for image folders and Imagenet: side to which the shorter side of the files is
             brought before the centre of `image_size` is cut (default: `image_size` itself; 256 for
@@ -151,10 +154,11 @@ def open_source(
         source = image_folder(Path(dataset), split, image_size, frame, order)
         source = dataclasses.replace(source, class_order=class_order(Path(dataset), source.classes))
     elif dataset in DATASETS:
+        sized = {"image_size": image_size} if dataset in SIZED and image_size is not None else {}
         for name, value in (("image_size", image_size), ("resize", resize), ("classes", classes)):
-            if value is not None:
+            if value is not None and name not in sized:
                 raise ValueError(f"data.{name} is for Imagenet and image folders, {dataset} has its own: leave it out")
-        source = DATASETS[dataset](split, Path(root))
+        source = DATASETS[dataset](split, Path(root), **sized)
     elif "/" in dataset:
         raise FileNotFoundError(
             f"image folder {dataset} does not exist; expected {dataset}/<class>/* or {dataset}/<split>/<class>/*"
@@ -176,29 +180,13 @@ def source_keys_without_effect(config: SourceConfig, place: str) -> dict[str, st
         config: which images.
         place: dotted place of its keys.
     """
-    own = {"Digits": "Digits come with scikit-learn"}
+    own = dict.fromkeys(("Digits", "DigitScenes", "DigitPoints"), "Digits come with scikit-learn")
     known = "" if config.dataset in DATASETS else f"the images are those in {config.dataset}"
     return {f"{place}.root": own.get(config.dataset, known)}
 
 
 def _is_folder(dataset: str) -> bool:
     return dataset not in DATASETS and Path(dataset).is_dir()
-
-
-def _digits(split: str, root: Path) -> ImageSource:
-    """scikit-learn's copy of the UCI optical digits: 1,797 scans of 8 x 8 pixels, 17 grey levels,
-    enlarged to 32 x 32 (bicubic).
-    """
-    found = importlib.util.find_spec("sklearn")  # to import it takes a second
-    assert found is not None and found.origin is not None
-    table = np.loadtxt(Path(found.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
-    grey = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    large = np.stack([np.asarray(Image.fromarray(g).resize((32, 32), Image.Resampling.BICUBIC)) for g in grey])
-    images = np.repeat(large[:, None], 3, axis=1)
-    names = [f"{i:04d}" for i in range(len(images))]
-    everything = array_source("Digits", images, table[:, -1].astype(int), [str(c) for c in range(10)], names)
-    test, rest = cut(everything, [TEST_SHARE], "Digits/test")
-    return train_validation_test(rest, test, split, "Digits")
 
 
 def _cifar(classes: int) -> Callable[[str, Path], ImageSource]:
@@ -232,10 +220,16 @@ def _cifar(classes: int) -> Callable[[str, Path], ImageSource]:
     return load
 
 
-DATASETS: dict[str, Callable[[str, Path], ImageSource]] = {
-    "Digits": _digits,
+# data sets of files that are read at any size, with the size by default
+SIZED: dict[str, Callable[..., ImageSource]] = {"CelebAMaskHQ": celebamask_hq, "WFLW": wflw}
+
+DATASETS: dict[str, Callable[..., ImageSource]] = {
+    "Digits": digits,
+    "DigitScenes": digit_scenes,
+    "DigitPoints": digit_points,
     "CIFAR10": _cifar(10),
     "CIFAR100": _cifar(100),
     "TinyImagenet": tiny_imagenet,
     "Imagenet": imagenet,
+    **SIZED,
 }

@@ -18,7 +18,7 @@ TEST_SHARE = 0.2  # of a set that comes without a test part
 
 
 def concatenated(first: ImageSource, second: ImageSource, mark: str) -> ImageSource:
-    """Both sources, one after the other; levels are dropped.
+    """Both sources, one after the other; levels and groups are dropped.
 
     A key of `second` that is taken already, `<class>/<name>`, becomes `<class>/<mark>/<name>`:
     still a path below its class.
@@ -38,8 +38,9 @@ def concatenated(first: ImageSource, second: ImageSource, mark: str) -> ImageSou
         files = [*first.files, *second.files]
     in_memory = first.in_memory and second.in_memory
     return dataclasses.replace(
-        first, labels=labels, keys=list(taken), read=read, files=files, in_memory=in_memory, level=None, read_target=read_target
-    )
+        first, labels=labels, keys=list(taken), read=read, files=files, in_memory=in_memory, level=None, read_target=read_target,
+        groups={},
+    )  # fmt: skip
 
 
 def _read_either(
