@@ -22,7 +22,8 @@ from undegrade.models.diffusion.denoiser import build_denoiser
 from undegrade.trainers.autoencoder import AutoencoderConfig, autoencoder_network
 from undegrade.trainers.editing import EditorConfig, editor_network
 from undegrade.utils.config import build, read_yaml
-from undegrade.utils.costs import Cost, costs, plan
+from undegrade.utils.cost_table import plan
+from undegrade.utils.costs import Cost, costs
 from undegrade.utils.data.sources.registry import open_source
 from undegrade.utils.known_sizes import NETWORKS, SIZES
 from undegrade.utils.pipeline import main

@@ -1,5 +1,5 @@
-"""What the stages of a pipeline come to before any is run: images, passes of networks, hours of a
-device at a stated speed, disk.
+"""What the stages of a pipeline come to before any is run: images, passes of networks, arithmetic,
+disk.
 
 Everything is read off the command lines and configurations, and the sizes of the data sets are the
 published ones: nothing has to be there. Of an image folder the files are counted. What cannot be
@@ -30,12 +30,6 @@ BYTES_A_PIXEL = {"png": 3.0, "jpeg": 0.5, "npy": 6.0, "tar": 3.0}
 
 _BYTES_A_WEIGHT = 28.0  # the best weights, and the last state and the one before it, each with two moments of the optimiser
 _BYTES_A_LOGIT = 2
-USUAL_SPEED = 20.0  # TFLOP a second
-_UNITS = """\
-forward, backward: passes of networks, an image each, at most. GB: on disk, about and at most.
-hours: of one device at {speed:g} TFLOP a second (--speed), which ranks and processes share out; reading, degrading and writing
-images come on top. GPUs of users of DDA did 20 and 49, two CPU cores 0.1 on Digits.
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,34 +283,3 @@ def costs(stages: Sequence[Command]) -> list[Cost]:
     """What each of the stages comes to."""
     books = _Books()
     return [books.cost(stage) for stage in stages]
-
-
-def plan(stages: Sequence[Command], speed: float) -> str:
-    """The costs as a table, what is left out, and what the hours are.
-
-    Args:
-        stages: of a pipeline.
-        speed: of a device, TFLOP a second.
-    """
-    found = costs(stages)
-    lines = [["stage", "images", "forward", "backward", "hours", "GB"]]
-    for name, cost in [*((stage.name, cost) for stage, cost in zip(stages, found, strict=True)), ("total", _sum(found))]:
-        counts = (f"{count:,}" for count in (cost.images, cost.forward, cost.backward))
-        lines.append([name, *counts, _hours(cost, speed), f"{cost.disk / 1e9:,.2f}"])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = ["  ".join([row[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(row[1:], widths[1:], strict=True))]) for row in lines]
-    left_out = [f"not counted, {stage.name}: {cost.unknown}" for stage, cost in zip(stages, found, strict=True) if cost.unknown]
-    return "\n".join([*table, *left_out, _UNITS.format(speed=speed)])
-
-
-def _hours(cost: Cost, speed: float) -> str:
-    if cost.gflop is None:
-        return "-"
-    hours = cost.gflop / speed / 3.6e6
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}" if hours < 10 else f"{hours:.1f}"
-
-
-def _sum(found: Sequence[Cost]) -> Cost:
-    """Of all stages; what is not known counts as nothing."""
-    sums: dict[str, Any] = {name: sum(getattr(cost, name) or 0 for cost in found) for name in vars(Cost()) if name != "unknown"}
-    return Cost(**sums)

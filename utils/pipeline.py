@@ -29,7 +29,7 @@ from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import check_effect, typed
 from undegrade.utils.composition import find_config
 from undegrade.utils.config import build, read_all, read_yaml
-from undegrade.utils.costs import USUAL_SPEED, plan
+from undegrade.utils.cost_table import USUAL_SPEED, plan
 from undegrade.utils.errors import Stopped, run_main
 from undegrade.utils.files import read_object, write_atomic
 from undegrade.utils.interruption import STATUS, Interrupted, Interruption, parse_duration
