@@ -111,7 +111,7 @@ def test_a_block_computes_its_formula_and_the_head_reads_a_two_by_two_pool() -> 
 
 
 def test_unknown_depth_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="unknown CIFAR ResNet 'ResNet55'.*did you mean 'ResNet56'"):
+    with pytest.raises(ValueError, match="unknown network for small images 'ResNet55'.*did you mean 'ResNet56'"):
         build_small_network("ResNet55", 10)
 
 
