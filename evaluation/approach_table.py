@@ -134,12 +134,8 @@ def markdown(table: ApproachTable, config: PublishedConfig) -> str:
         "| " + " | ".join([line[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(line[1:], widths[1:], strict=True))]) + " |"
         for line in grid
     ]
-    return (
-        "\n".join(
-            [description(table, config), "", *body, *notes(table), *differences(table, config.against), *orders(table, config)]
-        )
-        + "\n"
-    )
+    below = [*notes(table), *differences(table, config.against), *orders(table, config)]
+    return "\n".join([description(table, config), "", *body, *below]) + "\n"
 
 
 def description(table: ApproachTable, config: PublishedConfig) -> str:

@@ -8,7 +8,6 @@ the images (evaluation/ratios.py), which are drawn alike for every cell.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from undegrade.evaluation.config import EvaluationConfig
 from undegrade.evaluation.dense_pictures import points_shown, shown
 from undegrade.evaluation.ensemble import cpu_batch
 from undegrade.evaluation.ratios import INTERVAL, Ratios, draws, interval
-from undegrade.evaluation.result_files import RESULTS
+from undegrade.evaluation.result_files import RESULTS, write_json
 from undegrade.evaluation.results import CLEAN, MEAN, percent
 from undegrade.models.dense.landmarks import decode
 from undegrade.models.dense.loading import DenseNetwork, load_dense
@@ -37,7 +36,6 @@ from undegrade.utils.data.sources.readable import without_broken
 from undegrade.utils.data.targets import Mask, Points
 from undegrade.utils.data.views import open_view
 from undegrade.utils.figures import save
-from undegrade.utils.files import write_atomic
 from undegrade.utils.interruption import Interrupted, Interruption
 from undegrade.utils.lock import locked
 from undegrade.utils.provenance import listing_digest, provenance
@@ -118,7 +116,7 @@ def evaluate_dense(
             if pictures:
                 _show(out / "pictures" / f"{cell.folder.replace('/', '-')}.png", network, seen, source, predicted)
         results = rows_of(system, dataset, metric, found, source)
-        _write(out, results, _facts(config, member.checkpoint, member.view, source))
+        write_json(out / RESULTS, results, _facts(config, member.checkpoint, member.view, source))
     print(table(results))
     print(f"written: {out}/{RESULTS}{', pictures/' if pictures else ''}")
     return results
@@ -247,10 +245,3 @@ def _facts(config: EvaluationConfig, checkpoint: str, view: str, source: ImageSo
         "listing": listing_digest(source.keys, source.labels), "seed": data.seed, "constants": data.constants, **data.changed(),
         "checkpoint": file_digest(checkpoint), "interval": INTERVAL, "provenance": [provenance()],
     }  # fmt: skip
-
-
-def _write(out: Path, rows: Sequence[DenseResult], facts: Mapping[str, Any]) -> None:
-    """`results.json` with a row a line, as that of classifiers."""
-    lines = ",\n  ".join(json.dumps(vars(row), ensure_ascii=False, allow_nan=False) for row in rows)
-    head = json.dumps(dict(facts), ensure_ascii=False, allow_nan=False, sort_keys=True)
-    write_atomic(out / RESULTS, f'{{\n "meta": {head},\n "rows": [\n  {lines}\n ]\n}}\n')

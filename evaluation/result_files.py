@@ -105,9 +105,9 @@ class ResultFiles:
         return rows
 
 
-def write_json(path: str | os.PathLike[str], rows: Sequence[Result], meta: Mapping[str, Any]) -> None:
-    """Write rows and `meta` atomically, one row a line. The same rows and meta give the same bytes:
-    keep dates and durations out.
+def write_json(path: str | os.PathLike[str], rows: Sequence[Any], meta: Mapping[str, Any]) -> None:
+    """Write rows, dataclasses, and `meta` atomically, one row a line. The same rows and meta give
+    the same bytes: keep dates and durations out.
 
     Raises:
         ValueError: a number is not finite.

@@ -164,13 +164,20 @@ def build_classifier(
     return Classifier(build_small_network(arch, num_classes), arch, num_classes, mean, std)
 
 
-def _build_timm(arch: str, num_classes: int, pretrained: bool, drop_path: float | None) -> nn.Module:
+def check_timm_name(arch: str) -> None:
+    """Raise ValueError unless timm has a network of that name; names the closest."""
     import timm  # here, since it takes seconds and the CIFAR networks do without
 
     if not timm.is_model(arch):
         close = difflib.get_close_matches(arch, [*ARCHS, *timm.list_models()], n=4)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(f"unknown arch {arch!r}: {hint}allowed: {', '.join(ARCHS)} or a name in timm.list_models()")
+
+
+def _build_timm(arch: str, num_classes: int, pretrained: bool, drop_path: float | None) -> nn.Module:
+    import timm  # here, since it takes seconds and the CIFAR networks do without
+
+    check_timm_name(arch)
     try:  # timm leaves out what is None
         return timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, drop_path_rate=drop_path)
     except RuntimeError as error:  # timm's answer to a weights tag it does not know

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from undegrade.models.classification.classifier import build_classifier
+from undegrade.models.classification.classifier import build_classifier, check_timm_name
 from undegrade.models.classification.resnet import ARCHS, BLOCKS_PER_STAGE, CifarResNet, build_small_network
 from undegrade.models.classification.weights import foreign_format, without_wrappers
 from undegrade.utils.checkpoint import load_checkpoint
@@ -84,10 +83,7 @@ def build_backbone(arch: str, pretrained: bool = False) -> Backbone:
             return Backbone(FeatureListNet(build_small_network(arch, 2)))
         except AssertionError as error:  # its stages are parts of a longer list
             raise ValueError(f"{arch} cannot be a backbone, its stages are not modules of their own: take a ResNet") from error
-    if not timm.is_model(arch):
-        close = difflib.get_close_matches(arch, [*ARCHS, *timm.list_models()], n=4)
-        hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise ValueError(f"unknown arch {arch!r}: {hint}allowed: {', '.join(ARCHS)} or a name in timm.list_models()")
+    check_timm_name(arch)
     # of HRNet the maps themselves, not those that its classifier makes of them
     further: dict[str, Any] = {"feature_location": ""} if "hrnet" in arch else {}
     try:
