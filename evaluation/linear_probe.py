@@ -26,7 +26,7 @@ from torch import Tensor
 
 from undegrade.evaluation.result_files import RESULTS, ResultFiles
 from undegrade.evaluation.results import CLEAN, cell_result, percent, wilson_interval
-from undegrade.models.classification.classifier import Classifier
+from undegrade.models.classification.classifier import Classifier, as_map
 from undegrade.models.classification.loading import load_classifier
 from undegrade.models.diffusion.features import DiffusionFeatures
 from undegrade.models.diffusion.loading import denoiser_digest, diffusers_folder, load_denoiser, open_denoiser
@@ -174,7 +174,8 @@ def of_classifier(classifier: Classifier, feature: str, device: torch.device) ->
     """Reads a feature of a classifier, uint8 [B,3,S,S] -> [B,D]."""
 
     def reader(images: Tensor, keys: Sequence[str]) -> Tensor:
-        return _pooled(classifier.features(to_unit(images).to(device), [feature])[feature])
+        found = classifier.features(to_unit(images).to(device), [feature])[feature]
+        return as_map(classifier, feature, found).mean((2, 3))
 
     return reader
 
@@ -185,13 +186,9 @@ def of_diffusion_model(features: DiffusionFeatures, step: int, device: torch.dev
     def reader(images: Tensor, keys: Sequence[str]) -> Tensor:
         noise = torch.stack([torch.randn(images.shape[1:], generator=torch_generator("probe", key, step)) for key in keys])
         t = torch.full((len(images),), step, device=device)
-        return _pooled(features(to_signed(images).to(device), t, noise.to(device))[0])
+        return features(to_signed(images).to(device), t, noise.to(device))[0].mean((2, 3))
 
     return reader
-
-
-def _pooled(feature: Tensor) -> Tensor:
-    return feature.flatten(2).mean(2) if feature.ndim > 2 else feature
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from undegrade.models.classification.classifier import Classifier, build_classifier, describe
+from undegrade.models.classification.classifier import Classifier, as_map, build_classifier, describe
 from undegrade.models.classification.resnet import build_small_network
 from undegrade.models.classification.weights import from_description, load_network_state
 
@@ -311,3 +311,14 @@ def test_normalisation_can_be_replaced_in_part(small: Classifier) -> None:
     assert changed.std.flatten().tolist() == [0.5, 0.5, 0.5] and torch.equal(changed.mean, small.mean)
     with pytest.raises(ValueError, match="std must be positive"):
         changed.set_normalisation(std=(0.5, -0.5, 0.5))
+
+
+def test_maps_have_their_channels_second_whatever_the_network_lays_out() -> None:
+    with torch.device("meta"):
+        swin, vit = (build_classifier(arch, 10, (0.5,) * 3, (0.25,) * 3) for arch in ("swin_tiny_patch4_window7_224", "test_vit"))
+        found = swin.features(torch.zeros(1, 3, 224, 224))
+        assert as_map(swin, "stage4", found["stage4"]).shape == (1, 768, 7, 7)
+        assert as_map(swin, "pooled", found["pooled"]).shape == (1, 768, 1, 1)
+        tokens = vit.features(torch.zeros(1, 3, 160, 160), ["stage1"])["stage1"]
+    with pytest.raises(ValueError, match="the feature stage1 has the shape .*: take `pooled`, or a map"):
+        as_map(vit, "stage1", tokens)

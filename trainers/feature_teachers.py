@@ -15,7 +15,7 @@ import torch
 from accelerate.state import PartialState
 from torch import Tensor, nn
 
-from undegrade.models.classification.classifier import Classifier
+from undegrade.models.classification.classifier import Classifier, as_map
 from undegrade.models.classification.loading import load_classifier
 from undegrade.models.diffusion.features import DiffusionFeatures, Standardised
 from undegrade.models.diffusion.loading import diffusers_folder, load_denoiser, open_denoiser
@@ -98,7 +98,7 @@ class ClassifierTeacher(FeatureTeacher):
     @torch.no_grad()
     def forward(self, images: Tensor, t: Tensor, batch: Batch) -> list[Tensor]:
         self.logits, features = self.classifier(images, self.layers)
-        return [as_map(features[name], name) for name in self.layers]
+        return [as_map(self.classifier, name, features[name]) for name in self.layers]
 
 
 class DiffusionTeacher(FeatureTeacher):
@@ -214,19 +214,6 @@ class FeatureCache:
         rows = [self.rows[key] for key in keys]
         for file, found in zip(self.files, maps, strict=True):
             file[rows] = found.float().cpu().numpy()
-
-
-def as_map(feature: Tensor, name: str) -> Tensor:
-    """A feature as [B,C,h,w]; vectors [B,C] as maps of one place.
-
-    Raises:
-        ValueError: tokens, or channels that are not the second dimension.
-    """
-    if feature.ndim == 2:
-        return feature[:, :, None, None]
-    if feature.ndim != 4:
-        raise ValueError(f"the feature {name} has the shape {list(feature.shape)}: take `pooled`, or a map [B, C, h, w]")
-    return feature
 
 
 def open_teacher(

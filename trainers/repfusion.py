@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from undegrade.models.classification.classifier import Classifier, final_layers
+from undegrade.models.classification.classifier import Classifier, as_map, final_layers
 from undegrade.trainers.classification import ClassifierConfig, ClassifierMethod, View, build_student
-from undegrade.trainers.feature_teachers import ClassifierTeacher, FeatureTeacher, FeatureTeacherConfig, as_map, open_teacher
+from undegrade.trainers.feature_teachers import ClassifierTeacher, FeatureTeacher, FeatureTeacherConfig, open_teacher
 from undegrade.trainers.losses import (
     attention_transfer,
     channel_cosine_distance,
@@ -95,6 +95,7 @@ class RepFusion(ClassifierMethod):
     """
 
     monitors = {"distance": "min", "loss": "min"}
+    student: Classifier
 
     def __init__(
         self, student: Classifier, teacher: FeatureTeacher, config: RepFusionConfig, context: Context, steps: list[int]
@@ -139,9 +140,9 @@ class RepFusion(ClassifierMethod):
                 )
         return [shape[0] for shape in own]
 
-    def _features(self, student: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _features(self, student: Classifier, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         logits, features = student(images, self.layers)
-        return logits, [as_map(features[name], name) for name in self.layers]
+        return logits, [as_map(student, name, features[name]) for name in self.layers]
 
     def prepare(self, batch: Batch, *stream: object) -> Batch:
         time, keys, epoch = self.config.time, batch["key"], float(str(stream[1]))

@@ -95,6 +95,20 @@ class Classifier(NormalisedNetwork):
         return self.forward_features(x, names)[1]
 
 
+def as_map(classifier: Classifier, name: str, feature: Tensor) -> Tensor:
+    """A feature as [B,C,h,w]; vectors [B,C] as maps of one place.
+
+    Raises:
+        ValueError: tokens, which lie in no map.
+    """
+    if feature.ndim == 2:
+        return feature[:, :, None, None]
+    if feature.ndim != 4:
+        raise ValueError(f"the feature {name} has the shape {list(feature.shape)}: take `pooled`, or a map [B, C, h, w]")
+    channels_last = getattr(classifier.network, "output_fmt", "NCHW") == "NHWC"  # timm's Swin
+    return feature.permute(0, 3, 1, 2) if channels_last else feature
+
+
 def _feature_sites(network: nn.Module) -> dict[str, tuple[nn.Module, bool]]:
     """Feature name -> (module, whether its input rather than its output is the feature)."""
     modules = dict(network.named_modules())
