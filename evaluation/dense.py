@@ -21,7 +21,7 @@ from tqdm import tqdm
 from undegrade.evaluation.config import EvaluationConfig
 from undegrade.evaluation.dense_pictures import points_shown, shown
 from undegrade.evaluation.ensemble import cpu_batch
-from undegrade.evaluation.ratios import INTERVAL, Ratios, draws, interval
+from undegrade.evaluation.ratios import INTERVAL, RATIOS, Ratios, draws, interval, write_ratios
 from undegrade.evaluation.result_files import RESULTS, write_json
 from undegrade.evaluation.results import CLEAN, MEAN, percent
 from undegrade.models.dense.landmarks import decode
@@ -43,6 +43,7 @@ from undegrade.utils.provenance import listing_digest, provenance
 log = logging.getLogger(__name__)
 
 MIOU, NME = "miou", "nme"
+METRICS = {MIOU: "Mean intersection over union in %", NME: "Normalised mean error in %"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,8 @@ def evaluate_dense(
     config: EvaluationConfig, device: torch.device, pictures: int = 0, interruption: Interruption | None = None
 ) -> list[DenseResult]:
     """Judge the network of the only member on every cell, print a table, and write
-    `<out>/results.json`; what is there is replaced.
+    `<out>/results.json`, beside it `ratios.npz` with the parts of each image; what is there is
+    replaced.
 
     Args:
         config: what is evaluated.
@@ -116,6 +118,7 @@ def evaluate_dense(
             if pictures:
                 _show(out / "pictures" / f"{cell.folder.replace('/', '-')}.png", network, seen, source, predicted)
         results = rows_of(system, dataset, metric, found, source)
+        write_ratios(out / RATIOS, found)
         write_json(out / RESULTS, results, _facts(config, member.checkpoint, member.view, source))
     print(table(results))
     print(f"written: {out}/{RESULTS}{', pictures/' if pictures else ''}")
@@ -221,9 +224,8 @@ def table(rows: Sequence[DenseResult]) -> str:
     clean images and of the mean.
     """
     first = rows[0]
-    title = {MIOU: "Mean intersection over union in %", NME: "Normalised mean error in %"}[first.metric]
     width = max(len(_name(row)) for row in rows)
-    lines = [f"{title}, {first.n} images of {first.dataset}, 95 % interval over images"]
+    lines = [f"{METRICS[first.metric]}, {first.n} images of {first.dataset}, 95 % interval over images"]
     for row in rows:
         low, value, high = (percent(100 * x, digits=2) for x in (row.ci95_low, row.value, row.ci95_high))
         lines.append(f"{_name(row):{width}}  {value:>6}  [{low}, {high}]")

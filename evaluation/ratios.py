@@ -7,12 +7,17 @@ The images are drawn with replacement 1,000 times, and 95 % of the values lie wi
 from __future__ import annotations
 
 import dataclasses
+import io
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
+from undegrade.utils.data.cells import Cell
+from undegrade.utils.files import write_atomic
 from undegrade.utils.seeding import numpy_generator
 
-DRAWS = 1000
+RATIOS, DRAWS = "ratios.npz", 1000
 INTERVAL = f"percentile bootstrap over images, {DRAWS} draws, 95 %"
 
 
@@ -58,3 +63,25 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     """
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+def write_ratios(path: Path, found: Mapping[Cell, Ratios]) -> None:
+    """Write the parts of every cell atomically, for comparisons that are paired by image."""
+    content = io.BytesIO()
+    parts = {f"{cell.folder}/{side}": getattr(ratios, side) for cell, ratios in found.items() for side in ("above", "below")}
+    np.savez_compressed(content, allow_pickle=False, **parts)
+    write_atomic(path, content.getvalue())
+
+
+def read_ratios(path: Path) -> dict[str, Ratios]:
+    """The folder of each cell -> its ratios, of a file of `write_ratios`.
+
+    Raises:
+        ValueError: missing or damaged.
+    """
+    try:
+        with np.load(path) as stored:
+            folders = dict.fromkeys(name.rpartition("/")[0] for name in stored)
+            return {folder: Ratios(stored[f"{folder}/above"], stored[f"{folder}/below"]) for folder in folders}
+    except Exception as error:  # a damaged archive raises almost any of them
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): run test.py again") from error

@@ -130,6 +130,15 @@ def test_many_corruptions_are_spread_over_panels_without_losing_one() -> None:
     assert [tick.get_text() for axes in panels for tick in axes.get_xticklabels()] == names
 
 
+@pytest.mark.parametrize("levels", [(5,), (1, 3, 5)])
+def test_the_names_of_many_systems_stay_within_the_figure(levels: tuple[int, ...]) -> None:
+    systems = [f"DDA consistency {index}, unguided, alone" for index in range(25)]
+    figure = severity_plot([row(name, "fog", level, 0.5) for name in systems for level in levels])
+    figure.canvas.draw()
+    place = figure.legends[0].get_window_extent()
+    assert place.x0 >= 0 and place.x1 <= figure.bbox.width and len(figure.legends[0].texts) == 25
+
+
 def test_severity_plot_refuses_several_data_sets() -> None:
     other = Result("a", "CIFAR", "fog", 1, "single", 10, 5, 0.5, 0.4, 0.6)
     with pytest.raises(ValueError, match="draw one figure for each"):

@@ -18,6 +18,7 @@ COMMANDS = {  # word -> (module that has the `main`, what it does)
     "ensemble": ("evaluation.ensemble_command", "evaluate systems of several members, or label images with one"),
     "probe": ("evaluation.linear_probe", "what a frozen network sees of the classes"),
     "table": ("evaluation.approach_table", "approaches, mean over seeds, beside published numbers"),
+    "dense_table": ("evaluation.dense_table", "networks for masks or points, mean over seeds"),
     "pipeline": ("utils.pipeline", "run the stages of a pipeline YAML"),
 }
 
@@ -27,7 +28,7 @@ def main() -> object:
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
         print("usage: undegrade <command> <arguments>; each has a --help of its own")
-        print("\n".join(f"  {word.ljust(10)}{text}" for word, (_, text) in COMMANDS.items()))
+        print("\n".join(f"  {word.ljust(13)}{text}" for word, (_, text) in COMMANDS.items()))
         return 0
     module, _ = COMMANDS[check_choice(words[0], COMMANDS, "command")]
     sys.argv = [f"undegrade {words[0]}", *words[1:]]

@@ -84,7 +84,7 @@ class _Books:
     def cost(self, stage: Command) -> Cost:
         kinds: dict[str, Callable[[Tree], Cost]] = {
             "train": self._training, "soup": self._soup, "adapt": self._adaptation, "generate": self._generation,
-            "ensemble": self._evaluation, "table": lambda tree: Cost(),
+            "ensemble": self._evaluation, "table": lambda tree: Cost(), "dense_table": lambda tree: Cost(),
         }  # fmt: skip
         kind = SCRIPTS.get(stage.script, "")
         try:

@@ -27,7 +27,7 @@ _STAGE_ID = "@STAGE_ID@"
 SCRIPTS = {
     "train.py": "train", "train_all_deg.py": "train", "test.py": "test", "test_ensemble.py": "ensemble",
     "utils/model_soups.py": "soup", "evaluation/approach_table.py": "table",
-    "evaluation/linear_probe.py": "probe",
+    "evaluation/linear_probe.py": "probe", "evaluation/dense_table.py": "dense_table",
     "image_adapt/scripts/image_sample.py": "adapt", "image_adapt/scripts/generate.py": "generate",
 }  # fmt: skip
 

@@ -130,8 +130,7 @@ def severity_plot(
         figure.supxlabel("severity", fontsize=10)
     band = f", mean ± standard deviation of {1 + len(further)} seeds" if further else ""
     figure.supylabel(f"accuracy in %{band}", fontsize=10)
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(columns)), frameon=False, fontsize=10)
+    _legend(figure)
     return figure
 
 
@@ -224,11 +223,11 @@ def image_grid(columns: Mapping[str, Sequence[Picture]], labels: Sequence[str], 
 
 
 def _bar_chart(rows: Sequence[Result]) -> Figure:
-    """Accuracy of every system as grouped bars, at most nine groups a panel so that labels stay
-    readable.
+    """Accuracy of every system as grouped bars, at most nine groups and about 75 bars a panel so
+    that both stay readable.
     """
     arranged, colours = pivot(rows), system_colours(rows)
-    down = math.ceil(len(arranged.lines) / 9)
+    down = math.ceil(len(arranged.lines) / min(9, max(1, 75 // len(arranged.systems))))
     across = math.ceil(len(arranged.lines) / down)
     figure = new_figure(11.5, 2.9 * down + 0.6)
     width = 0.84 / len(arranged.systems)
@@ -251,8 +250,7 @@ def _bar_chart(rows: Sequence[Result]) -> Figure:
         axes.set_ylim(0, 100)
         axes.tick_params(axis="x", length=0)
         tidy(axes)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False, fontsize=10)
+    _legend(figure)
     figure.supylabel("accuracy in %, error bars: 95 % interval", fontsize=10)
     return figure
 
@@ -299,6 +297,16 @@ def _curve(axes: Axes, runs: Sequence[Sequence[Result]], label: str, colour: str
     places, width = (index % step, step), 1.6 if step == 1 else 1.2
     axes.plot(x, y, color=colour, marker=MARKERS[index % len(MARKERS)], markevery=places, ms=4, linewidth=width, label=label)
     axes.fill_between(x, bottom, top, color=colour, alpha=0.15, linewidth=0)
+
+
+def _legend(figure: Figure) -> None:
+    """The systems above the panels, in as many columns as their names leave room for; more than two
+    lines of them make the figure higher.
+    """
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    columns = max(1, min(5, int(figure.get_figwidth() / (0.6 + 0.085 * max(len(label) for label in labels)))))
+    figure.set_figheight(figure.get_figheight() + 0.2 * max(0, math.ceil(len(labels) / columns) - 2))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=10)
 
 
 def _severity(row: Result) -> float:
