@@ -204,6 +204,16 @@ def test_stages_start_from_runs_that_other_stages_make(dataset: str) -> None:
     assert len(needed) > 8 and needed <= made, f"no stage makes {sorted(needed - made)}"
 
 
+@pytest.mark.parametrize("dataset", ["Digits", "some/photos"])
+@pytest.mark.parametrize("path", PIPELINES, ids=str)
+def test_checkpoints_that_a_stage_asks_for_are_of_earlier_stages(path: Path, dataset: str) -> None:
+    made: set[str] = set()
+    for stage in commands(build(PipelineConfig, read_yaml(path)), {"dataset": dataset}):
+        asked = dict(zip(stage.words, stage.words[1:], strict=False)).get("--checkpoint")
+        assert asked is None or asked in made, f"{stage.name} asks for {asked}"
+        made |= set(runs_made_by(stage.words, Path(dataset).name))
+
+
 # --- commands in documents
 
 
