@@ -30,6 +30,7 @@ from undegrade.utils.command_line import check_effect, typed
 from undegrade.utils.composition import find_config
 from undegrade.utils.config import build, read_all, read_yaml
 from undegrade.utils.cost_table import USUAL_SPEED, plan
+from undegrade.utils.data.sources.registry import DENSE
 from undegrade.utils.errors import Stopped, run_main
 from undegrade.utils.files import read_object, write_atomic
 from undegrade.utils.interruption import STATUS, Interrupted, Interruption, parse_duration
@@ -54,8 +55,9 @@ def check_files(config: PipelineConfig, stages: Sequence[Command], family: str =
             missing.append(str(error))
     scripts = dict.fromkeys(stage.script for stage in config.stages.values())
     missing += [f"script {script} does not exist" for script in scripts if script not in SCRIPTS and not Path(script).is_file()]
-    if missing and family in config.unfit:
-        raise FileNotFoundError(f"nothing was run, the pipeline is not for {family}: {config.unfit[family]}")
+    dense = dict.fromkeys(DENSE, "its images have masks or points, not classes; train.py and test.py take them (docs/dense.md)")
+    if missing and (why := (dense | config.unfit).get(family)):
+        raise FileNotFoundError(f"nothing was run, the pipeline is not for {family}: {why}")
     if missing:
         raise FileNotFoundError(f"nothing was run, since stages need files that do not exist: {'; '.join(missing)}")
 

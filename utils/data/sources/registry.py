@@ -223,6 +223,8 @@ def _cifar(classes: int) -> Callable[[str, Path], ImageSource]:
 # data sets of files that are read at any size, with the size by default
 SIZED: dict[str, Callable[..., ImageSource]] = {"CelebAMaskHQ": celebamask_hq, "WFLW": wflw}
 
+DENSE = ("DigitScenes", "DigitPoints", *SIZED)  # their images have masks or points, not classes
+
 DATASETS: dict[str, Callable[..., ImageSource]] = {
     "Digits": digits,
     "DigitScenes": digit_scenes,
