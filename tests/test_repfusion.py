@@ -22,7 +22,7 @@ from undegrade.trainers.feature_teachers import DiffusionTeacher, FeatureCache
 from undegrade.trainers.method import Context, check_parts
 from undegrade.trainers.repfusion import RepFusion, RepFusionConfig
 from undegrade.trainers.time_steps import TimeStepConfig, possible_steps
-from undegrade.utils.checkpoint import load_checkpoint
+from undegrade.utils.checkpoint import load_checkpoint, read_description
 from undegrade.utils.data.batches import Batch
 from undegrade.utils.seeding import seed_everything
 
@@ -209,6 +209,19 @@ def test_stage_1_to_a_fine_tuned_classifier_and_a_linear_probe(root: Path, tmp_p
     rows, _ = read_json(tmp_path / "20" / RESULTS)
     names = ["pooled", *(f"branch, t {step}, {shown}" for shown in ("clean", "noised") for step in (0, 999))]
     assert [row.system for row in rows] == names and {row.n for row in rows} == {30}
+
+
+def test_stage_1_needs_no_classes_and_its_student_learns_masks(tmp_path: Path) -> None:
+    def run(config: str, *words: object) -> None:
+        given = ("--save_dir", tmp_path, "--data.limit", 8, "-d", "cpu", "--loop.epochs", 1)
+        run_script("train.py", "-c", f"configs/{config}.yaml", *given, *words).check()
+
+    run("diffusion/Digits/ddpm", "--data.dataset", "DigitScenes", "--loop.epochs", 0)
+    run("repfusion/Digits/ResNet20_dense_fixed", "--data.dataset", "DigitScenes")
+    start = ("--model.init_from", "repfusion/DigitScenes/ResNet20_dense_fixed")
+    run("segmentation/DigitScenes/ResNet20", *start)
+    (checkpoint,) = (tmp_path / "segmentation/DigitScenes/ResNet20").glob("*/best.safetensors")
+    assert read_description(checkpoint)["initial_weights"] is not None
 
 
 def test_a_student_has_timms_names(root: Path) -> None:

@@ -71,10 +71,16 @@ class ClassifierMethod(Method):
         return student.network.state_dict(), {**describe(student), **self.description}
 
 
-def build_student(model: ClassifierConfig, context: Context) -> tuple[Classifier, Context]:
-    """The student, and the context with the digest of the checkpoint that it starts from."""
+def build_student(model: ClassifierConfig, context: Context, fewest: int = 0) -> tuple[Classifier, Context]:
+    """The student, and the context with the digest of the checkpoint that it starts from.
+
+    Args:
+        model: which network.
+        context: of the run.
+        fewest: classes of the final layer at least, where it is not trained.
+    """
     source, options = context.source, (model.pretrained, model.drop_path)
-    student = build_classifier(model.arch, len(source.classes), source.rgb_mean, source.rgb_std, *options)
+    student = build_classifier(model.arch, max(fewest, len(source.classes)), source.rgb_mean, source.rgb_std, *options)
     if model.init_from:
         path = context.find_checkpoint(model.init_from)
         initialise_classifier(student, path, context.config.save_dir, source.classes)

@@ -246,5 +246,5 @@ def build_repfusion(model: ClassifierConfig, config: RepFusionConfig, context: C
         raise ValueError("method.losses.soft_targets: a diffusion model has no classes, take a classifier as teacher")
     if config.time.strategy == "policy" and len(context.source.classes) < 2:
         raise ValueError("a policy is rewarded by labels, and these images have none: choose another method.time.strategy")
-    student, context = build_student(model, context)
+    student, context = build_student(model, context, fewest=0 if config.losses.get("soft_targets") else 2)
     return RepFusion(student, teacher, config, context, steps)
