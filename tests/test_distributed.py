@@ -130,6 +130,23 @@ def test_two_processes_distil_as_one(single: Path, data: tuple[object, ...], tmp
     assert_same_training(a, b)
 
 
+def test_two_processes_choose_time_steps_and_learn_features_as_one(data: tuple[object, ...], tmp_path: Path) -> None:
+    """A policy, its reward's classifier and a linear map beside the network, each with its
+    optimiser.
+    """
+    small = ("--model.channels", "[8, 16]", "--loop.epochs", 0, "--run_id", "teacher", "--save_dir", tmp_path / "teacher")
+    run_script("train.py", "-c", "configs/diffusion/Digits/ddpm.yaml", "-d", "cpu", *data, *small).check()
+    (teacher,) = (tmp_path / "teacher").glob("*/*/*/teacher/best.safetensors")
+    words = (
+        *data, "--method.teacher.checkpoint", teacher, "--loop.epochs", 2, "--method.time.baseline", "none",
+        "--optimizer.parts", "{head: {name: SGD, lr: 0.01}, policy: {name: SGD, lr: 0.01}}", "--loop.validate_every", 1,
+    )  # fmt: skip
+    a, b = (make(tmp_path / make.__name__, "configs/repfusion/Digits/ResNet20_hint.yaml", *words) for make in (one, two))
+    assert_same_training(a, b)
+    for part in ("projector", "head", "policy"):
+        assert_close(last_of(a)["parts"][part], last_of(b)["parts"][part])
+
+
 def test_statistics_of_each_process_alone_train_otherwise(single: Path, data: tuple[object, ...], tmp_path: Path) -> None:
     """The comparison can fail, and the option does what it says."""
     run = two(tmp_path, CLEAN, *data, *NOISY, "--loop.epochs", 1, "--loop.sync_batchnorm", "false")
