@@ -167,9 +167,14 @@ def notes(table: ApproachTable) -> list[str]:
 
 def differences(table: ApproachTable, against: Sequence[str]) -> list[str]:
     """What every system gains over those of `against`, see `evaluation.seeds.gains`."""
-    lines = [line for other in against for line in ("", *(f"- {gain}" for gain in gains(table.seeds, other)))]
-    how = "Means over the degraded cells of all seeds, paired by image; 95 % intervals over images, not over trainings:"
-    return ["", how, *lines] if lines else []
+    lines = []
+    for clean, what in ((False, "the degraded cells of all seeds"), (True, "the clean images of all seeds")):
+        found = [
+            line for other in against if (own := gains(table.seeds, other, clean)) for line in ("", *(f"- {gain}" for gain in own))
+        ]
+        how = f"Means over {what}, paired by image; 95 % intervals over images, not over trainings:"
+        lines += ["", how, *found] if found else []
+    return lines
 
 
 def orders(table: ApproachTable, config: PublishedConfig) -> list[str]:

@@ -54,8 +54,8 @@ class Seeds:
         split: of the data set, "" where the files do not say.
         trained: degradations that the evaluation's configuration lists.
         means: of a single seed, the rows that hold the means.
-        correct: system -> which images it has right, bool [n] for each (seed, degraded cell); empty
-            where a results file stands alone, without `correct.npz`.
+        correct: system -> which images it has right, bool [n] for each (seed, cell); empty where a
+            results file stands alone, without `correct.npz`.
     """
 
     runs: list[list[Result]]
@@ -115,15 +115,14 @@ def _correct(paths: Sequence[str | Path], runs: Sequence[Sequence[Result]]) -> d
     if all(file.is_file() for file in files):
         for seed, (file, rows) in enumerate(zip(files, runs, strict=True)):
             for (system, corruption, severity), right in read_correct(file, rows).items():
-                if corruption != CLEAN:
-                    found.setdefault(system, {})[seed, Cell(corruption, severity)] = right
+                found.setdefault(system, {})[seed, Cell(corruption, severity)] = right
     return found
 
 
-def gains(seeds: Seeds, against: str) -> list[str]:
+def gains(seeds: Seeds, against: str, clean: bool = False) -> list[str]:
     """`A minus B: +x points [low, high]` for every system A, best first, against the system B, over
-    the degraded cells of all seeds: per image the mean over cells and seeds, the interval over the
-    images. With several seeds the difference of each follows.
+    the degraded cells of all seeds, or over the clean ones: per image the mean over cells and
+    seeds, the interval over the images. With several seeds the difference of each follows.
 
     Raises:
         ValueError: no system of that name, or which images are right is not known.
@@ -133,7 +132,7 @@ def gains(seeds: Seeds, against: str) -> list[str]:
         raise ValueError(f"against {against}: there is no {CORRECT} beside each of the results, which says what images are right")
     base, lines = seeds.correct[against], {}
     for system, right in seeds.correct.items():
-        cells = [place for place in base if place in right]
+        cells = [place for place in base if place in right and (place[1].corruption == CLEAN) == clean]
         if system == against or not cells:
             continue
         difference, *interval = paired_difference({c: right[c] for c in cells}, {c: base[c] for c in cells})

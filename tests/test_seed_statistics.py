@@ -101,11 +101,11 @@ def test_a_corruption_that_was_trained_on_is_a_column_and_not_unseen() -> None:
     assert set(layout(rows, {"jpeg": "JPEG"}).columns) == {"JPEG"}
 
 
-def with_correct(path: Path, right: dict[str, list[str]]) -> None:
+def with_correct(path: Path, right: dict[str, list[str]], corruptions: tuple[str, ...] = ("fog", "snow")) -> None:
     """Results of two cells of four images, each a text of 0 and 1."""
     files = ResultFiles(path.parent, {"split": "test", "members": {"a": str(path)}, "provenance": [], "views": {}, "systems": {}})
     for system, cells in right.items():
-        for corruption, text in zip(("fog", "snow"), cells, strict=True):
+        for corruption, text in zip(corruptions, cells, strict=True):
             bits = np.array([c == "1" for c in text])
             files.add(cell_result(system, "Digits", corruption, 5, "first", bits), bits)
     files.write(finished=True)
@@ -125,6 +125,15 @@ def test_gains_are_paired_by_image_over_all_seeds(tmp_path: Path) -> None:
     )
     assert [line.split(" minus")[0] for line in lines] == ["b", "c"]
     assert lines[1].endswith("(by seed -37.5, +0.0)")
+
+
+def test_gains_on_clean_images_are_apart(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    with_correct(path, {"a": ["0001", "0011"], "b": ["1101", "0011"]}, ("clean", "fog"))
+    given = ["--dataset", "Digits", "--results", path, "--out", tmp_path / "out", "--against", "[a]"]
+    out = run_script("evaluation/approach_table.py", "-c", "configs/published/decorruptor.yaml", *given).check().out
+    degraded, clean = out.index("b minus a: +0.0 points"), out.index("b minus a: +50.0 points")
+    assert out.index("Means over the degraded cells") < degraded < out.index("Means over the clean images of all seeds") < clean
 
 
 def test_the_table_shows_the_gains_and_says_where_they_cannot_be_had(tmp_path: Path) -> None:
