@@ -26,6 +26,7 @@ from undegrade.image_adapt.effect import check_keys_of_video
 from undegrade.image_adapt.scripts.adapter_flags import add_adapter_flags, check_model, chosen_adapter, open_adapter
 from undegrade.image_adapt.scripts.ranks import given_tree
 from undegrade.image_adapt.video import CHUNK, Clip, edit_clip, label_flips, neighbour_psnr, read_clip, write_clip
+from undegrade.models.classification.classifier import Classifier
 from undegrade.models.classification.loading import load_classifier
 from undegrade.utils.command_line import ScriptParser, typed
 from undegrade.utils.config import build, dotted_keys, merge
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     clip = read_clip(args.video, args.frames)
     height, width = clip.frames.shape[-2:]
     log.info("%s: %d frames of %d x %d px, %s a second", args.video, len(clip.frames), width, height, clip.rate)
+    classifier = load_classifier(args.classifier, config.runs) if args.classifier is not None else None
     opened = open_adapter(config, model_flags, choose_device(args.device))
     parts = []
     bar = tqdm(total=len(clip.frames), unit="frame", dynamic_ncols=True)
@@ -82,16 +84,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.compare is not None:
         write_clip(args.compare, Clip(torch.cat([clip.frames, edited.frames], -1), clip.rate))
     print(f"neighbouring frames, PSNR: {neighbour_psnr(clip.frames):.2f} dB before, {neighbour_psnr(edited.frames):.2f} dB after")
-    if args.classifier is not None:
-        before, after = (
-            label_flips(_labels(args.classifier, config.runs, c.frames, args.classifier_size or 224)) for c in (clip, edited)
-        )
+    if classifier is not None:
+        before, after = (label_flips(_labels(classifier, c.frames, args.classifier_size or 224)) for c in (clip, edited))
         print(f"neighbouring frames, another label: {100 * before:.1f} % before, {100 * after:.1f} % after")
 
 
 @torch.no_grad()
-def _labels(reference: str, runs: str, frames: Tensor, side: int) -> Tensor:
-    classifier = load_classifier(reference, runs)
+def _labels(classifier: Classifier, frames: Tensor, side: int) -> Tensor:
     scaled = (F.interpolate(to_unit(part), (side, side), mode="bilinear", antialias=True) for part in frames.split(16))
     return torch.cat([classifier(part).argmax(1) for part in scaled])
 
