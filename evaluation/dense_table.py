@@ -123,9 +123,10 @@ def markdown(table: pd.DataFrame, seeds: Sequence[Measured]) -> str:
     facts, first = seeds[0].facts, table.index[0]
     columns = [column for column in ("clean", "corrupted") if column in table]
     head = ["start", *(text for column in columns for text in (column, f"minus {first}"))]
+    count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
     spread = ", mean ± sample standard deviation over seeds" if len(seeds) > 1 else ""
     lines = [
-        f"{facts['dataset']} ({facts['split']}): {METRICS[facts['metric']]}, {facts['images']} images, {len(seeds)} seeds{spread}. "
+        f"{facts['dataset']} ({facts['split']}): {METRICS[facts['metric']]}, {facts['images']} images, {count}{spread}. "
         f"Differences with 95 % intervals over images.", "",
         "| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1),
     ]  # fmt: skip

@@ -86,7 +86,11 @@ def _builds_training(tree: Tree, parents: Parents, source: ImageSource) -> None:
         else:
             parents.make(fill(parent, config), arch)
     if isinstance(teacher := config.method.get("teacher", {}), dict) and config.method["name"] == "repfusion":
-        parents.make_denoiser(fill(teacher.get("checkpoint", FeatureTeacherConfig.checkpoint), config), {"channels": [8]})
+        checkpoint = fill(teacher.get("checkpoint", FeatureTeacherConfig.checkpoint), config)
+        if teacher.get("kind") == "classifier":
+            parents.make(checkpoint, arch)
+        else:
+            parents.make_denoiser(checkpoint, {"channels": [8]})
     for deg in degradations if "teachers" in config.method else []:
         parents.make(fill(config.method["teachers"].replace("{deg}", deg), config), arch)
     model, method_config = build(kind.model, {**config.model, **tiny}, "model"), build(kind.method, config.method, "method")
