@@ -4,6 +4,7 @@ start from.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,15 @@ COMPOSED = [composition for family in families() for composition in compositions
 _PATHS = {(c.recipe, c.dataset, c.network): Path(c.path) for c in reversed(COMPOSED)}
 SHIPPED = [*reversed(_PATHS.values()), *(p for p in CONFIGS if p.parts[1] in ("_compat", "published"))]
 MAKE_RUNS = ("train.py", "train_all_deg.py", "utils/model_soups.py")
+
+
+@functools.cache
+def shipped_tree(path: str) -> Tree | None:
+    """The configuration of a path, not to be changed; None if there is none."""
+    try:
+        return read_yaml(path)
+    except FileNotFoundError:
+        return None
 
 
 def arch_of(tree: Tree) -> str:
@@ -51,9 +61,8 @@ def runs_made_by(command: Sequence[str], dataset: str) -> list[str]:
     options = {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("-")}
     if not set(MAKE_RUNS) & set(words):
         return []
-    try:
-        tree = read_yaml(options["-c"])
-    except FileNotFoundError:
+    tree = shipped_tree(options["-c"])
+    if tree is None:
         return []
     name, _ = names_in({**tree, "name": options.get("--name", tree["name"])}, dataset, options.get("--dt", ""))
     return [name, f"{name}/{options['--run_id']}"] if "--run_id" in options else [name]

@@ -216,10 +216,10 @@ def test_stage_1_needs_no_classes_and_its_student_learns_masks(tmp_path: Path) -
         given = ("--save_dir", tmp_path, "--data.limit", 8, "-d", "cpu", "--loop.epochs", 1)
         run_script("train.py", "-c", f"configs/{config}.yaml", *given, *words).check()
 
-    run("diffusion/Digits/ddpm", "--data.dataset", "DigitScenes", "--loop.epochs", 0)
+    run("diffusion/Digits/ddpm", "--data.dataset", "DigitScenes", "--model.channels", "[8, 16]", "--loop.epochs", 0)
     run("repfusion/Digits/ResNet20_dense_fixed", "--data.dataset", "DigitScenes")
     start = ("--model.init_from", "repfusion/DigitScenes/ResNet20_dense_fixed")
-    run("segmentation/DigitScenes/ResNet20", *start)
+    run("segmentation/DigitScenes/ResNet20", *start, "--model.width", 8)
     (checkpoint,) = (tmp_path / "segmentation/DigitScenes/ResNet20").glob("*/best.safetensors")
     assert read_description(checkpoint)["initial_weights"] is not None
 
