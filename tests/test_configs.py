@@ -209,7 +209,7 @@ def test_stages_start_from_runs_that_other_stages_make(dataset: str, monkeypatch
     assert len(needed) > 8 and needed <= made, f"no stage makes {sorted(needed - made)}"
 
 
-@pytest.mark.parametrize("dataset", ["Digits", "some/photos"])
+@pytest.mark.parametrize("dataset", ["Digits", "CIFAR10", "some/photos"])
 @pytest.mark.parametrize("path", PIPELINES, ids=str)
 def test_checkpoints_that_a_stage_asks_for_are_of_earlier_stages(path: Path, dataset: str) -> None:
     made: set[str] = set()

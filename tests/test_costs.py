@@ -18,6 +18,9 @@ from tests.scripts import ROOT
 from tests.shipped import COMPOSED
 from undegrade.image_adapt.config import adapt_schema
 from undegrade.models.classification.classifier import build_classifier
+from undegrade.models.dense.backbone import build_backbone
+from undegrade.models.dense.landmarks import LandmarkNetwork
+from undegrade.models.dense.segmentation import BiSeNet
 from undegrade.models.diffusion.denoiser import build_denoiser
 from undegrade.trainers.autoencoder import AutoencoderConfig, autoencoder_network
 from undegrade.trainers.editing import EditorConfig, editor_network
@@ -83,6 +86,14 @@ PUBLISHED = {
     ("decorruptor", "CIFAR10"): {
         "cm": (45_000, 250 + 25 / 9, 50), "adapt_dpm": (250_000, 60, 0), "adapt_edits": (1_000_000, 4, 0),
     },
+    # the probe sees all images at 9 time steps, clean and noised; points are
+    # judged with their mirror images
+    ("repfusion", "Digits"): {
+        "teacher": (1797, 18, 0), "probe-hint": (1797, 1, 0),
+        "masks-hint": (1000, 8.8, 8), "test_masks-hint": (4000, 1, 0),
+        "points-hint": (1295, 8 + 16 * 143 / 1295, 8), "test_points-hint": (5744, 2, 0),
+    },
+    ("repfusion", "CIFAR10"): {"teacher": (60_000, 18, 0), "probe-hint": (60_000, 1, 0), "evaluate_100": (160_000, 12, 0)},
     ("soups", "Digits"): {"soup-recalibrate": (5180, 1, 0), "soup-average": (5180, 0, 0), "evaluate": (1795, 11, 0)},
     ("soups", "CIFAR10"): {"evaluate": (50_000, 11, 0)},
     ("soups", "CIFAR100"): {"evaluate": (50_000, 11, 0)},
@@ -137,9 +148,10 @@ def test_passes_are_those_that_the_adapter_counts(path: str) -> None:
 # --- sizes
 
 
-def test_sizes_of_digits_are_those_of_its_parts() -> None:
-    parts = {split: open_source("Digits", split) for split in ("train", "validation", "test")}
-    assert SIZES["Digits"] == (*map(len, parts.values()), parts["train"].image_size, 10)
+@pytest.mark.parametrize(("name", "classes"), [("Digits", 10), ("DigitScenes", 11), ("DigitPoints", 5)])
+def test_sizes_of_digits_are_those_of_their_parts(name: str, classes: int) -> None:
+    parts = {split: open_source(name, split) for split in ("train", "validation", "test")}
+    assert SIZES[name] == (*map(len, parts.values()), parts["train"].image_size, classes)
 
 
 @pytest.mark.parametrize("layout", [("",), ("train", "test"), ("train", "val", "test")])
@@ -166,6 +178,20 @@ def gflop(network: nn.Module, *inputs: torch.Tensor) -> float:
     return counter.get_total_flops() / 1e9
 
 
+def dense_network(name: str) -> nn.Module:
+    """A network for masks or points of its recipe's sizes, as it is trained."""
+    arch, method = name.split(" ")
+    backbone, half, small = build_backbone(arch), (0.5,) * 3, arch == "ResNet20"
+    if method == "segmentation":
+        width, stride = {"ResNet20": (32, 2), "resnet18": (128, 8), "resnet50": (512, 8)}[arch]
+        network: nn.Module = BiSeNet(backbone, arch, "abcdefghijk" if small else "abcdefghijklmnopqrs", half, half, width, stride)
+    else:
+        deconvolutions, width = {"ResNet20": (2, 32), "resnet50": (3, 256), "hrnet_w18": (0, 256)}[arch]
+        points = [str(number) for number in range(5 if small else 98)]
+        network = LandmarkNetwork(backbone, arch, points, half, half, deconvolutions, width)
+    return network.train()
+
+
 def weights(network: nn.Module) -> float:
     return sum(parameter.numel() for parameter in network.parameters()) / 1e6
 
@@ -190,12 +216,16 @@ def test_arithmetic_of_networks_is_what_torch_counts(name: str) -> None:
         inputs = [torch.empty(1, 3, side, side)]
         if " x" in name:
             network, inputs = diffusion_network(name, side)
+        elif " " in name:
+            network, inputs = dense_network(name), [torch.empty(2, 3, side, side)]
         elif side == 32:
             network: nn.Module = build_classifier(name, 10, (0.5,) * 3, (0.2,) * 3).network
         else:
             network = timm.create_model(name)
         network = network.to("meta")
-        assert (gflop(network, *inputs), weights(network)) == pytest.approx((expected.gflop, expected.weights), rel=0.02)
+        assert (gflop(network, *inputs) / len(inputs[0]), weights(network)) == pytest.approx(
+            (expected.gflop, expected.weights), rel=0.02
+        )
 
 
 def test_a_network_that_is_not_known_and_a_folder_that_is_not_there_are_named_in_the_plan() -> None:

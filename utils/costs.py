@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from undegrade.utils.choices import fill_names
 from undegrade.utils.composition import read_all
 from undegrade.utils.data.cells import parse_cells, parse_severities, sweep_cells
 from undegrade.utils.data.label_budget import label_count
@@ -56,11 +57,17 @@ class _Unknown(Exception):
     """What a stage comes to cannot be told; the message says why."""
 
 
+_TESTED = {
+    "dataset": "data.dataset",
+    "corruption": "data.corruptions",
+    "severity": "data.severities",
+    "dt": "data.sweep",
+    "limit": "data.limit",
+}
 _FLAGS: dict[str, dict[str, str]] = {  # kind of script -> short flag -> key of its configuration
     "train": {"dt": "data.degradations", "deg_type": "data.degradations", "bs": "data.batch_size"},
     "soup": {"dataset": "data.dataset"},
-    "ensemble": {"dataset": "data.dataset", "corruption": "data.corruptions", "severity": "data.severities", "dt": "data.sweep",
-                 "limit": "data.limit"},
+    "ensemble": _TESTED, "test": {**_TESTED, "r": "checkpoint", "resume": "checkpoint"},
     "adapt": {"model_path": "model", "base_samples": "input.folder", "dataset": "input.dataset", "split": "input.split",
               "limit": "input.limit", "corruption": "input.corruptions", "severity": "input.severities", "N": "dda.start_step",
               "guidance_weight": "dda.guidance_weight", "scale": "dda.guidance_weight", "guidance": "dda.guidance"},
@@ -70,6 +77,7 @@ _HELD_OUT = ("validation", "val", "valid", "test")  # folders of the parts of an
 # method -> passes forward and backward of a training image, where they are not one of each: also
 # those of the teacher (an editor's are three) and of the target; of the degraded image, too
 _PASSES = {"distillation": (2, 1), "repfusion": (2, 1), "autoencoding": (2, 2), "consistency": (3, 1), "editor_consistency": (5, 1)}
+_DENSE = ("segmentation", "landmarks")
 _LISTS = ("data.degradations", "data.corruptions", "data.sweep", "input.corruptions")
 
 
@@ -78,13 +86,15 @@ class _Books:
 
     def __init__(self) -> None:
         self.made: dict[str, tuple[int, int, int]] = {}  # folder that a stage makes: images, side, classes
+        self.runs: dict[str, tuple[str, str]] = {}  # name of a run: key of NETWORKS, data set
         self.models: dict[str, str] = {}  # trained diffusion models: key of NETWORKS by the template of the run's name
         self.editors: dict[str, tuple[str, bool]] = {}  # latent editors alike: that of the autoencoder, whether it is distilled
 
     def cost(self, stage: Command) -> Cost:
         kinds: dict[str, Callable[[Tree], Cost]] = {
             "train": self._training, "soup": self._soup, "adapt": self._adaptation, "generate": self._generation,
-            "ensemble": self._evaluation, "table": lambda tree: Cost(), "dense_table": lambda tree: Cost(),
+            "ensemble": self._evaluation, "test": self._test, "probe": self._probe, "table": lambda tree: Cost(),
+            "dense_table": lambda tree: Cost(),
         }  # fmt: skip
         kind = SCRIPTS.get(stage.script, "")
         try:
@@ -108,8 +118,9 @@ class _Books:
         versions = max(1, len(data.get("degradations", [])))
         train, validation = train * versions, validation * versions
         epochs, (forward, backward) = loop["epochs"], _PASSES.get(method["name"], (1, 1))
-        validated = -(-epochs // loop.get("validate_every", 1)) * validation
         name = self._trained(tree, model, method["name"])
+        validated = -(-epochs // loop.get("validate_every", 1)) * validation * _views(name)
+        self.runs[_filled(tree)] = name, data["dataset"]
         side, passes = data.get("image_size") or sizes.side, (forward * (epochs * train + validated), backward * epochs * train)
         disk = _BYTES_A_WEIGHT * _weights(name)
         if tree["name"] in self.editors:
@@ -119,7 +130,7 @@ class _Books:
     def _trained(self, tree: Tree, model: Tree, method: str) -> str:
         """Key of NETWORKS of what a configuration trains, which is noted under the run's name."""
         if "arch" in model:
-            return str(model["arch"])
+            return f"{model['arch']} {method}" if method in _DENSE else str(model["arch"])
         start = str(model.get("init_from") or "")
         if "channels" in model:
             kind = {"autoencoding": "autoencoder ", "editing": "editor "}.get(method, "")
@@ -189,15 +200,32 @@ class _Books:
 
     def _evaluation(self, tree: Tree) -> Cost:
         data = tree["data"]
-        sizes = self._sizes(data["dataset"])
-        swept = [name for given in data.get("sweep", []) for name in (DEGRADATIONS if given == "all" else [given])]
-        cells = {*parse_cells(data.get("corruptions", []), data.get("severities", [1, 2, 3, 4, 5]))}
-        cells |= {cell for name in swept for cell in sweep_cells(name)}
+        sizes, cells = self._sizes(data["dataset"]), _cells(data)
         degradations = tree.get("degradations", [])
         members = sum(len(degradations) if "{deg}" in name else 1 for name in tree["members"])
-        images = _limited(getattr(sizes, data.get("split", "test")), data.get("limit")) * len(cells)
+        images = _limited(getattr(sizes, data.get("split", "test")), data.get("limit")) * cells
         side = data.get("image_size") or sizes.side
         return _of(tree["arch"], side, images, images * members, disk=images * members * sizes.classes * _BYTES_A_LOGIT)
+
+    def _test(self, tree: Tree) -> Cost:
+        (name, dataset), data = self._run(tree["checkpoint"]), tree.get("data", {})
+        sizes = self._sizes(data.get("dataset") or dataset)
+        images = _limited(getattr(sizes, data.get("split", "test")), data.get("limit")) * _cells(data)
+        return _of(name, data.get("image_size") or sizes.side, images, images * _views(name))
+
+    def _probe(self, tree: Tree) -> Cost:
+        """At most: the pass of a diffusion model ends with its last feature."""
+        (name, dataset), data = self._run(tree["checkpoint"]), tree.get("data", {})
+        sizes = self._sizes(data.get("dataset") or dataset)
+        images = sum(_limited(count, data.get("limit")) for count in sizes[:3])
+        shown = [len(str(tree.get(key, "")).split(",")) for key in ("steps", "inputs")] if name in self.models.values() else [1, 1]
+        return _of(name, sizes.side, images, images * shown[0] * shown[1])
+
+    def _run(self, name: str) -> tuple[str, str]:
+        """Key of NETWORKS and data set of what a stage before trains."""
+        if name not in self.runs:
+            raise _Unknown(f"the network of {name} is known when it is opened")
+        return self.runs[name]
 
     def _model(self, tree: Tree) -> str:
         """Key of NETWORKS of the diffusion model that a configuration names."""
@@ -248,6 +276,24 @@ def _tree(stage: Command, flags: Mapping[str, str]) -> Tree:
         if text != "combined_deg":
             tree = merge(tree, nested(key, value))
     return tree
+
+
+def _filled(tree: Tree) -> str:
+    """The name of a run, {dataset} and {arch} filled in."""
+    names = {"dataset": Path(tree["data"]["dataset"]).name, "arch": tree.get("model", {}).get("arch", "")}
+    return fill_names(tree["name"], names, repr(tree["name"]), ["deg"])
+
+
+def _cells(data: Tree) -> int:
+    """How many test sets an evaluation has."""
+    swept = [name for given in data.get("sweep", []) for name in (DEGRADATIONS if given == "all" else [given])]
+    cells = {*parse_cells(data.get("corruptions", []), data.get("severities", [1, 2, 3, 4, 5]))}
+    return len(cells | {cell for name in swept for cell in sweep_cells(name)})
+
+
+def _views(name: str) -> int:
+    """Passes of an image that is judged: of points also of its mirror image."""
+    return 2 if name.endswith("landmarks") else 1
 
 
 def _weights(name: str) -> float:

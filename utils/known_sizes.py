@@ -30,6 +30,13 @@ NETWORKS = {
     "16-32-64 x1": Network(0.1846, 0.64, 32),
     "32-64-128 x1": Network(0.7326, 2.54, 32),
     "128-256-256-256 x2": Network(12.63, 37.1, 32),
+    # for masks, as they are trained, and for points
+    "ResNet20 segmentation": Network(0.2832, 0.38, 48),
+    "resnet18 segmentation": Network(23.24, 13.4, 448),
+    "resnet50 segmentation": Network(160.6, 59.2, 448),
+    "ResNet20 landmarks": Network(0.0945, 0.32, 32),
+    "resnet50 landmarks": Network(14.64, 34.0, 256),
+    "hrnet_w18 landmarks": Network(9.387, 9.66, 256),
     # latent editors, whose side is that of the latents, and autoencoders there and back
     "editor 32-64 x1": Network(0.1923, 0.80, 16),
     "editor 128-256-256 x2": Network(4.772, 34.1, 16),
@@ -42,7 +49,7 @@ NETWORKS = {
 
 
 class Sizes(NamedTuple):
-    """Images of the parts of a data set, their side in pixels, number of classes."""
+    """Images of the parts of a data set, their side in pixels, number of classes or points."""
 
     train: int
     validation: int
@@ -53,8 +60,12 @@ class Sizes(NamedTuple):
 
 SIZES = {
     "Digits": Sizes(1295, 143, 359, 32, 10),
+    "DigitScenes": Sizes(1000, 100, 250, 48, 11),
+    "DigitPoints": Sizes(1295, 143, 359, 32, 5),
     "CIFAR10": Sizes(45000, 5000, 10000, 32, 10),
     "CIFAR100": Sizes(45000, 5000, 10000, 32, 100),
     "TinyImagenet": Sizes(90000, 10000, 10000, 64, 200),
     "Imagenet": Sizes(1153050, 128117, 50000, 224, 1000),
+    "CelebAMaskHQ": Sizes(24183, 2993, 2824, 512, 19),
+    "WFLW": Sizes(6750, 750, 2500, 256, 98),
 }
