@@ -30,6 +30,7 @@ from undegrade.evaluation.dense import evaluate_dense
 from undegrade.evaluation.effect import check_keys, check_keys_of_dense, check_keys_of_prediction, check_own_flags
 from undegrade.evaluation.evaluate import evaluate, print_outcome
 from undegrade.evaluation.predict import print_predictions
+from undegrade.evaluation.predictors import PREDICTORS
 from undegrade.models.dense.loading import KINDS
 from undegrade.utils.checkpoint import read_description
 from undegrade.utils.command_line import typed
@@ -56,6 +57,10 @@ def main(argv: list[str] | None = None) -> int:
         help="raw: corrupt clean images; or a folder: adapted images, ImageNet-C, CIFAR-10-C (keys and labels are then its own)",
     )  # fmt: skip
     parser.add_argument(
+        "--tta", help="adapt the classifier to what it sees by "
+        f"{', '.join(name for name in PREDICTORS if name != 'frozen')}; options: --members.model.predictor.KEY",
+    )  # fmt: skip
+    parser.add_argument(
         "--pictures", type=typed(Count), help="of networks for masks and points: show so many images with truth and prediction"
     )
     parser.add_argument("-m", "--mode", default="eval", help="folder below the run for the results")
@@ -75,6 +80,8 @@ def main(argv: list[str] | None = None) -> int:
         trained = merge(trained, given.get("data", {}))
         tree = merge(tree, {"data": of_evaluation(given).get("data", {})})
     given = merge(data_overrides(args), overrides)
+    if args.tta is not None:
+        given = merge({"members": {"model": {"predictor": {"name": args.tta}}}}, given)
     own: Tree = {"runs": args.runs, "members": {"model": {"checkpoint": str(checkpoint), "arch": args.arch, "view": args.view}}}
     tree = merge(tree | own | {"systems": {_shown(checkpoint): {"members": ["model"]}}}, given)
     if args.predict is not None:
@@ -89,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         tree["data"] |= {"sweep": swept, "corruptions": drawn if known else ["clean"]}
     what = "-".join(dict.fromkeys(tree["data"].get("sweep", []) + tree["data"].get("corruptions", [])))
     what += "" if args.view == RAW else f"-{Path(args.view).name}"
+    what += "" if args.tta is None else f"-{args.tta}"
     tree["out"] = args.out or str(checkpoint.parent / args.mode / what)
     config = keys_of_view(build(EvaluationConfig, tree), "model", overrides)
     check_keys(config, given)

@@ -20,7 +20,7 @@ from undegrade.utils.interruption import Interruption, parse_duration
 from undegrade.utils.ranges import Count
 
 _KEPT = {f.name for f in dataclasses.fields(SourceConfig)} - {"limit", "subset"}  # of a training YAML, for its evaluation
-_OF_LABELLED = ("dt", "corruption", "severity", "limit")
+_OF_LABELLED = ("dt", "corruption", "severity", "limit", "protocol")
 
 
 def evaluation_parser(description: str | None) -> ScriptParser:
@@ -34,6 +34,9 @@ def evaluation_parser(description: str | None) -> ScriptParser:
     )
     p.add_argument("--severity", help="of the corruptions: 5, or 1,3,5, or 1-5")
     p.add_argument("--dataset", help="data set name or image folder")
+    p.add_argument(
+        "--protocol", help="of predictors that adapt themselves: reset, continual, gradual or mixed; more: --protocol.order, .seed"
+    )
     p.add_argument("--limit", type=int, help="class-balanced subset of so many images")
     p.add_argument("--out", help="folder for the results")
     p.add_argument(
@@ -89,7 +92,7 @@ def data_overrides(args: argparse.Namespace) -> Tree:
         data["dataset"] = args.dataset
     if args.limit is not None:
         data["limit"] = args.limit
-    return {"data": data}
+    return {"data": data} | ({} if args.protocol is None else {"protocol": {"shifts": args.protocol}})
 
 
 def run_data(checkpoint: Path) -> Tree:

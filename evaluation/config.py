@@ -8,12 +8,15 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
+import undegrade.evaluation.tta  # noqa: F401  its methods are predictors
 from undegrade.evaluation.predictors import read_options
+from undegrade.evaluation.protocols import Protocol
 from undegrade.evaluation.rules import RULES
 from undegrade.utils import choices
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.cells import Cell, parse_cells, sweep_cells
 from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
+from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.ranges import Count, Positive, Seed, Share
 
@@ -40,6 +43,10 @@ class TestDataConfig(SourceConfig):
     severities: list[Count] = field(default_factory=lambda: [1, 2, 3, 4, 5])
     sweep: list[str] = field(default_factory=list)
     seed: Seed = 0
+
+    def open_training(self) -> ImageSource:
+        """The clean training images, all of them."""
+        return dataclasses.replace(self, limit=None, subset=None).open("train")
 
     def cells(self) -> list[Cell]:
         """The cells asked for.
@@ -111,6 +118,8 @@ class EvaluationConfig:
         out: folder of results.json, results.csv, plots and the logit cache; `{dataset}` and
             `{arch}` are replaced.
         runs: root of the runs, for checkpoints by name.
+        protocol: order of the images for predictors that adapt themselves, and when these start
+            anew.
         batch_size: images a forward pass; on a CPU fewer where they are large and the predictor is
             frozen (evaluation.ensemble.Scorer).
         cache: keep logits in `<out>/logits`, so that another rule or a second call costs no forward
@@ -127,6 +136,7 @@ class EvaluationConfig:
     data: TestDataConfig = field(default_factory=TestDataConfig)
     out: str = "runs/evaluation"
     runs: str = "runs"
+    protocol: Protocol = field(default_factory=Protocol)
     batch_size: Count = 256
     cache: bool = True
     overwrite: bool = False

@@ -68,6 +68,8 @@ def _of_members(config: EvaluationConfig, used: Iterable[str], out: str) -> dict
     texts = [out, *(config.members[name].checkpoint for name in used), *(config.views.get(view, view) for view in views)]
     reasons = {f"members.{name}": "no system has this member here" for name in config.members if name not in used}
     reasons |= {f"views.{name}": "no member looks at this view" for name in config.views if name not in views}
+    adapting = any(config.members[name].predictor.get("name", "frozen") != "frozen" for name in used)
+    reasons["protocol"] = "" if adapting else "all members are frozen, they answer alike in whatever order (test.py --tta adapts)"
     reasons["arch"] = "" if any("{arch}" in text for text in texts) else "`{arch}` stands in no checkpoint, view or folder"
     return reasons
 

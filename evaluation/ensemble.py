@@ -8,14 +8,17 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from undegrade.evaluation.logit_store import StoredLogits, read_logits, write_logits
-from undegrade.evaluation.predictors import CELL, NEVER, Predictor
+from undegrade.evaluation.predictors import Predictor
+from undegrade.evaluation.protocols import Protocol, stretches
 from undegrade.evaluation.rules import RULES, combine, mixing_weights, rule_names
+from undegrade.evaluation.streams import Stream
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.pixels import to_unit
 from undegrade.utils.data.sources.image_source import ImageSource
@@ -24,6 +27,7 @@ from undegrade.utils.data.views import View
 log = logging.getLogger(__name__)
 
 _CPU_PIXELS = 32 * 224 * 224  # of a batch on a CPU: more is no faster and takes more memory (benchmarks/README.md)
+_ROOM = 1e9  # bytes: of images that stateful members see one after the other
 _RULE_ROWS = 4096  # images to which a rule is applied at a time: its float64 copies of the logits stay small
 
 
@@ -36,14 +40,12 @@ class Member:
         predictor: gives the logits of images.
         digest: of the checkpoint and of the predictor's name and options, for the cache.
         view: gives the images of a cell.
-        reset: `cell` or `never`, of a stateful predictor: see `predictors.StatefulOptions`.
     """
 
     name: str
     predictor: Predictor
     digest: str
     view: View
-    reset: str = CELL
 
 
 def check_rule(rule: str, predictors: Mapping[str, Predictor], system: str) -> None:
@@ -61,16 +63,17 @@ def check_rule(rule: str, predictors: Mapping[str, Predictor], system: str) -> N
 class Scorer:
     """Logits of members on cells, from the cache where they are already known.
 
-    A stateful member goes through its cells in the order in which they are first asked for. Where
-    it is never reset, its cached logits are those after the same cells in the same order; for a
-    cell that is not cached it goes through all cells before it again.
+    A stateful member goes through the stream of a protocol. Where it does not start anew at each
+    cell, its cached logits are those after the same images in the same order.
 
     Args:
-        cache: folder of `.npz` files (None: nothing is kept).
+        cache: folder of `.npz` files (None: nothing is kept on disk).
         batch_size: images a forward pass; of frozen members on a CPU at most as many as 32 of
             224 x 224 pixels.
         on_images: called with the number of images after each batch (progress).
         exact: keep logits of any number of classes in float32 (`logit_store`).
+        protocol: of stateful members.
+        cells: theirs, in their order, by name of the member (missing: the cell that is asked for).
     """
 
     def __init__(
@@ -79,12 +82,16 @@ class Scorer:
         batch_size: int = 256,
         on_images: Callable[[int], object] = lambda n: None,
         exact: bool = False,
+        protocol: Protocol | None = None,
+        cells: Mapping[str, Sequence[Cell]] | None = None,
     ) -> None:
         self.cache, self.batch_size, self.on_images, self.exact = cache, batch_size, on_images, exact
+        self.protocol, self._cells = protocol or Protocol(), cells or {}
         self._prepared: dict[tuple[Member, Cell], StoredLogits] = {}
-        self._asked: dict[Member, list[Cell]] = {}  # cells of each member that is never reset
         self._identities: dict[tuple[Member, Cell], str] = {}
-        self._seen: dict[Member, list[Cell]] = {}  # cells that a stateful predictor has gone through since its reset
+        self._asked: dict[Member, list[Cell]] = {}  # of each stateful member, in their order
+        self._streams: dict[Member, Stream] = {}
+        self._pixels: dict[str, ImageSource] = {}  # of cells, by the identity of their images, the latest last
 
     def logits(self, member: Member, cell: Cell, rows: slice = slice(None)) -> Tensor:
         """float32 [N, K] of a member on the images of a cell, in the order of its view's keys; or
@@ -101,26 +108,68 @@ class Scorer:
         """Make the logits of `members` on a cell; the images of a view are made once for all
         members that look at it in batches of one size.
 
-        Only the latest cell that was prepared is kept in memory.
+        Only the latest cell that was prepared is kept in memory, and logits that are on no disk.
         """
-        self._prepared = {place: logits for place, logits in self._prepared.items() if place[1] == cell}
-        groups: dict[tuple[str, bool], list[Member]] = {}
+        held = {place: place[1] == cell or (self.cache is None and place[0].predictor.stateful) for place in self._prepared}
+        self._prepared = {place: logits for place, logits in self._prepared.items() if held[place]}
+        groups: dict[str, list[Member]] = {}
         for member in members:
-            before = self._before(member, cell)
-            stored = read_logits(self._path(member, cell), self._identity(member, cell, before), self.exact)
-            if stored is not None:
-                self._prepared[member, cell] = stored
+            if (member, cell) in self._prepared or self._read(member, cell):
+                continue
+            if member.predictor.stateful:
+                known, store = partial(self._known, member), partial(self._store, member)
+                self._stream(member, cell).through(cell, known, store, self.on_images)
             else:
-                self._go_on(member, before)
-                groups.setdefault((self._images(member, cell), member.predictor.stateful), []).append(member)
+                groups.setdefault(self._images(member, cell), []).append(member)
         for group in groups.values():
             source, predictors = group[0].view.source(cell), [member.predictor for member in group]
             scored = self._forward(group, _batches(source, self._size(predictors, source)), len(source))
             for member, logits in zip(group, scored, strict=True):
-                self._prepared[member, cell] = logits
-                write_logits(self._path(member, cell), self._identity(member, cell, self._before(member, cell)), logits)
-                if member.predictor.stateful:
-                    self._seen[member] = [*self._before(member, cell), cell]
+                self._store(member, cell, logits)
+
+    def _read(self, member: Member, cell: Cell) -> bool:
+        stored = read_logits(self._path(member, cell), self._identity(member, cell), self.exact)
+        if stored is not None:
+            self._prepared[member, cell] = stored
+        return stored is not None
+
+    def _known(self, member: Member, cell: Cell) -> bool:
+        return (member, cell) in self._prepared or self._read(member, cell)
+
+    def _store(self, member: Member, cell: Cell, logits: StoredLogits) -> None:
+        self._prepared[member, cell] = logits
+        write_logits(self._path(member, cell), self._identity(member, cell), logits)
+
+    def _stream(self, member: Member, cell: Cell) -> Stream:
+        """A stateful member's way through the protocol, on which the cell lies."""
+        asked = self._asked.setdefault(member, [])
+        if cell not in asked:
+            asked += [other for other in self._cells.get(member.name, [cell]) if other not in asked]
+            plan = stretches(self.protocol, asked, member.view.source(cell).labels.numpy())
+            images = [self._images(member, other) for other in asked]
+            identity = _digest(member.digest, member.predictor.identity, f"{self.batch_size}", self.protocol.key, *images)
+            path, source = self.cache and self.cache / member.name / "stream.pt", partial(self._source, member)
+            before = self._streams.get(member)
+            self._streams[member] = stream = Stream(
+                member.name, member.predictor, source, plan, logits_of, self.batch_size, path, identity, self.exact
+            )
+            if before is not None and self.protocol.shifts in ("reset", "continual"):  # the plan goes on where it ended
+                stream.position = before.position
+        return self._streams[member]
+
+    def _source(self, member: Member, cell: Cell) -> ImageSource:
+        """The images of a cell, made once for all stateful members if there is room."""
+        identity = self._images(member, cell)
+        if identity in self._pixels:
+            return self._pixels[identity]
+        source = member.view.source(cell)
+        if len(source) * 3 * source.image_size**2 > _ROOM:
+            return source
+        while sum(len(kept) * 3 * kept.image_size**2 for kept in [source, *self._pixels.values()]) > _ROOM:
+            self._pixels.pop(next(iter(self._pixels)))
+        pixels = torch.cat([source.images(range(rows.start, rows.stop)) for rows in _slices(len(source), _RULE_ROWS)])
+        self._pixels[identity] = dataclasses.replace(source, read=lambda rows: pixels[torch.from_numpy(rows)], in_memory=True)
+        return self._pixels[identity]
 
     def _forward(self, members: Sequence[Member], batches: Iterator[tuple[slice, Tensor]], count: int) -> list[StoredLogits]:
         """Logits [N, K] of each member, N = `count`."""
@@ -133,36 +182,13 @@ class Scorer:
                 self.on_images(len(images))
         return out
 
-    def _before(self, member: Member, cell: Cell) -> list[Cell]:
-        """The cells whose images have changed the predictor when it comes to a cell."""
-        if not member.predictor.stateful or member.reset != NEVER:
-            return []
-        asked = self._asked.setdefault(member, [])
-        if cell not in asked:
-            asked.append(cell)
-        return asked[: asked.index(cell)]
-
-    def _go_on(self, member: Member, before: list[Cell]) -> None:
-        """Bring the predictor into the state after the cells `before`."""
-        if not member.predictor.stateful:
-            return
-        seen = self._seen.pop(member, None)  # known again when the cell is done
-        if seen is None or before[: len(seen)] != seen:
-            member.predictor.reset()
-            seen = []
-        if again := before[len(seen) :]:
-            log.info("member %s is never reset and goes through %d earlier cells again", member.name, len(again))
-        for cell in again:
-            source = member.view.source(cell)
-            for _, images in _batches(source, self.batch_size):
-                logits_of(member.name, member.predictor, images)
-
-    def _identity(self, member: Member, cell: Cell, before: Sequence[Cell]) -> str:
+    def _identity(self, member: Member, cell: Cell) -> str:
         parts = [member.digest, self._images(member, cell)]
         if member.predictor.identity:
             parts.append(member.predictor.identity)
         if member.predictor.stateful:
-            parts += [f"batches of {self.batch_size}, reset: {member.reset}", *(self._images(member, c) for c in before)]
+            before = [self._images(member, other) for other in self._stream(member, cell).before(cell)]
+            parts += [f"batches of {self.batch_size}, {self.protocol.key}", *before]
         return _digest(*parts)
 
     def _images(self, member: Member, cell: Cell) -> str:
@@ -191,7 +217,7 @@ class Scorer:
         and cost one more pass of the first member.
         """
         logits = [self._stored(member, cell) for member in members]
-        rows = [slice(start, start + _RULE_ROWS) for start in range(0, len(logits[0]), _RULE_ROWS)]
+        rows = _slices(len(logits[0]), _RULE_ROWS)
         parts = (torch.stack([values[part] for values in logits]) for part in rows)
         if not RULES.get_row(rule).mixes_images:
             yield from (combine(rule, part, double_softmax) for part in parts)
@@ -244,9 +270,12 @@ def cpu_batch(image_size: int) -> int:
 
 
 def _batches(source: ImageSource, size: int) -> Iterator[tuple[slice, Tensor]]:
-    for start in range(0, len(source), size):
-        rows = slice(start, min(start + size, len(source)))
+    for rows in _slices(len(source), size):
         yield rows, to_unit(source.images(range(rows.start, rows.stop)))
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _digest(*parts: str) -> str:

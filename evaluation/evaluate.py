@@ -19,11 +19,12 @@ from undegrade.evaluation.config import EvaluationConfig, expand, fill_names, me
 from undegrade.evaluation.costs import Cost, cost_lines, system_costs
 from undegrade.evaluation.ensemble import Member, Scorer, check_rule
 from undegrade.evaluation.logit_store import keep_listing, stored_bytes
-from undegrade.evaluation.predictors import NEVER, Predictor, build_predictor
+from undegrade.evaluation.predictors import Predictor, build_predictor
 from undegrade.evaluation.report.save_plots import save_plots
 from undegrade.evaluation.result_files import ResultFiles
 from undegrade.evaluation.results import Result, cell_result, paired_difference, percent
 from undegrade.evaluation.robustness import CARTON, further_metrics, outcomes, outside_of_mce, summary_table
+from undegrade.evaluation.surroundings import Surroundings
 from undegrade.evaluation.tables import table
 from undegrade.models.classification.inputs import INPUT_KEYS, checkpoint_inputs
 from undegrade.models.classification.loading import load_classifier
@@ -163,8 +164,8 @@ def result_facts(
         "configuration": tree, "provenance": [provenance()],
     }  # fmt: skip
     if moving:
-        facts["batch_size"] = config.batch_size
-    if any(member.reset == NEVER for member in moving):
+        facts |= {"batch_size": config.batch_size, "protocol": config.protocol.key}
+    if moving and config.protocol.shifts != "reset":
         facts["cells"] = [cell.folder for cell in cells]  # their order matters
     if config.degradations:
         facts["degradations"] = config.degradations
@@ -195,7 +196,9 @@ def _score(
         if interruption.due:
             raise Interrupted(f"{interruption.reason} in {bar.n} of {total} images, the rows of whole cells are in {out}")
 
-    scorer = Scorer(out / "logits" if config.cache else None, config.batch_size, on_images, _exact(config))
+    cells = {member: [cell for cell, names in needed.items() if member in names] for member in members}
+    cache = out / "logits" if config.cache else None
+    scorer = Scorer(cache, config.batch_size, on_images, _exact(config), config.protocol, cells)
     try:
         for cell, names in needed.items():
             bar.set_postfix_str(cell.folder)
@@ -234,8 +237,8 @@ def _members(
         if folder not in views:
             views[folder] = open_view(folder, source, config.data.seed, config.data)
         network = [file_digest(path), *(str(value) for value in (given.arch, given.mean, given.std) if value is not None)]
-        predictor, options, reset = member_predictor(config, name, path, source.classes, device, source.class_order)
-        members[name] = Member(name, predictor, " ".join(filter(None, [*network, options])), views[folder], reset)
+        predictor, options = member_predictor(config, name, path, source.classes, device, source.class_order)
+        members[name] = Member(name, predictor, " ".join(filter(None, [*network, options])), views[folder])
     return members
 
 
@@ -246,14 +249,16 @@ def member_predictor(
     classes: Sequence[str] | None,
     device: torch.device,
     class_order: str | None,
-) -> tuple[Predictor, str, str]:
+) -> tuple[Predictor, str]:
     """The predictor of a member on its device, and what `build_predictor` says of it; see
     `load_classifier`.
     """
     given = config.members[name]
     classifier = load_classifier(path, config.runs, classes, given.arch, given.mean, given.std, class_order)
     classifier = classifier.to(device).to(memory_format=torch.channels_last)
-    return build_predictor(given.predictor, f"members.{name}.predictor", classifier)
+    cache = Path(config.out) / "logits" / "worked_out" if config.cache else None
+    around = Surroundings(config.data.open_training, cache, file_digest(path))
+    return build_predictor(given.predictor, f"members.{name}.predictor", classifier, around)
 
 
 def member_view(config: EvaluationConfig, name: str) -> str:

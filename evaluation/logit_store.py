@@ -50,7 +50,7 @@ class StoredLogits:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __setitem__(self, rows: slice, logits: Tensor) -> None:
+    def __setitem__(self, rows: slice | Tensor, logits: Tensor) -> None:
         if self.highest is None:
             self.values[rows] = logits
             return

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from undegrade.evaluation.surroundings import Surroundings
 from undegrade.models.classification.classifier import Classifier
 from undegrade.utils.config import build
 from undegrade.utils.registry import Registry
-
-CELL: Literal["cell"] = "cell"  # a predictor that adapts itself starts anew at each cell, or
-NEVER: Literal["never"] = "never"
 
 
 class Predictor(Protocol):
@@ -28,8 +26,8 @@ class Predictor(Protocol):
 
     Attributes:
         stateful: whether the logits of a batch depend on the batches before it, or on its other
-            images. Then batches have the size that was asked for, the images of a cell come in the
-            order of its listing and the cells in theirs, and cached logits are of that size and
+            images. Then batches have the size that was asked for, images and cells come in the
+            order of a protocol (`evaluation.protocols`), and cached logits are of that size and
             order.
         identity: names what the logits depend on besides the checkpoint, the options, the images
             and their order, which the cache knows already: a version of the code, files that are
@@ -84,37 +82,23 @@ class FrozenOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class StatefulOptions:
-    """What every predictor that adapts itself can be told; its own options are further fields of a
-    subclass.
-
-    Attributes:
-        reset: `cell`: it starts anew at every cell; `never`: it goes on from cell to cell, in the
-            order in which they are evaluated (continual).
-    """
-
-    reset: Literal["cell", "never"] = CELL
-
-
-@dataclasses.dataclass(frozen=True)
 class Kind:
     """A row of `PREDICTORS`.
 
     Attributes:
-        options: dataclass of the YAML keys beside `name`; a subclass of `StatefulOptions` where the
-            predictor is stateful.
-        build: (classifier, options) -> the predictor. The classifier is its own, on its device, in
-            eval mode; it may be changed.
+        options: dataclass of the YAML keys beside `name`.
+        build: (classifier, options, surroundings) -> the predictor. The classifier is its own, on
+            its device, in eval mode; it may be changed.
         description: one line.
     """
 
     options: type
-    build: Callable[[Classifier, Any], Predictor]
+    build: Callable[[Classifier, Any, Surroundings], Predictor]
     description: str
 
 
 PREDICTORS: Registry[Kind] = Registry("predictor", "undegrade.predictors")
-PREDICTORS.add("frozen", Kind(FrozenOptions, lambda classifier, options: Frozen(classifier), "the classifier as it is"))
+PREDICTORS.add("frozen", Kind(FrozenOptions, lambda classifier, *_: Frozen(classifier), "the classifier as it is"))
 
 
 def read_options(given: Mapping[str, Any], where: str) -> tuple[str, Any]:
@@ -132,17 +116,11 @@ def read_options(given: Mapping[str, Any], where: str) -> tuple[str, Any]:
     return name, build(PREDICTORS.get_row(name, where).options, keys, where)
 
 
-def build_predictor(given: Mapping[str, Any], where: str, classifier: Classifier) -> tuple[Predictor, str, str]:
-    """(predictor, text of name and options for caches, reset policy) of a member; see
-    `read_options`.
-
-    Raises:
-        ValueError: see `read_options`; or the predictor is stateful and its options name no reset
-            policy.
-    """
+def build_predictor(
+    given: Mapping[str, Any], where: str, classifier: Classifier, surroundings: Surroundings
+) -> tuple[Predictor, str]:
+    """(predictor, text of name and options for caches) of a member; see `read_options`."""
     name, options = read_options(given, where)
-    predictor = PREDICTORS[name].build(classifier, options)
-    if predictor.stateful and not isinstance(options, StatefulOptions):
-        raise ValueError(f"predictor {name!r} is stateful: its options {type(options).__name__} must be a StatefulOptions")
+    predictor = PREDICTORS[name].build(classifier, options, surroundings)
     changes = [f"{key}={value}" for key, value in dataclasses.asdict(options).items()]
-    return predictor, "" if name == "frozen" else " ".join([name, *changes]), getattr(options, "reset", CELL)
+    return predictor, "" if name == "frozen" else " ".join([name, *changes])

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 
-def photo_like(count: int, side: int) -> torch.Tensor:
+def photo_like(count: int, side: int, seed: int = 0) -> torch.Tensor:
     """uint8 [count, 3, side, side]: colour gradients and texture, patches of grey, black and white
     in a corner.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:side, :side] / side
     waves = [128 + 90 * np.sin(6 * rows * a + 5 * columns * b) for a, b in rng.uniform(0.3, 2, (3 * count, 2))]
     images = np.stack(waves).reshape(count, 3, side, side) + rng.normal(0, 15, (count, 3, side, side))

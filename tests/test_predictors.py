@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,10 @@ from tests.scoring import LIMIT, logits_by_hand, rows_of
 from tests.scripts import run_script
 from undegrade.evaluation.config import EvaluationConfig, expand
 from undegrade.evaluation.ensemble import Member, Scorer
-from undegrade.evaluation.predictors import PREDICTORS, Kind, StatefulOptions, build_predictor
+from undegrade.evaluation.predictors import PREDICTORS, build_predictor
+from undegrade.evaluation.protocols import Protocol
 from undegrade.evaluation.rules import RULES, combine
+from undegrade.evaluation.surroundings import Surroundings
 from undegrade.models.classification.loading import load_classifier
 from undegrade.utils.config import build
 from undegrade.utils.data.cells import Cell
@@ -62,13 +65,13 @@ class Counting:
         return logits
 
 
-def member_of(reset: str = "cell", **changes: object) -> Member:
-    return dataclasses.replace(Member("counting", Counting(), "digest", OnTheFly(SOURCE, 1), reset), **changes)  # type: ignore[arg-type]
+def member_of(**changes: object) -> Member:
+    return dataclasses.replace(Member("counting", Counting(), "digest", OnTheFly(SOURCE, 1)), **changes)  # type: ignore[arg-type]
 
 
-def firsts(member: Member, cells: list[Cell], cache: Path | None = None, size: int = 2) -> list[list[float]]:
+def firsts(member: Member, cells: list[Cell], cache: Path | None = None, size: int = 2, shifts: str = "reset") -> list[list[float]]:
     """Logit 0 of each image of each cell."""
-    scorer = Scorer(cache, size)
+    scorer = Scorer(cache, size, protocol=build(Protocol, {"shifts": shifts, "order": "listing"}))
     return [scorer.logits(member, cell)[:, 0].tolist() for cell in cells]
 
 
@@ -80,7 +83,8 @@ def asked(member: Member) -> int:
 def test_a_predictor_starts_anew_at_each_cell_or_never() -> None:
     alone = [0.0, 0.0, 2.0, 2.0, 4.0]  # in batches of two
     assert firsts(member_of(), CELLS) == [alone] * 3
-    assert firsts(member_of("never"), CELLS) == [[value + COUNT * i for value in alone] for i in range(3)]
+    continual = [[value + COUNT * i for value in alone] for i in range(3)]
+    assert firsts(member_of(), CELLS, shifts="continual") == continual
 
 
 def test_batches_have_the_size_that_was_asked_for_on_a_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,23 +92,25 @@ def test_batches_have_the_size_that_was_asked_for_on_a_cpu_too(monkeypatch: pyte
     assert firsts(member_of(), CELLS[:1], size=4) == [[0, 0, 0, 0, 4]]
 
 
-@pytest.mark.parametrize("reset", ["cell", "never"])
-def test_cached_logits_are_read_a_second_time(tmp_path: Path, reset: str) -> None:
-    member = member_of(reset)
-    first = firsts(member, CELLS, tmp_path)
-    assert firsts(member, CELLS, tmp_path) == first and asked(member) == 3 * COUNT
+@pytest.mark.parametrize("shifts", ["reset", "continual"])
+def test_cached_logits_are_read_a_second_time(tmp_path: Path, shifts: str) -> None:
+    member = member_of()
+    first = firsts(member, CELLS, tmp_path, shifts=shifts)
+    assert firsts(member, CELLS, tmp_path, shifts=shifts) == first and asked(member) == 3 * COUNT
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"digest": "other options"}, {"reset": "never"}, {"view": OnTheFly(SOURCE.subset([1, 0, 2, 3, 4]), 1)}],
-    ids=["options", "reset", "order of the images"],
+    [{"digest": "other options"}, {"view": OnTheFly(SOURCE.subset([1, 0, 2, 3, 4]), 1)}],
+    ids=["options", "order of the images"],
 )
 def test_other_circumstances_are_computed_anew(tmp_path: Path, change: dict) -> None:
     member = member_of()
     firsts(member, CELLS[:1], tmp_path)
     firsts(dataclasses.replace(member, **change), CELLS[:1], tmp_path)
     assert asked(member) == 2 * COUNT
+    firsts(member, CELLS[:1], tmp_path, shifts="continual")
+    assert asked(member) == 3 * COUNT
 
 
 def test_another_batch_size_and_version_are_computed_anew(tmp_path: Path) -> None:
@@ -118,26 +124,27 @@ def test_another_batch_size_and_version_are_computed_anew(tmp_path: Path) -> Non
 
 
 def test_a_cell_missing_in_the_cache_makes_a_predictor_that_is_never_reset_go_through_those_before(tmp_path: Path) -> None:
-    whole = firsts(member_of("never"), CELLS)
-    assert firsts(member_of("never"), CELLS[:2], tmp_path) == whole[:2]
-    late = member_of("never")
-    assert firsts(late, CELLS, tmp_path) == whole
+    continual = partial(firsts, cache=tmp_path, shifts="continual")
+    whole = firsts(member_of(), CELLS, shifts="continual")
+    assert continual(member_of(), CELLS[:2]) == whole[:2]
+    late = member_of()
+    assert continual(late, CELLS) == whole
     assert asked(late) == 3 * COUNT  # two cached cells again, and the third
     (tmp_path / "counting/fog-2.npz").unlink()
-    mended = member_of("never")
-    assert firsts(mended, CELLS, tmp_path) == whole and asked(mended) == 2 * COUNT
-    assert firsts(member_of("never"), CELLS[::-1], tmp_path) == [whole[0], whole[1], whole[2]], "the order of the cells counts"
+    mended = member_of()
+    assert continual(mended, CELLS) == whole and asked(mended) == 2 * COUNT
+    assert continual(member_of(), CELLS[::-1]) == [whole[0], whole[1], whole[2]], "the order of the cells counts"
 
 
 def test_without_a_cache_earlier_cells_can_be_asked_for_again() -> None:
-    scorer, member = Scorer(None, 2), member_of("never")
+    scorer, member = Scorer(None, 2, protocol=Protocol("continual")), member_of()
     made = [scorer.logits(member, cell) for cell in CELLS]
     for cell, logits in zip(CELLS, made, strict=True):
         assert torch.equal(scorer.logits(member, cell), logits)
 
 
 def test_after_an_interruption_the_predictor_does_not_go_on_from_the_middle_of_a_cell() -> None:
-    scorer, member = Scorer(None, 2), member_of("never")
+    scorer, member = Scorer(None, 2, protocol=Protocol("continual", "listing")), member_of()
     scorer.logits(member, CELLS[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scorer, "on_images", lambda n: 1 / 0)
@@ -158,24 +165,14 @@ def config_with(**predictor: object) -> EvaluationConfig:
     ("predictor", "message"),
     [
         ({"name": "frozn"}, "unknown predictor 'frozn' in members.m.predictor: did you mean 'frozen'?"),
-        ({"name": "frozen", "reset": "never"}, "config key 'reset' in section 'members.m.predictor'"),
-        (
-            {"name": "counting", "rest": "never"},
-            "unknown config key 'rest' in section 'members.m.predictor': did you mean 'reset'?",
-        ),
-        ({"name": "counting", "reset": "nver"}, "'nver' in config key 'members.m.predictor.reset': did you mean 'never'?"),
+        ({"name": "frozen", "lr": 1}, "config key 'lr' in section 'members.m.predictor'"),
+        ({"name": "tent", "rl": 1.0}, "unknown config key 'rl' in section 'members.m.predictor': did you mean 'lr'?"),
+        ({"name": "tent", "optimizer": "sdg"}, "'sdg' in config key 'members.m.predictor.optimizer': did you mean 'sgd'?"),
     ],
 )
-def test_mistakes_in_a_predictor_are_named(predictor: dict, message: str, apart: None) -> None:
-    PREDICTORS.add("counting", Kind(StatefulOptions, lambda classifier, options: Counting(), "a toy"))
+def test_mistakes_in_a_predictor_are_named(predictor: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         expand(config_with(**predictor))
-
-
-def test_options_of_a_stateful_predictor_have_a_reset_policy(apart: None) -> None:
-    PREDICTORS.add("counting", Kind(PREDICTORS["frozen"].options, lambda classifier, options: Counting(), "a toy"))
-    with pytest.raises(ValueError, match="predictor 'counting' is stateful: its options FrozenOptions must be a StatefulOptions"):
-        build_predictor({"name": "counting"}, "members.m.predictor", None)  # type: ignore[arg-type]
 
 
 # --- rows of other modules
@@ -236,7 +233,7 @@ def test_the_documented_predictor_stands_beside_a_frozen_member(
     of_tent = {"tent/fog-5.npz", "tent/gaussian_noise-5.npz"}
     assert changed_by("--batch_size", 4) == of_tent, "frozen logits do not depend on the batch size"
     assert changed_by("--batch_size", 4, "--members.tent.predictor.lr", 0.01) == of_tent
-    assert changed_by("--batch_size", 4, "--members.tent.predictor.reset", "never") == of_tent
+    assert changed_by("--batch_size", 4, "--protocol", "continual") == of_tent
 
 
 def test_the_first_batch_of_each_cell_meets_the_network_as_it_was(tent: Callable[..., list[dict]], tmp_path: Path) -> None:
@@ -247,14 +244,14 @@ def test_the_first_batch_of_each_cell_meets_the_network_as_it_was(tent: Callable
     after_noise = logits()
     (tmp_path / "out/logits/tent/fog-5.npz").unlink()
     assert np.array_equal(after_noise, logits("--corruption", "fog")), "noise before it makes no difference"
-    continual = logits("--members.tent.predictor.reset", "never")
+    continual = logits("--protocol", "continual")
     assert not np.array_equal(after_noise[:5], continual[:5])
 
 
 def test_a_report_shows_what_a_predictor_that_is_never_reset_said(tent: Callable[..., list[dict]], tmp_path: Path) -> None:
-    tent("--batch_size", 5, "--members.tent.predictor.reset", "never", "--report", tmp_path / "r.html")
+    tent("--batch_size", 5, "--protocol", "continual", "--report", tmp_path / "r.html")
     before = times(tmp_path / "out/logits")
-    tent("--batch_size", 5, "--members.tent.predictor.reset", "never", "--report", tmp_path / "r.html")
+    tent("--batch_size", 5, "--protocol", "continual", "--report", tmp_path / "r.html")
     assert times(tmp_path / "out/logits") == before
 
 
@@ -281,7 +278,7 @@ def test_new_images_are_predicted_in_batches_in_the_order_of_their_files(
     for _ in range(2):
         run_script("test_ensemble.py", *words, *size).check()
     given = config_with(name="my_tent").members["m"].predictor
-    predictor, _, _ = build_predictor(given, "here", load_classifier(classifier))
+    predictor, _ = build_predictor(given, "here", load_classifier(classifier), Surroundings(lambda: SOURCE))
     predictor.reset()
     shares = torch.cat([predictor.predict(images[i : i + 2].float() / 255).detach().softmax(1) for i in (0, 2, 4)])
     with (tmp_path / "p.csv").open(newline="") as file:

@@ -140,6 +140,18 @@ def final_layers(network: nn.Module) -> list[str]:
     return [path for path, module in network.named_modules() if any(module is layer for layer in layers)]
 
 
+def final_layer(classifier: Classifier) -> nn.Linear:
+    """The last layer, [B,D] -> logits [B,K].
+
+    Raises:
+        ValueError: there is none, there are several, or it is not linear.
+    """
+    found = [classifier.network.get_submodule(path) for path in final_layers(classifier.network)]
+    if len(found) != 1 or not isinstance(found[0], nn.Linear):
+        raise ValueError(f"{classifier.arch} has no single final linear layer, only {found}: choose another network or method")
+    return found[0]
+
+
 def build_classifier(
     arch: str,
     num_classes: int,
