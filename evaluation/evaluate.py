@@ -234,7 +234,8 @@ def _members(
         if folder not in views:
             views[folder] = open_view(folder, source, config.data.seed, config.data)
         network = [file_digest(path), *(str(value) for value in (given.arch, given.mean, given.std) if value is not None)]
-        predictor, options, reset = member_predictor(config, name, path, source.classes, device, source.class_order)
+        network += [] if source.among is None else [f"{len(source.classes)} of {len(source.among)}: {' '.join(source.classes)}"]
+        predictor, options, reset = member_predictor(config, name, path, source.classes, device, source.class_order, source.among)
         members[name] = Member(name, predictor, " ".join(filter(None, [*network, options])), views[folder], reset)
     return members
 
@@ -246,12 +247,13 @@ def member_predictor(
     classes: Sequence[str] | None,
     device: torch.device,
     class_order: str | None,
+    among: Sequence[str] | None = None,
 ) -> tuple[Predictor, str, str]:
     """The predictor of a member on its device, and what `build_predictor` says of it; see
     `load_classifier`.
     """
     given = config.members[name]
-    classifier = load_classifier(path, config.runs, classes, given.arch, given.mean, given.std, class_order)
+    classifier = load_classifier(path, config.runs, classes, given.arch, given.mean, given.std, class_order, among)
     classifier = classifier.to(device).to(memory_format=torch.channels_last)
     return build_predictor(given.predictor, f"members.{name}.predictor", classifier)
 
