@@ -30,7 +30,8 @@ def evaluation_parser(description: str | None) -> ScriptParser:
     p.add_argument("--dt", "--deg_type", dest="dt", help="sweep all levels of a degradation; several joined by commas, or all")
     p.add_argument(
         "--corruption",
-        help="corruptions joined by commas; all: the 15 of ImageNet-C; imagenet-c-bar: its 10; clean; degradations (random level)",
+        help="corruptions joined by commas; all: the 15 of ImageNet-C; imagenet-c-bar: its 10; imagenet-3dcc-2d: its 3 without "
+        "depth; clean; degradations (random level)",
     )
     p.add_argument("--severity", help="of the corruptions: 5, or 1,3,5, or 1-5")
     p.add_argument("--dataset", help="data set name or image folder")

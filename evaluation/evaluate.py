@@ -237,7 +237,8 @@ def _members(
         if folder not in views:
             views[folder] = open_view(folder, source, config.data.seed, config.data)
         network = [file_digest(path), *(str(value) for value in (given.arch, given.mean, given.std) if value is not None)]
-        predictor, options = member_predictor(config, name, path, source.classes, device, source.class_order)
+        network += [] if source.among is None else [f"{len(source.classes)} of {len(source.among)}: {' '.join(source.classes)}"]
+        predictor, options = member_predictor(config, name, path, source.classes, device, source.class_order, source.among)
         members[name] = Member(name, predictor, " ".join(filter(None, [*network, options])), views[folder])
     return members
 
@@ -249,12 +250,13 @@ def member_predictor(
     classes: Sequence[str] | None,
     device: torch.device,
     class_order: str | None,
+    among: Sequence[str] | None = None,
 ) -> tuple[Predictor, str]:
     """The predictor of a member on its device, and what `build_predictor` says of it; see
     `load_classifier`.
     """
     given = config.members[name]
-    classifier = load_classifier(path, config.runs, classes, given.arch, given.mean, given.std, class_order)
+    classifier = load_classifier(path, config.runs, classes, given.arch, given.mean, given.std, class_order, among)
     classifier = classifier.to(device).to(memory_format=torch.channels_last)
     cache = Path(config.out) / "logits" / "worked_out" if config.cache else None
     around = Surroundings(config.data.open_training, cache, file_digest(path))

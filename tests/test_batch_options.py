@@ -241,7 +241,7 @@ def test_global_images_are_those_of_all_processes_together(augment: AugmentConfi
         ({"pairing": "indepedent"}, "unknown pairing 'indepedent': did you mean 'independent'? allowed: paired, independent"),
         ({"levels": "share"}, "unknown levels 'share': did you mean 'shared'? allowed: independent, shared"),
         ({"degradations": ["fogg"]}, "unknown perturbation 'fogg': did you mean 'fog'? allowed: "),
-        ({"degradations": ["jpeg", "blur+fog"]}, "unknown degradation 'fog' in sequence 'blur+fog': allowed: jpeg, noise, "),
+        ({"degradations": ["jpeg", "blur+spatter"]}, "unknown stage 'spatter' in sequence 'blur+spatter'"),
     ],
 )
 def test_unknown_options_are_reported_before_a_batch_is_made(options: dict[str, Any], message: str) -> None:

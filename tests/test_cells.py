@@ -55,8 +55,8 @@ def test_degradations_and_sequences_have_one_cell_whatever_the_severities() -> N
         (["fog"], [], "fog without a severity: choose from 1, 2, 3, 4, 5"),
         (["gausian_noise"], [5], "unknown perturbation 'gausian_noise': did you mean 'gaussian_noise'? allowed: "),
         (["jpg"], [5], "unknown perturbation 'jpg': did you mean 'jpeg'? allowed: "),
-        (["blur+fog"], [5], "unknown degradation 'fog' in sequence 'blur+fog': allowed: jpeg, noise, blur, saltpepper"),
-        (["blur+clean"], [5], "unknown degradation 'clean' in sequence 'blur+clean'"),
+        (["blur+spatter"], [5], "unknown stage 'spatter' in sequence 'blur+spatter'"),
+        (["blur+clean"], [5], "unknown stage 'clean' in sequence 'blur+clean'"),
     ],
 )
 def test_a_cell_that_does_not_exist_is_reported(names: list[str], severities: list[int], message: str) -> None:

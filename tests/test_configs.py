@@ -38,7 +38,7 @@ from undegrade.trainers.soups import SoupConfig
 from undegrade.utils.config import Tree, build, merge, read_yaml, to_tree
 from undegrade.utils.data.batches import BatchLoader, BatchSet
 from undegrade.utils.data.sources.image_source import ImageSource
-from undegrade.utils.data.sources.registry import open_source
+from undegrade.utils.data.sources.registry import TEST_ONLY, open_source
 from undegrade.utils.pipeline import check_files
 from undegrade.utils.seeding import seed_everything
 from undegrade.utils.stages import PipelineConfig, commands
@@ -185,6 +185,15 @@ def test_config_builds_what_it_describes(path: Path, tmp_path: Path, source: Ima
     special = SPECIAL.items() if path.parts[1] == "deg_all" else ()
     builds = next((b for end, b in special if path.name.endswith(end)), FAMILIES[path.parts[1]])
     builds(read_yaml(path), Parents(tmp_path, source), source)
+
+
+def test_data_sets_to_test_on_only_are_for_test_py_and_have_no_recipe() -> None:
+    files = {path.stem: path for path in CONFIGS if path.parts[1] == "data" and path.stem in TEST_ONLY}
+    assert {*files, "CIFAR10.1-v4"} == {*TEST_ONLY}
+    for name, path in files.items():
+        config = build(EvaluationConfig, {"members": {}, "systems": {}, **read_yaml(path)})
+        assert config.data.dataset == name
+    assert not [composed.path for composed in COMPOSED if composed.dataset.stem in TEST_ONLY]
 
 
 @pytest.mark.parametrize("dataset", ["Digits", "CIFAR10", "CIFAR100", "TinyImagenet", "Imagenet", "ImageFolder"])

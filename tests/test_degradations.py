@@ -245,7 +245,7 @@ def test_unknown_names_name_the_closest() -> None:
         degrade(IMAGES, "nois", 1.0, keys=KEYS, seed=0)
     with pytest.raises(ValueError, match="did you mean 'weak_seq'"):
         draw("weak_sec", KEYS, 0)
-    with pytest.raises(ValueError, match=r"unknown degradation 'blurr' in sequence 'blurr\+jpeg'.*did you mean 'blur'"):
+    with pytest.raises(ValueError, match=r"unknown stage 'blurr' in sequence 'blurr\+jpeg'.*did you mean 'blur'"):
         find_perturbation("blurr+jpeg").unit(torch.zeros(1, 2))
 
 

@@ -115,8 +115,9 @@ def test_a_severity_that_does_not_exist_is_reported(severity: float) -> None:
         ("nois", "unknown perturbation 'nois': did you mean 'noise'? allowed: gaussian_noise, "),
         ("motion_blurr", "unknown perturbation 'motion_blurr': did you mean 'motion_blur'? allowed: gaussian_noise, "),
         ("weak_sec", "unknown perturbation 'weak_sec': did you mean 'weak_seq'?"),
-        ("blur+nois", "unknown degradation 'nois' in sequence 'blur+nois': did you mean 'noise'? allowed: jpeg, noise, blur"),
-        ("blur+fog", "unknown degradation 'fog' in sequence 'blur+fog': allowed: jpeg, noise, blur, saltpepper"),
+        ("blur+nois", "unknown stage 'nois' in sequence 'blur+nois': did you mean 'noise'? allowed: gaussian_noise, "),
+        ("blur+sparkles", "unknown stage 'sparkles' in sequence 'blur+sparkles': allowed: gaussian_noise, "),
+        ("fog+snow+fog", "sequence 'fog+snow+fog' has fog twice, which would draw the same random numbers"),
     ],
 )
 def test_an_unknown_name_is_reported_with_the_closest_of_all_families(name: str, message: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.scripts import ROOT
 from undegrade.evaluation.published import PublishedConfig, published_rows
 from undegrade.utils.config import build, read_yaml
-from undegrade.utils.data.sources.registry import DATASETS, DENSE
+from undegrade.utils.data.sources.registry import DATASETS, DENSE, TEST_ONLY
 from undegrade.utils.pipeline import check_files, main
 from undegrade.utils.stages import PipelineConfig, commands
 
@@ -74,10 +74,11 @@ def test_a_pipeline_has_every_configuration_of_a_data_set_or_says_why_it_is_not_
     monkeypatch.chdir(ROOT)
     config = build(PipelineConfig, read_yaml(f"configs/pipelines/{pipeline}.yaml"))
     stages = commands(config, {"dataset": dataset})
-    if dataset not in (*UNFIT[pipeline], *DENSE):
+    if dataset not in (*UNFIT[pipeline], *DENSE, *TEST_ONLY):
         check_files(config, stages, dataset)
         return
-    why = "its images have masks or points, not classes" if dataset in DENSE else config.unfit[dataset]
+    known = dict.fromkeys(DENSE, "its images have masks or points, not classes") | dict.fromkeys(TEST_ONLY, "it has images to test")
+    why = (known | config.unfit)[dataset]
     with pytest.raises(FileNotFoundError, match=re.escape(f"nothing was run, the pipeline is not for {dataset}: {why}")):
         check_files(config, stages, dataset)
 

@@ -300,7 +300,8 @@ def test_concatenated_sources_are_read_in_any_order_and_can_be_pickled() -> None
 def test_an_unknown_data_set_is_reported_with_the_closest() -> None:
     message = (
         "unknown dataset 'CIFAR-10': did you mean 'CIFAR10'? allowed: Digits, DigitScenes, DigitPoints, CIFAR10, "
-        "CIFAR100, TinyImagenet, Imagenet, CelebAMaskHQ, WFLW, <path of an image folder>"
+        "CIFAR100, TinyImagenet, Imagenet, CelebAMaskHQ, WFLW, CIFAR10.1, CIFAR10.1-v4, ImagenetR, ImagenetA, ImagenetV2, "
+        "ImagenetSketch, <path of an image folder>"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         open_source("CIFAR-10", "train")

@@ -338,3 +338,13 @@ def test_a_single_image_without_a_window_is_warned_of_once(caplog: pytest.LogCap
     for image in images(3):
         made.predict(image[None])
     assert [record.getMessage() for record in caplog.records] == [ALONE]
+
+
+# --- some of the classes
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "rmt"])  # whose training images are of all classes
+def test_of_some_of_the_classes_no_other_is_predicted(name: str) -> None:
+    classifier = network()
+    classifier.restrict([2, 0])
+    assert method(name, classifier).predict(images(8)).shape == (8, 2)

@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from undegrade.utils.choices import fill_names
-from undegrade.utils.composition import read_all
-from undegrade.utils.data.cells import parse_cells, parse_severities, sweep_cells
+from undegrade.utils.data.cells import parse_cells, sweep_cells
 from undegrade.utils.data.label_budget import label_count
 from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
 from undegrade.utils.data.sources.folders import first_size
 from undegrade.utils.data.sources.image_files import list_images
 from undegrade.utils.data.sources.splits import TEST_SHARE, VALIDATION_SHARE
 from undegrade.utils.known_sizes import NETWORKS, SIZES, Sizes
+from undegrade.utils.stage_trees import stage_tree
 from undegrade.utils.stages import SCRIPTS, Command
-from undegrade.utils.yaml_trees import Tree, merge, nested, parse_value
+from undegrade.utils.yaml_trees import Tree
 
 BYTES_A_PIXEL = {"png": 3.0, "jpeg": 0.5, "npy": 6.0, "tar": 3.0}
 """Of an image on disk, at most: PNG of noisy photographs, JPEG of quality 75, arrays beside PNG."""
@@ -57,28 +56,11 @@ class _Unknown(Exception):
     """What a stage comes to cannot be told; the message says why."""
 
 
-_TESTED = {
-    "dataset": "data.dataset",
-    "corruption": "data.corruptions",
-    "severity": "data.severities",
-    "dt": "data.sweep",
-    "limit": "data.limit",
-}
-_FLAGS: dict[str, dict[str, str]] = {  # kind of script -> short flag -> key of its configuration
-    "train": {"dt": "data.degradations", "deg_type": "data.degradations", "bs": "data.batch_size"},
-    "soup": {"dataset": "data.dataset"},
-    "ensemble": _TESTED, "test": {**_TESTED, "r": "checkpoint", "resume": "checkpoint"},
-    "adapt": {"model_path": "model", "base_samples": "input.folder", "dataset": "input.dataset", "split": "input.split",
-              "limit": "input.limit", "corruption": "input.corruptions", "severity": "input.severities", "N": "dda.start_step",
-              "guidance_weight": "dda.guidance_weight", "scale": "dda.guidance_weight", "guidance": "dda.guidance"},
-    "generate": {"model_path": "model", "timestep_respacing": "respacing"},
-}  # fmt: skip
 _HELD_OUT = ("validation", "val", "valid", "test")  # folders of the parts of an image folder that are not trained on
 # method -> passes forward and backward of a training image, where they are not one of each: also
 # those of the teacher (an editor's are three) and of the target; of the degraded image, too
 _PASSES = {"distillation": (2, 1), "repfusion": (2, 1), "autoencoding": (2, 2), "consistency": (3, 1), "editor_consistency": (5, 1)}
 _DENSE = ("segmentation", "landmarks")
-_LISTS = ("data.degradations", "data.corruptions", "data.sweep", "input.corruptions")
 
 
 class _Books:
@@ -100,7 +82,7 @@ class _Books:
         try:
             if kind not in kinds:
                 raise _Unknown(f"what {stage.script} does is not known")
-            return kinds[kind](_tree(stage, _FLAGS.get(kind, {})))
+            return kinds[kind](stage_tree(stage))
         except _Unknown as error:
             return Cost(gflop=None, unknown=str(error))
         except KeyError as error:
@@ -257,25 +239,6 @@ def _counted(folder: str) -> tuple[int, int, int]:
     if not paths:
         raise _Unknown(f"{folder} holds no images")
     return len(paths), min(first_size(paths)), len({path.relative_to(folder).parts[0] for path in paths})
-
-
-def _tree(stage: Command, flags: Mapping[str, str]) -> Tree:
-    """The configuration of a stage with the arguments of its command."""
-    tree = read_all(stage.configs)
-    words = iter(stage.arguments)
-    for word in words:
-        if not word.startswith("--"):
-            continue
-        key = flags.get(word[2:], word[2:])
-        text = next(words, "")
-        value: Any = parse_value(text)
-        if key.endswith("severities") and text != "random":
-            value = parse_severities(text)
-        elif key in _LISTS and not isinstance(value, list):
-            value = text.split(",")
-        if text != "combined_deg":
-            tree = merge(tree, nested(key, value))
-    return tree
 
 
 def _filled(tree: Tree) -> str:

@@ -30,7 +30,7 @@ from undegrade.utils.command_line import check_effect, typed
 from undegrade.utils.composition import find_config
 from undegrade.utils.config import build, read_all, read_yaml
 from undegrade.utils.cost_table import USUAL_SPEED, plan
-from undegrade.utils.data.sources.registry import DENSE
+from undegrade.utils.data.sources.registry import DENSE, TEST_ONLY
 from undegrade.utils.errors import Stopped, run_main
 from undegrade.utils.files import read_object, write_atomic
 from undegrade.utils.interruption import STATUS, Interrupted, Interruption, parse_duration
@@ -56,7 +56,8 @@ def check_files(config: PipelineConfig, stages: Sequence[Command], family: str =
     scripts = dict.fromkeys(stage.script for stage in config.stages.values())
     missing += [f"script {script} does not exist" for script in scripts if script not in SCRIPTS and not Path(script).is_file()]
     dense = dict.fromkeys(DENSE, "its images have masks or points, not classes; train.py and test.py take them (docs/dense.md)")
-    if missing and (why := (dense | config.unfit).get(family)):
+    test_only = dict.fromkeys(TEST_ONLY, "it has images to test on only: train on another data set, and give this one to test.py")
+    if missing and (why := (dense | test_only | config.unfit).get(family)):
         raise FileNotFoundError(f"nothing was run, the pipeline is not for {family}: {why}")
     if missing:
         raise FileNotFoundError(f"nothing was run, since stages need files that do not exist: {'; '.join(missing)}")

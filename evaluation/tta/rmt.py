@@ -61,6 +61,10 @@ class Rmt(Adapting):
     def __init__(self, classifier: Classifier, options: RmtOptions, surroundings: Surroundings) -> None:
         super().__init__(classifier, options, surroundings)
         self.own = own = with_constants(options, classifier.num_classes, **CONSTANTS)
+        if classifier.outputs is not None:
+            raise ValueError(
+                "predictor 'rmt' is held to training images of all classes, and these images are of some: choose another"
+            )
         self.images = surroundings.training_images(own.images, "RMT, which is held to them")
         self.use_batch_statistics()
         self.teacher = self.copy_of_classifier("teacher")

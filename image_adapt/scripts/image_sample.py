@@ -72,7 +72,8 @@ def _parser(schema: type[AdaptConfig]) -> tuple[ScriptParser, Flags]:
     p.add_argument("--time", action="store_true", help="with --dry_run: time one batch, and print how long the launch would take")
     p.add_argument(
         "--corruption",
-        help="one, or several joined by commas: corruptions, degradations, sequences, clean, all (the 15), imagenet-c-bar (10)",
+        help="one, or several joined by commas: corruptions, degradations, sequences, clean, all (the 15), imagenet-c-bar (10), "
+        "imagenet-3dcc-2d (3)",
     )
     p.add_argument("--severity", help="one of 1..5, several joined by commas, a range such as 1-5, or random (one for each image)")
     p.add_argument(

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -21,7 +22,8 @@ KIND = "classifier"
 
 
 class Classifier(NormalisedNetwork):
-    """Network that takes images in [0,1]: logits = network((x - mean) / std).
+    """Network that takes images in [0,1]: logits = network((x - mean) / std), of all its classes
+    or of those that `restrict` names.
 
     Features are read by forward hooks that exist during one call only. Their names:
         stage1, stage2, ...: the outputs of the modules in the network's `feature_info`, in its
@@ -40,11 +42,28 @@ class Classifier(NormalisedNetwork):
         ValueError: mean or std is not three finite numbers, or a std is not positive.
     """
 
+    outputs: Tensor | None  # buffer, int64 [K]: the outputs of the network that are the answer; None: all
+
     def __init__(self, network: nn.Module, arch: str, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(mean, std)
         self.network = network
         self.arch = arch
-        self.num_classes = num_classes
+        self.network_classes = num_classes
+        self.register_buffer("outputs", None, persistent=False)
+
+    @property
+    def num_classes(self) -> int:
+        """K: of the network, or those that `restrict` leaves."""
+        return self.network_classes if self.outputs is None else len(self.outputs)
+
+    def restrict(self, outputs: Sequence[int]) -> None:
+        """Answer with these outputs of the network only: logits are [B, len(outputs)], in this
+        order.
+
+        For images of some of the classes: no other class can be predicted, and probabilities are
+        those among the classes that are left. The network and its description stay as they are.
+        """
+        self.outputs = torch.tensor(outputs, device=self.mean.device)
 
     @property
     def feature_names(self) -> list[str]:
@@ -59,7 +78,7 @@ class Classifier(NormalisedNetwork):
         `forward_features`: only the wrapper's call prepares the exchange of gradients.
         """
         if feature_names is None:
-            return self.network(self.normalise(x))
+            return self._logits(x)
         return self.forward_features(x, feature_names)
 
     def forward_features(self, x: Tensor, names: Sequence[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -78,7 +97,7 @@ class Classifier(NormalisedNetwork):
         try:
             for name in wanted:
                 handles.append(_tap(*sites[name], name, taken))
-            logits = self.network(self.normalise(x))
+            logits = self._logits(x)
         finally:
             for handle in handles:
                 handle.remove()
@@ -89,6 +108,10 @@ class Classifier(NormalisedNetwork):
                 "and if classifier.network is compiled, compile the whole classifier instead"
             )
         return logits, {name: taken[name] for name in wanted}
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.normalise(x))
+        return logits if self.outputs is None else logits[:, self.outputs]
 
     def features(self, x: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """The features of `forward_features` alone."""
@@ -141,7 +164,8 @@ def final_layers(network: nn.Module) -> list[str]:
 
 
 def final_layer(classifier: Classifier) -> nn.Linear:
-    """The last layer, [B,D] -> logits [B,K].
+    """The last layer, [B,D] -> logits [B,K]; of a restricted classifier a frozen one with those
+    outputs alone.
 
     Raises:
         ValueError: there is none, there are several, or it is not linear.
@@ -149,7 +173,11 @@ def final_layer(classifier: Classifier) -> nn.Linear:
     found = [classifier.network.get_submodule(path) for path in final_layers(classifier.network)]
     if len(found) != 1 or not isinstance(found[0], nn.Linear):
         raise ValueError(f"{classifier.arch} has no single final linear layer, only {found}: choose another network or method")
-    return found[0]
+    if classifier.outputs is None:
+        return found[0]
+    chosen = nn.Linear(found[0].in_features, classifier.num_classes, found[0].bias is not None, device=classifier.mean.device)
+    chosen.load_state_dict({name: values[classifier.outputs] for name, values in found[0].state_dict().items()})
+    return chosen.requires_grad_(False)
 
 
 def build_classifier(
@@ -229,6 +257,6 @@ def describe(classifier: Classifier) -> dict[str, Any]:
     return {
         "kind": KIND,
         "arch": classifier.arch,
-        "num_classes": classifier.num_classes,
+        "num_classes": classifier.network_classes,
         **classifier.normalisation,
     }

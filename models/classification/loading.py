@@ -39,6 +39,7 @@ def load_classifier(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     class_order: str | None = "as given",
+    among: Sequence[str] | None = None,
 ) -> Classifier:
     """A classifier in eval mode.
 
@@ -54,6 +55,8 @@ def load_classifier(
             timm's.
         class_order: how `classes` are numbered, where a file of another program can know it
             (`ImageSource.class_order`).
+        among: all classes of the networks that are meant, where `classes` are some of them
+            (`ImageSource.among`): a network that has all answers with `classes` only.
 
     Raises:
         FileNotFoundError, ValueError: missing, foreign without `arch` or with classes in an order
@@ -62,6 +65,9 @@ def load_classifier(
     """
     path = resolve_checkpoint(reference, save_dir)
     state, description = load_checkpoint(path, kind="classifier")
+    network_classes = classes
+    if among is not None and list(description.get("classes", among)) != list(classes or ()):
+        network_classes = among
     if not description and (arch is None or classes is None):
         raise ValueError(
             f"checkpoint {path} does not say what network it holds: name it (test.py --arch, or `arch` of an ensemble's member), "
@@ -71,30 +77,43 @@ def load_classifier(
         if "untrained" in description:
             log.warning("%s: %s is not trained yet; its classes mean nothing, its features do", path, description["untrained"])
         _check_arch(path, description, arch, "arch")
-        if classes is not None:
-            _check_classes(path, description.get("classes", []), classes)
+        if network_classes is not None:
+            _check_classes(path, description.get("classes", []), network_classes)
         try:
             classifier = from_description(description, state)
         except ValueError as error:
             raise ValueError(f"checkpoint {path}: {error}") from error
     else:
-        assert arch is not None and classes is not None
+        assert arch is not None and classes is not None and network_classes is not None
         if class_order is None:
             raise ValueError(
                 f"checkpoint {path} does not say which class is which number, and the names {', '.join(classes[:3])}, ... do not, "
                 "either: list the classes in the network's order in a file, one a line, and give it as data.classes (or call "
                 f"their folders 0 to {len(classes) - 1})"
             )
-        log.info("checkpoint %s: its %d classes are numbered %s", path, len(classes), class_order)
-        classifier = build_classifier(arch, len(classes), (0.0,) * 3, (1.0,) * 3)
+        log.info("checkpoint %s: its %d classes are numbered %s", path, len(network_classes), class_order)
+        classifier = build_classifier(arch, len(network_classes), (0.0,) * 3, (1.0,) * 3)
         _load_state(path, classifier, state)
         found = _normalisation(classifier, state, description)
         if None in found and (mean is None or std is None):
             raise ValueError(f"checkpoint {path} does not say with which mean and std its {arch} was trained: give both")
         classifier.set_normalisation(*found)
     classifier.set_normalisation(mean, std)
+    if network_classes is among is not None and classes is not None:
+        _restrict(path, classifier, classes, among)
     log.info("classifier %s from %s", classifier.arch, path)
     return classifier.eval()
+
+
+def _restrict(path: Path, classifier: Classifier, classes: Sequence[str], among: Sequence[str]) -> None:
+    """Let a network of the classes `among` answer with `classes` only."""
+    if classifier.num_classes != len(among):
+        raise ValueError(
+            f"checkpoint {path} has {classifier.num_classes} classes, the images are for networks of {len(among)}: choose one"
+        )
+    place = {name: number for number, name in enumerate(among)}
+    classifier.restrict([place[name] for name in classes])
+    log.info("checkpoint %s: of its %d classes it chooses among the %d of the images", path, len(among), len(classes))
 
 
 def initialise_classifier(classifier: Classifier, reference: str | Path, save_dir: str | Path, classes: Sequence[str]) -> None:

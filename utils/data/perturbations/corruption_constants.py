@@ -15,7 +15,8 @@ as the last of "cifar".
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 CONSTANT_SETS: dict[str, int] = {"cifar": 32, "tiny": 64, "imagenet": 224}
 """The constant sets and the image side in pixels that each was made for."""
@@ -191,4 +192,47 @@ CONSTANTS: dict[str, dict[str, Severities]] = {
         "tiny": ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (30, 0.2)),
         "imagenet": ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)),
     },
+}
+
+
+class Between(NamedTuple):
+    """How the constants of a severity that is no whole number follow from those of its neighbours.
+
+    Attributes:
+        untouched: the constants of severity 0, None for one that is as at severity 1.
+        inverse: interpolate 1 / constant.
+    """
+
+    untouched: tuple[float | None, ...]
+    inverse: bool = False
+
+    def constants(self, rows: Severities, severity: float) -> tuple[float, ...]:
+        """The constants of a severity in (0, 5) between the rows of its neighbours, linearly."""
+        low = math.floor(severity)
+        above = rows[low]
+        below = rows[low - 1] if low else tuple(b if a is None else a for a, b in zip(self.untouched, above, strict=True))
+        share = severity - low
+        if self.inverse:
+            return tuple(1 / ((1 - share) / a + share / b) for a, b in zip(below, above, strict=True))
+        return tuple((1 - share) * a + share * b for a, b in zip(below, above, strict=True))
+
+
+# The rows of severity 0 are those that CCC (Press et al., NeurIPS 2023, arXiv:2306.05401) sets
+# below ImageNet-C's constants; below the other sets they stand by analogy.
+BETWEEN: dict[str, Between] = {
+    "gaussian_noise": Between((0,)),
+    "shot_noise": Between((math.inf,), inverse=True),
+    "impulse_noise": Between((0,)),
+    "defocus_blur": Between((0, 0)),
+    "glass_blur": Between((0, 0, 0)),
+    "motion_blur": Between((0, 0)),
+    "zoom_blur": Between((1, 0.01)),
+    "snow": Between((0.1, 0.3, 3, 1, 10, 4, 1)),
+    "frost": Between((1, 0, None)),
+    "fog": Between((0, 2)),
+    "brightness": Between((0,)),
+    "contrast": Between((1,)),
+    "elastic_transform": Between((0, 999, 0)),
+    "pixelate": Between((1,)),
+    "jpeg_compression": Between((85,)),
 }

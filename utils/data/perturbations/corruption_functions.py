@@ -104,11 +104,12 @@ def copy_neighbours(images: Tensor, row_offset: Tensor, column_offset: Tensor, m
     return images.flatten(2).gather(2, (source - first).long().expand(-1, channels, -1)).view(images.shape)
 
 
-def glass_blur(images: Tensor, generators: Generators, sigma: float, largest_offset: int, iterations: int) -> Tensor:
+def glass_blur(images: Tensor, generators: Generators, sigma: float, offset: float, iterations: float) -> Tensor:
+    largest_offset, times = max(1, round(offset)), round(iterations)  # between two severities they are no whole numbers
     visited = [max(0, side - 2 * largest_offset) for side in images.shape[-2:]]  # none of an image that is smaller
     offsets = draw(
         generators,
-        lambda generator: generator.integers(-largest_offset, largest_offset, size=(iterations, 2, *visited), dtype=np.int8),
+        lambda generator: generator.integers(-largest_offset, largest_offset, size=(times, 2, *visited), dtype=np.int8),
         images.device,
     )
     shuffled = gaussian_blur(images, generators, sigma)
@@ -117,7 +118,7 @@ def glass_blur(images: Tensor, generators: Generators, sigma: float, largest_off
     return gaussian_blur(shuffled, generators, sigma)
 
 
-def motion_smear(image: Array, radius: int, sigma: float, angle: float) -> Image:
+def motion_smear(image: Array, radius: float, sigma: float, angle: float) -> Image:
     """ImageMagick's motion blur of a uint8 image [H, W] or [H, W, C]: half a Gaussian along `angle`
     degrees.
 
@@ -125,7 +126,7 @@ def motion_smear(image: Array, radius: int, sigma: float, angle: float) -> Image
     not truncate.
     """
     height, width = image.shape[:2]
-    steps = np.arange(2 * radius + 1)
+    steps = np.arange(2 * math.ceil(radius) + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     columns = np.ceil(steps * math.cos(math.radians(angle)) - 0.5).astype(int)
     rows = np.ceil(steps * math.sin(math.radians(angle)) - 0.5).astype(int)
@@ -138,7 +139,7 @@ def motion_smear(image: Array, radius: int, sigma: float, angle: float) -> Image
     return np.asarray(cv2.convertScaleAbs(total), dtype=np.uint8)
 
 
-def motion_blur(images: Tensor, generators: Generators, radius: int, sigma: float) -> Tensor:
+def motion_blur(images: Tensor, generators: Generators, radius: float, sigma: float) -> Tensor:
     angles = [generator.uniform(-45, 45) for generator in generators]
     return map_images(images, lambda image, index: motion_smear(image, radius, sigma, angles[index]))
 
@@ -258,8 +259,8 @@ def pixelate(images: Tensor, generators: Generators, factor: float) -> Tensor:
     return small.to(torch.uint8).index_select(3, column).index_select(2, row)
 
 
-def jpeg_compression(images: Tensor, generators: Generators, quality: int) -> Tensor:
-    return through_jpeg(images, [quality] * len(images))
+def jpeg_compression(images: Tensor, generators: Generators, quality: float) -> Tensor:
+    return through_jpeg(images, [round(quality)] * len(images))
 
 
 def saturate(images: Tensor, generators: Generators, factor: float, offset: float) -> Tensor:

@@ -38,7 +38,7 @@ def snow(
     std: float,
     factor: float,
     threshold: float,
-    radius: int,
+    radius: float,
     sigma: float,
     weight: float,
 ) -> Tensor:

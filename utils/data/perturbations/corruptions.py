@@ -5,10 +5,16 @@ What an image receives depends on (pixels, name, severity, key, seed) and the se
 The released CIFAR-10-C and ImageNet-C were made without a seed, so they can be met in distribution,
 not bit for bit; the released ImageNet-C files are also saved as JPEG of quality 85, which is not
 done here.
+
+As stages of a sequence, "gaussian_noise+fog", the 15 have severities between the whole ones, too:
+the pairs under severities that change smoothly of CCC (Press et al., NeurIPS 2023,
+arXiv:2306.05401).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +27,7 @@ from undegrade.utils.choices import check_choice
 from undegrade.utils.data.perturbations import corruption_functions as functions
 from undegrade.utils.data.perturbations import corruption_noise as noise
 from undegrade.utils.data.perturbations import corruption_weather as weather
-from undegrade.utils.data.perturbations.corruption_constants import CONSTANT_SETS, CONSTANTS, Severities
+from undegrade.utils.data.perturbations.corruption_constants import BETWEEN, CONSTANT_SETS, CONSTANTS, Between, Severities
 from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS, Perturbation, PerturbationOptions
 from undegrade.utils.seeding import numpy_generator
 
@@ -47,6 +53,8 @@ class Corruption(Perturbation):
             files. The seed, the name, the severity and the key select an image's random stream.
         constants: set of constants -> of severity s, at place s - 1, the arguments of the function;
             the sets are some of `CONSTANT_SETS`.
+        between: how the constants between two severities are found; None: there are none, and the
+            corruption can be no stage of a sequence.
     """
 
     description: str = "severity"
@@ -54,6 +62,16 @@ class Corruption(Perturbation):
     by_severity: bool = True
     function: Callable[..., Tensor]
     constants: Mapping[str, Severities]
+    between: Between | None = None
+
+    @functools.cached_property
+    def as_stage(self) -> Corruption | None:
+        """The corruption with all severities from 0, untouched, to 5; quarters of them are drawn,
+        as CCC has them.
+        """
+        if self.between is None:
+            return None
+        return dataclasses.replace(self, by_severity=False, sweep=tuple(quarter / 4 for quarter in range(21)))
 
     def identity(self, options: PerturbationOptions, image_size: int) -> dict[str, Any]:
         return {"constants": self._set(options, image_size)}
@@ -67,13 +85,21 @@ class Corruption(Perturbation):
             return default_constants(image_size, self.constants)
         return check_choice(options.constants, self.constants, "set of corruption constants", self.name)
 
+    def _constants(self, rows: Severities, severity: float) -> tuple[Any, ...]:
+        if isinstance(severity, int):
+            return rows[severity - 1]
+        assert self.between is not None
+        return self.between.constants(rows, severity)
+
     def perturbed(self, images: Tensor, levels: Tensor, keys: Sequence[str], seed: int, options: PerturbationOptions) -> Tensor:
         rows = self.constants[self._set(options, min(images.shape[-2:]))]
-        severities = levels.int().tolist()
+        severities = [int(level) if level.is_integer() else level for level in levels.tolist()]
 
-        def corrupt_part(part: Tensor, severity: int, part_keys: Sequence[str]) -> Tensor:
+        def corrupt_part(part: Tensor, severity: float, part_keys: Sequence[str]) -> Tensor:
+            if severity == 0:
+                return part
             generators = (numpy_generator(seed, self.name, severity, key) for key in part_keys)  # made only if they are asked for
-            out = self.function(part, generators, *rows[severity - 1])
+            out = self.function(part, generators, *self._constants(rows, severity))
             # uint8 results (noise, filters, JPEG, pixelate) are grey levels already
             return out if out.dtype == torch.uint8 else out.clamp_(0, 255).to(torch.uint8)
 
@@ -112,7 +138,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 }
 
 for _name, _function in FUNCTIONS.items():
-    PERTURBATIONS.add(_name, Corruption(name=_name, function=_function, constants=CONSTANTS[_name]))
+    PERTURBATIONS.add(_name, Corruption(name=_name, function=_function, constants=CONSTANTS[_name], between=BETWEEN.get(_name)))
 
 ALL_CORRUPTIONS: tuple[str, ...] = tuple(FUNCTIONS)
 CORRUPTIONS: tuple[str, ...] = ALL_CORRUPTIONS[:15]

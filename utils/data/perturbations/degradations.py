@@ -41,22 +41,27 @@ class Degradation(Perturbation):
 
     function: Callable[[Tensor, Tensor, Random, Any], Tensor]
 
+    @property
+    def as_stage(self) -> Degradation:
+        return self
+
     def perturbed(self, images: Tensor, levels: Tensor, keys: Sequence[str], seed: int, options: PerturbationOptions) -> Tensor:
         return _in_turn(self.name, [self], images, levels[:, None], keys, seed, options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composed(Perturbation):
-    """Degradations one after the other, each at a level of its own: "blur+noise+jpeg".
+    """Perturbations one after the other, each at a level of its own: "blur+noise+jpeg",
+    "gaussian_noise+fog".
 
     Attributes:
         rows: from the first that is applied to the last.
     """
 
-    rows: tuple[Degradation, ...]
+    rows: tuple[Perturbation, ...]
 
     @property
-    def stages(self) -> tuple[Degradation, ...]:
+    def stages(self) -> tuple[Perturbation, ...]:
         return self.rows
 
     def perturbed(self, images: Tensor, levels: Tensor, keys: Sequence[str], seed: int, options: PerturbationOptions) -> Tensor:
@@ -74,10 +79,16 @@ def sequence_of(name: str) -> Composed:
     """The sequence "a+b+...".
 
     Raises:
-        ValueError: a stage that is unknown or can be none; names the closest that can.
+        ValueError: a stage that is unknown or can be none, with the closest that can; a corruption
+            twice.
     """
-    allowed = {key: row for key, row in PERTURBATIONS.items() if isinstance(row, Degradation)}
-    rows = tuple(allowed[check_choice(part, allowed, "degradation", f"sequence {name!r}")] for part in name.split("+"))
+    allowed = {key: row.as_stage for key, row in PERTURBATIONS.items() if row.as_stage is not None}
+    rows = tuple(allowed[check_choice(part, allowed, "stage", f"sequence {name!r}")] for part in name.split("+"))
+    once = [row.name for row in rows if not isinstance(row, Degradation)]
+    if twice := [part for part in dict.fromkeys(once) if once.count(part) > 1]:
+        raise ValueError(
+            f"sequence {name!r} has {twice[0]} twice, which would draw the same random numbers: name another corruption"
+        )
     return Composed(name=name, description="levels of its stages", sweep=(), rows=rows)
 
 
@@ -139,7 +150,7 @@ class NamedSequence(_OfImagedegrade):
 
 
 def _in_turn(
-    name: str, rows: Sequence[Degradation], images: Tensor, levels: Tensor, keys: Sequence[str], seed: int,
+    name: str, rows: Sequence[Perturbation], images: Tensor, levels: Tensor, keys: Sequence[str], seed: int,
     options: PerturbationOptions,
 ) -> Tensor:  # fmt: skip
     """The images after `rows`, at `levels` [B, n], in pieces of `CHUNK`."""
@@ -149,6 +160,9 @@ def _in_turn(
         chunk = slice(first, first + count)
         random, degraded = RandomFields(seed, name, keys=keys[chunk]), images[chunk]
         for row, column in zip(rows, levels[chunk].T, strict=True):
+            if not isinstance(row, Degradation):  # a corruption, which has random streams of its own
+                degraded = row.perturbed(degraded, column, keys[chunk], seed, options)
+                continue
             degraded = row.function(degraded, column, random, row.own(options))
             if degraded.dtype != torch.uint8 or degraded.shape != images[chunk].shape:
                 given = f"{degraded.dtype} {list(degraded.shape)}"

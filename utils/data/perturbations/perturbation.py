@@ -233,6 +233,11 @@ class Perturbation(abc.ABC):
         return set() if self.options is None else {f"perturbations.{self.name}"}
 
     @property
+    def as_stage(self) -> Perturbation | None:
+        """The perturbation as a stage of sequences such as "a+b"; None where it can be none."""
+        return None
+
+    @property
     def stages(self) -> Sequence[Perturbation]:
         """What has a level each: the perturbation itself, or those that make up a sequence."""
         return (self,)

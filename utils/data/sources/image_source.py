@@ -48,6 +48,8 @@ class ImageSource:
             for names of one's own.
         level: float [N] in [0, 1], how strongly each image was degraded (0 = clean) before it was
             adapted; None where unknown.
+        among: all classes of the networks that the images are for, where `classes` are some of
+            them: such a network answers with `classes` alone; None: there are no others.
         rgb_mean, rgb_std: channel statistics of the training images, range [0, 1], for the
             classifier's normalisation.
         resize: to what the shorter side of the files was brought before the S x S centre was cut
@@ -73,6 +75,7 @@ class ImageSource:
     level: Tensor | None = None
     resize: Resize | None = None
     class_order: str | None = "as published"
+    among: tuple[str, ...] | None = None
     listing_of: Path | None = None
     target: Target | None = None
     read_target: Callable[[np.ndarray], Tensor] | None = None

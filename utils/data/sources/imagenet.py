@@ -78,7 +78,7 @@ def imagenet(
         )
     own_list = folder / "classes.txt"
     order = tuple(classes) if classes is not None else read_classes(str(own_list) if own_list.is_file() else IMAGENET_1K)
-    files, labels = _labelled_files(images, (images, folder, root), {c: i for i, c in enumerate(order)})
+    files, labels = labelled_files(images, (images, folder, root), {c: i for i, c in enumerate(order)})
     keys = keys_of([f"{order[label]}/{os.path.basename(file)}" for file, label in zip(files, labels, strict=True)])
     read = functools.partial(read_files, files, image_size, resize)
     source = ImageSource("Imagenet", order, torch.tensor(labels), keys, image_size, read, files, RGB_MEAN, RGB_STD, resize=resize)
@@ -115,8 +115,18 @@ def read_classes(text: str) -> tuple[str, ...]:
     return tuple(names[label] for label in range(len(lines)))
 
 
-def _labelled_files(part: Path, places: Sequence[Path], numbers: dict[str, int]) -> tuple[list[str], list[int]]:
-    """Files of a part, in the order of classes and names, and their labels."""
+def labelled_files(part: Path, places: Sequence[Path], numbers: dict[str, int]) -> tuple[list[str], list[int]]:
+    """Files of a part, in the order of classes and names, and their labels.
+
+    Args:
+        part: folder of class folders, or of images.
+        places: where the labels of images without class folders may lie.
+        numbers: label of a class by the name of its folder.
+
+    Raises:
+        FileNotFoundError: no images, or no labels.
+        ValueError: folders that are no classes, images without label.
+    """
     left_out = Kinds()
     here = list(entries_of(str(part), left_out))
     folders = sorted(entry.name for entry in here if entry.is_dir())
@@ -138,7 +148,7 @@ def _labelled_files(part: Path, places: Sequence[Path], numbers: dict[str, int])
         pairs = sorted(((file, labels[Path(file).stem]) for file in files), key=lambda pair: (pair[1], pair[0]))
     say_left_out(part, +left_out)
     if not pairs:
-        raise FileNotFoundError(f"Imagenet: no images under {part}; expected {part}/<wnid>/*.JPEG")
+        raise FileNotFoundError(f"no images under {part}; expected {part}/<class>/*")
     return [file for file, _ in pairs], [label for _, label in pairs]
 
 

@@ -2,7 +2,8 @@
 
 `open_source("Digits", "train")` is scikit-learn's digits, `open_source("CIFAR10", "test", root)`
 the torchvision data set, `TinyImagenet` and `Imagenet` are the published folders, and any folder
-`<root>/<class>/*` or `<root>/<split>/<class>/*` is a data set by its path. Of a root with
+`<root>/<class>/*` or `<root>/<split>/<class>/*` is a data set by its path. `TEST_ONLY` have no
+training images: test sets for networks of CIFAR10 and Imagenet. Of a root with
 ImageNet-C or CIFAR-10-C and no clean images the test part is a listing: keys and labels
 (utils/data/sources/released.py). Validation images are always cut from the training part, class by
 class, with a fixed draw: the test part chooses nothing. The split `trainval` is the training part
@@ -21,11 +22,13 @@ import numpy as np
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.sources.celebamask_hq import celebamask_hq
+from undegrade.utils.data.sources.cifar_10_1 import CIFAR_10_1
 from undegrade.utils.data.sources.digits import digit_points, digit_scenes, digits
 from undegrade.utils.data.sources.folders import class_order, image_folder, preloaded
 from undegrade.utils.data.sources.image_files import found_at
 from undegrade.utils.data.sources.image_source import ImageSource, array_source
 from undegrade.utils.data.sources.imagenet import IMAGE_SIZE, RESIZE, imagenet, read_classes
+from undegrade.utils.data.sources.imagenet_variants import VARIANTS
 from undegrade.utils.data.sources.images import INTERPOLATIONS, Resize
 from undegrade.utils.data.sources.released import array_listing
 from undegrade.utils.data.sources.splits import train_validation_test
@@ -44,8 +47,9 @@ class SourceConfig(PerturbationOptions):
 
     Attributes:
         dataset: `Digits`, `CIFAR10`, `CIFAR100`, `TinyImagenet`, `Imagenet`, with masks
-            `DigitScenes` and `CelebAMaskHQ`, with points `DigitPoints` and `WFLW`, or the path of
-            an image folder.
+            `DigitScenes` and `CelebAMaskHQ`, with points `DigitPoints` and `WFLW`, to test on only
+            `CIFAR10.1` (`CIFAR10.1-v4`), `ImagenetV2`, `ImagenetSketch`, `ImagenetR` and
+            `ImagenetA`, or the path of an image folder.
         root: where downloaded data sets lie. Without clean images the test part of Imagenet,
             CIFAR10 and CIFAR100 takes keys and labels from a root that is ImageNet-C, CIFAR-10-C or
             CIFAR-100-C, for views of the images in it.
@@ -76,7 +80,7 @@ class SourceConfig(PerturbationOptions):
     @property
     def has_photographs(self) -> bool:
         """Whether the images are files of any size."""
-        return self.dataset == "Imagenet" or _is_folder(self.dataset)
+        return self.dataset in _PHOTOGRAPHS or _is_folder(self.dataset)
 
     def fitted(self: Data, image_size: int, resize: int | None, interpolation: str | None) -> Data:
         """With these in place of what is not given, unless an image size is given that is
@@ -138,8 +142,8 @@ def open_source(
     check_choice(split, SPLITS, "split")
     if resize is not None and resize < (image_size or 1):
         raise ValueError(f"data.resize {resize} is smaller than data.image_size {image_size}: nothing could be cut from it")
-    is_folder = _is_folder(dataset)
-    if dataset == "Imagenet":
+    is_folder, photographs = _is_folder(dataset), _PHOTOGRAPHS.get(dataset)
+    if photographs is not None:
         image_size = image_size or IMAGE_SIZE
         resize = RESIZE if resize is None and image_size == IMAGE_SIZE else resize
     if resize is None and interpolation is not None:
@@ -147,9 +151,8 @@ def open_source(
     chosen = check_choice(interpolation or "bilinear", INTERPOLATIONS, "data.interpolation")
     frame = None if resize is None else Resize(resize, chosen)
     order = read_classes(classes) if classes is not None else None
-    if dataset == "Imagenet":
-        assert image_size is not None
-        source = imagenet(split, Path(root), image_size, frame, order)
+    if photographs is not None:
+        source = photographs(split, Path(root), image_size, frame, order)
     elif is_folder:
         source = image_folder(Path(dataset), split, image_size, frame, order)
         source = dataclasses.replace(source, class_order=class_order(Path(dataset), source.classes))
@@ -170,7 +173,7 @@ def open_source(
     if subset is not None:
         source = source.listed(subset, "data.subset", partly=split != "test")
     source = source.limited(limit)
-    return preloaded(source) if dataset == "Imagenet" else source
+    return preloaded(source) if photographs is not None else source
 
 
 def source_keys_without_effect(config: SourceConfig, place: str) -> dict[str, str]:
@@ -223,6 +226,11 @@ def _cifar(classes: int) -> Callable[[str, Path], ImageSource]:
 # data sets of files that are read at any size, with the size by default
 SIZED: dict[str, Callable[..., ImageSource]] = {"CelebAMaskHQ": celebamask_hq, "WFLW": wflw}
 
+# data sets of photographs of any size, cut as networks want them
+_PHOTOGRAPHS: dict[str, Callable[..., ImageSource]] = {"Imagenet": imagenet, **VARIANTS}
+
+TEST_ONLY = (*CIFAR_10_1, *VARIANTS)  # they have no images to train on
+
 DENSE = ("DigitScenes", "DigitPoints", *SIZED)  # their images have masks or points, not classes
 
 DATASETS: dict[str, Callable[..., ImageSource]] = {
@@ -234,4 +242,6 @@ DATASETS: dict[str, Callable[..., ImageSource]] = {
     "TinyImagenet": tiny_imagenet,
     "Imagenet": imagenet,
     **SIZED,
+    **CIFAR_10_1,
+    **VARIANTS,
 }

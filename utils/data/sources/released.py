@@ -79,17 +79,29 @@ def dataset_of_arrays(root: Path) -> str:
     """Of which data set the labels in a folder of arrays are: CIFAR10, or CIFAR100 where they go
     beyond its ten classes.
     """
-    return "CIFAR10" if int(_labels(root).max(initial=0)) < 10 else "CIFAR100"
+    return "CIFAR10" if int(class_numbers(root / LABELS).max(initial=0)) < 10 else "CIFAR100"
 
 
-def _labels(root: Path) -> np.ndarray:
-    found = np.array(_array(root / LABELS))
+def class_numbers(path: Path) -> np.ndarray:
+    """The labels in a `.npy` file, [N].
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: no array file, or no line of whole numbers from 0.
+    """
+    found = np.array(stored_array(path))
     if found.ndim != 1 or found.dtype.kind not in "iu" or (found < 0).any():
-        raise ValueError(f"{root / LABELS}: expected a line of class numbers from 0, found {found.dtype} {found.shape}")
+        raise ValueError(f"{path}: expected a line of class numbers from 0, found {found.dtype} {found.shape}")
     return found
 
 
-def _array(path: Path) -> np.ndarray:
+def stored_array(path: Path) -> np.ndarray:
+    """The array in a `.npy` file, memory-mapped.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged, or holds no single array of numbers.
+    """
     try:
         found = np.load(path, mmap_mode="r")
     except FileNotFoundError:
@@ -118,10 +130,10 @@ def array_cell(root: Path, corruption: str, severity: int, classes: Sequence[str
                 f"{needed} does not exist; CIFAR-10-C is record 2535967 and CIFAR-100-C record 3555552 on zenodo.org: unpack "
                 f"the archive so that {root}/<corruption>.npy and labels.npy lie there"
             )
-    stored = _array(path)
+    stored = stored_array(path)
     if stored.ndim != 4 or stored.shape[1:] != (32, 32, 3) or stored.dtype != np.uint8 or len(stored) % 5:
         raise ValueError(f"{path}: expected uint8 [5 x N, 32, 32, 3], found {stored.dtype} {stored.shape}")
-    n, every_label = len(stored) // 5, _labels(root)
+    n, every_label = len(stored) // 5, class_numbers(labels_path)
     if every_label.shape != (5 * n,):
         raise ValueError(f"{labels_path}: expected [{5 * n}] labels as {path.name} has images, found {every_label.shape}")
     if int(every_label.max(initial=0)) >= len(classes):
