@@ -259,7 +259,11 @@ def member_predictor(
     classifier = load_classifier(path, config.runs, classes, given.arch, given.mean, given.std, class_order, among)
     classifier = classifier.to(device).to(memory_format=torch.channels_last)
     cache = Path(config.out) / "logits" / "worked_out" if config.cache else None
-    around = Surroundings(config.data.open_training, cache, file_digest(path))
+
+    def find(further: str) -> Path:
+        return find_checkpoint(fill_names(config, further), config.runs)
+
+    around = Surroundings(config.data.open_training, cache, file_digest(path), find)
     return build_predictor(given.predictor, f"members.{name}.predictor", classifier, around)
 
 

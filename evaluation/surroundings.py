@@ -55,11 +55,13 @@ class Surroundings:
         open_training: opens the clean training images.
         cache: folder of what is worked out; None: nothing is kept.
         network: digest of the checkpoint.
+        find: path of a further checkpoint by its name; `{dataset}` and `{arch}` are replaced.
     """
 
     open_training: Callable[[], ImageSource]
     cache: Path | None = None
     network: str = ""
+    find: Callable[[str], Path] = Path
 
     def training_images(self, count: int, why: str) -> TrainingImages:
         """At most `count` of them, class-balanced.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,11 @@ from undegrade.evaluation.tta.layers import Blending, layers_of
 from undegrade.evaluation.tta.memo import marginal_entropy
 from undegrade.evaluation.tta.rotta import Rotta
 from undegrade.evaluation.tta.sar import Sar
-from undegrade.models.classification.classifier import Classifier, build_classifier, final_layer
+from undegrade.models.classification.classifier import Classifier, build_classifier, describe, final_layer
+from undegrade.models.classification.loading import load_classifier
+from undegrade.models.diffusion.denoiser import build_denoiser
+from undegrade.models.diffusion.denoiser import describe as describe_denoiser
+from undegrade.utils.checkpoint import save_checkpoint
 from undegrade.utils.data.sources.image_source import ImageSource, array_source
 
 CLASSES, SIDE, COUNT = 4, 16, 12
@@ -59,9 +65,26 @@ def network(arch: str = "ResNet20", **sizes: Any) -> Classifier:
     return classifier.eval()
 
 
+@functools.cache
+def folder() -> Path:
+    """Of further checkpoints: a diffusion model of the classes, two specialists."""
+    made = Path(tempfile.mkdtemp())
+    torch.manual_seed(1)
+    denoiser = build_denoiser(SIDE, [8, 8], num_classes=CLASSES)
+    save_checkpoint(made / "diffusion.safetensors", denoiser.unet.state_dict(), describe_denoiser(denoiser))
+    for seed in (1, 2):
+        other = network()
+        for parameter in other.parameters():
+            parameter.data += 0.02 * torch.randn(parameter.shape)
+        save_checkpoint(made / f"{seed}.safetensors", other.network.state_dict(), describe(other))
+    return made
+
+
 def method(name: str, classifier: Classifier | None = None, cache: Path | None = None, **options: Any) -> Any:
     """A method before its first image."""
-    _, given = read_options({"name": name, **SMALL.get(name, {}), **options}, "predictor")
+    files: dict[str, Any] = {"dusa": {"diffusion": str(folder() / "diffusion.safetensors")}}
+    files["live_fusion"] = {"specialists": [str(folder() / f"{seed}.safetensors") for seed in (1, 2)]}
+    _, given = read_options({"name": name, **SMALL.get(name, {}), **files.get(name, {}), **options}, "predictor")
     made = PREDICTORS[name].build(classifier or network(), given, Surroundings(training, cache, "digest"))
     made.reset()
     return made
@@ -118,7 +141,7 @@ def test_other_random_streams_are_left_alone_and_do_not_matter(name: str) -> Non
 MOVED = {  # parameters of ResNet20 that a method moves; all others stay
     **dict.fromkeys(["bn", "bn_ema", "lame", "t3a", "neo"], "none"),
     **dict.fromkeys(["tent", "eata", "sar", "deyo", "roid", "rotta"], "normalisation"),
-    **dict.fromkeys(["cotta", "rmt"], "all"),
+    **dict.fromkeys(["cotta", "rmt", "dusa", "live_fusion"], "all"),
 }
 
 
@@ -151,7 +174,7 @@ def test_networks_of_timm_fit(arch: str, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "message"), [
     ("bn", "predictor 'bn' needs a network with BatchNorm, and convnext_atto has LayerNorm2d"),
-    ("bn_ema", "choose one of cotta, deyo, eata, lame"),
+    ("bn_ema", "choose one of cotta, deyo, dusa, eata"),
 ])  # fmt: skip
 def test_a_network_without_the_layers_is_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -312,6 +335,32 @@ def test_strong_augmentation_keeps_shape_and_range() -> None:
         assert changed.shape == x.shape and changed.amin() >= 0 and changed.amax() <= 1 and not torch.allclose(changed, x)
 
 
+def test_dusa_learns_with_its_diffusion_model_and_wants_one_of_the_same_classes() -> None:
+    made = method("dusa", best=2, random=1)
+    before = [p.detach().clone() for p in made.denoiser.parameters()]
+    classes = made._candidates(network()(images()).detach())
+    assert all(len(set(row)) == 3 for row in classes.tolist())
+    made.predict(images())
+    assert not all(map(torch.equal, before, made.denoiser.parameters()))
+    with pytest.raises(ValueError, match=r"has 4 classes, the classifier 3: give a class-conditional diffusion model"):
+        method("dusa", build_classifier("ResNet20", 3, (0.5,) * 3, (0.25,) * 3))
+
+
+@pytest.mark.parametrize(("temperature", "shares"), [(1e6, [1 / 3] * 3), (1e-4, None)])
+def test_live_fusion_lies_between_the_uniform_soup_and_the_most_certain_specialist(
+    temperature: float, shares: list[float] | None
+) -> None:
+    batch, made = images(), method("live_fusion", temperature=temperature)
+    networks = [network(), *(load_classifier(folder() / f"{seed}.safetensors") for seed in (1, 2))]
+    if shares is None:
+        certain = [-torch.distributions.Categorical(logits=one.train()(batch)).entropy().mean() for one in networks]
+        shares = torch.nn.functional.one_hot(torch.stack(certain).argmax(), 3).tolist()
+    fused = network()
+    for own, *others in zip(fused.parameters(), *(one.parameters() for one in networks), strict=True):
+        own.data = sum(share * other.data for share, other in zip(shares, others, strict=True))  # type: ignore[assignment]
+    assert torch.allclose(made.predict(batch), fused.train()(batch).detach(), atol=1e-3)
+
+
 # --- single images
 
 
@@ -343,7 +392,7 @@ def test_a_single_image_without_a_window_is_warned_of_once(caplog: pytest.LogCap
 # --- some of the classes
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "rmt"])  # whose training images are of all classes
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("rmt", "dusa")])  # whose images and models are of all
 def test_of_some_of_the_classes_no_other_is_predicted(name: str) -> None:
     classifier = network()
     classifier.restrict([2, 0])

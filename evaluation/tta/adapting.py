@@ -110,11 +110,12 @@ class Adapting:
         self.steps = 1
         self._random = torch_generator("test-time adaptation").get_state()
         self._first: dict[str, Any] | None = None
+        self.files: list[str] = []  # digests of further checkpoints
         self._alone = False  # whether batches of one image are to be warned of
 
     @property
     def identity(self) -> str:
-        return self.version
+        return " ".join([self.version, *self.files])
 
     def adapt(self, x: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1], and a step."""

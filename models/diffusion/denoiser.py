@@ -256,9 +256,11 @@ def denoising_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, y: 
         noise: standard normal, shape of x0.
         y: labels [B] of a class-conditional network.
     """
-    schedule = denoiser.schedule()
-    predicted, _ = denoiser(schedule.q_sample(x0, t, noise), t.to(x0.device), y)
-    target = {"epsilon": noise, "sample": x0}.get(denoiser.prediction)
-    if target is None:
-        target = schedule.velocity(x0, t, noise)
-    return (predicted - target).square().flatten(1).mean(1)
+    predicted, _ = denoiser(denoiser.schedule().q_sample(x0, t, noise), t.to(x0.device), y)
+    return (predicted - denoising_target(denoiser, x0, t, noise)).square().flatten(1).mean(1)
+
+
+def denoising_target(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """What a perfect network would say [B,3,H,W]; arguments as in `denoising_loss`."""
+    known = {"epsilon": noise, "sample": x0}.get(denoiser.prediction)
+    return denoiser.schedule().velocity(x0, t, noise) if known is None else known
