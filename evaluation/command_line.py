@@ -9,6 +9,7 @@ from pathlib import Path
 
 from undegrade.evaluation.config import EvaluationConfig, TestDataConfig
 from undegrade.evaluation.evaluate import member_view
+from undegrade.evaluation.protocols import read_protocol
 from undegrade.utils.command_line import ScriptParser, typed
 from undegrade.utils.config import Tree, dotted_keys, read_yaml
 from undegrade.utils.data.cells import parse_severities
@@ -36,7 +37,9 @@ def evaluation_parser(description: str | None) -> ScriptParser:
     p.add_argument("--severity", help="of the corruptions: 5, or 1,3,5, or 1-5")
     p.add_argument("--dataset", help="data set name or image folder")
     p.add_argument(
-        "--protocol", help="of predictors that adapt themselves: reset, continual, gradual or mixed; more: --protocol.order, .seed"
+        "--protocol",
+        help="of predictors that adapt themselves, words joined by +: reset, continual, gradual or mixed; shuffled, "
+        "listing or by_class; delta=0.1, seed=0",
     )
     p.add_argument("--limit", type=int, help="class-balanced subset of so many images")
     p.add_argument("--out", help="folder for the results")
@@ -93,7 +96,7 @@ def data_overrides(args: argparse.Namespace) -> Tree:
         data["dataset"] = args.dataset
     if args.limit is not None:
         data["limit"] = args.limit
-    return {"data": data} | ({} if args.protocol is None else {"protocol": {"shifts": args.protocol}})
+    return {"data": data} | ({} if args.protocol is None else {"protocol": read_protocol(args.protocol)})
 
 
 def run_data(checkpoint: Path) -> Tree:

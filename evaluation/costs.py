@@ -15,15 +15,28 @@ _MEND = "remove it, only what is said of the costs goes"
 
 
 class Cost(NamedTuple):
-    """Of the adaptation of an image.
+    """Of the adaptation of an image, and of the classifier to it.
 
     Attributes:
-        passes: of networks, those backward counted like those forward.
-        ms: milliseconds of one rank, reading and writing included.
+        passes: of networks that adapt images, those backward counted like those forward.
+        ms: milliseconds of one rank, reading and writing included; of a classifier that is adapted
+            its own passes, too.
     """
 
     passes: int
     ms: float
+
+
+class PredictorCost(NamedTuple):
+    """Of a predictor.
+
+    Attributes:
+        ms: milliseconds an image; 0 where unknown.
+        moved: numbers that its steps change.
+    """
+
+    ms: float = 0.0
+    moved: int = 0
 
 
 def view_cost(view: str) -> Cost | None:
@@ -48,13 +61,15 @@ def _noted(line: Mapping[str, Any], path: Path) -> Cost:
     return Cost(sum(passes.values()), ms)
 
 
-def system_costs(members: Mapping[str, Sequence[str]], views: Mapping[str, str]) -> dict[str, Cost]:
-    """System -> what the images that its members look at cost together, those of one view once;
-    without systems of which it is not known. The passes of the classifiers are not counted.
+def system_costs(members: Mapping[str, Sequence[str]], views: Mapping[str, str], adapting: Mapping[str, float]) -> dict[str, Cost]:
+    """System -> what the images that its members look at cost together, those of one view once, and
+    those of its predictors that adapt themselves; without systems of which it is not known. The
+    passes of frozen classifiers are not counted.
 
     Args:
         members: of each system.
         views: of each member, `raw` or a folder.
+        adapting: milliseconds an image of members whose classifier is adapted.
     """
     known = {view: view_cost(view) for view in set(views.values())}
     costs = {}
@@ -62,7 +77,8 @@ def system_costs(members: Mapping[str, Sequence[str]], views: Mapping[str, str])
         parts = [known[view] for view in dict.fromkeys(views[name] for name in names)]
         found = [part for part in parts if part is not None]
         if found and len(found) == len(parts):
-            costs[system] = Cost(sum(part.passes for part in found), sum(part.ms for part in found))
+            own = sum(adapting.get(name, 0.0) for name in dict.fromkeys(names))
+            costs[system] = Cost(sum(part.passes for part in found), own + sum(part.ms for part in found))
     return costs
 
 

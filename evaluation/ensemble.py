@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from undegrade.evaluation.costs import PredictorCost
 from undegrade.evaluation.logit_store import StoredLogits, read_logits, write_logits
 from undegrade.evaluation.predictors import Predictor
 from undegrade.evaluation.protocols import Protocol, stretches
@@ -23,6 +26,7 @@ from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.pixels import to_unit
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.views import View
+from undegrade.utils.files import parse_json, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +95,7 @@ class Scorer:
         self._identities: dict[tuple[Member, Cell], str] = {}
         self._asked: dict[Member, list[Cell]] = {}  # of each stateful member, in their order
         self._streams: dict[Member, Stream] = {}
+        self._spent: dict[str, list[float]] = {}  # seconds and images, by member
         self._pixels: dict[str, ImageSource] = {}  # of cells, by the identity of their images, the latest last
 
     def logits(self, member: Member, cell: Cell, rows: slice = slice(None)) -> Tensor:
@@ -140,6 +145,28 @@ class Scorer:
         self._prepared[member, cell] = logits
         write_logits(self._path(member, cell), self._identity(member, cell), logits)
 
+    def _predict(self, name: str, predictor: Predictor, images: Tensor) -> Tensor:
+        start = time.perf_counter()
+        logits = logits_of(name, predictor, images)
+        spent = self._spent.setdefault(name, [0.0, 0])
+        spent[0] += time.perf_counter() - start
+        spent[1] += len(images)
+        return logits
+
+    def cost(self, member: Member) -> PredictorCost:
+        """What the member's predictor takes, measured on the images that it saw here or before."""
+        path = self.cache and self.cache / member.name / "cost.json"
+        if member.name in self._spent:
+            seconds, count = self._spent[member.name]
+            moved = getattr(member.predictor, "moved", {}).values()
+            cost = PredictorCost(1000 * seconds / count, sum(parameter.numel() for parameter in moved))
+            if path is not None:
+                write_atomic(path, json.dumps(cost._asdict()) + "\n")
+            return cost
+        if path is None or not path.is_file():
+            return PredictorCost()
+        return PredictorCost(**parse_json(path.read_text(encoding="utf-8"), path, "remove it, only what is said of the costs goes"))
+
     def _stream(self, member: Member, cell: Cell) -> Stream:
         """A stateful member's way through the protocol, on which the cell lies."""
         asked = self._asked.setdefault(member, [])
@@ -151,7 +178,7 @@ class Scorer:
             path, source = self.cache and self.cache / member.name / "stream.pt", partial(self._source, member)
             before = self._streams.get(member)
             self._streams[member] = stream = Stream(
-                member.name, member.predictor, source, plan, logits_of, self.batch_size, path, identity, self.exact
+                member.name, member.predictor, source, plan, self._predict, self.batch_size, path, identity, self.exact
             )
             if before is not None and self.protocol.shifts in ("reset", "continual"):  # the plan goes on where it ended
                 stream.position = before.position
@@ -178,7 +205,7 @@ class Scorer:
         out = [StoredLogits.empty(count, member.predictor.num_classes, self.exact) for member in members]
         for rows, images in batches:
             for member, logits in zip(members, out, strict=True):
-                logits[rows] = logits_of(member.name, member.predictor, images)
+                logits[rows] = self._predict(member.name, member.predictor, images)
                 self.on_images(len(images))
         return out
 

@@ -16,14 +16,14 @@ import torch
 from tqdm import tqdm
 
 from undegrade.evaluation.config import EvaluationConfig, expand, fill_names, members_of
-from undegrade.evaluation.costs import Cost, cost_lines, system_costs
+from undegrade.evaluation.costs import Cost, PredictorCost, cost_lines, system_costs
 from undegrade.evaluation.ensemble import Member, Scorer, check_rule
 from undegrade.evaluation.logit_store import keep_listing, stored_bytes
-from undegrade.evaluation.predictors import Predictor, build_predictor
+from undegrade.evaluation.predictors import Frozen, Predictor, build_predictor
 from undegrade.evaluation.report.save_plots import save_plots
 from undegrade.evaluation.result_files import ResultFiles
 from undegrade.evaluation.results import Result, cell_result, paired_difference, percent
-from undegrade.evaluation.robustness import CARTON, further_metrics, outcomes, outside_of_mce, summary_table
+from undegrade.evaluation.robustness import CARTON, collapsed, further_metrics, outcomes, outside_of_mce, summary_table
 from undegrade.evaluation.surroundings import Surroundings
 from undegrade.evaluation.tables import table
 from undegrade.models.classification.inputs import INPUT_KEYS, checkpoint_inputs
@@ -60,6 +60,7 @@ class Evaluation:
         source: the images.
         scorer: knows the logits.
         costs: what the adaptation of the images of systems took, where that is known.
+        adapting: members whose classifier is adapted, and what that takes.
         plots: names of the files.
     """
 
@@ -72,6 +73,7 @@ class Evaluation:
     source: ImageSource
     scorer: Scorer
     costs: dict[str, Cost]
+    adapting: dict[str, PredictorCost]
     plots: list[str]
 
 
@@ -113,9 +115,10 @@ def evaluate(config: EvaluationConfig, device: torch.device, interruption: Inter
         rows = files.write(finished=True)
         seen = {name: member_view(config, name) for name in used}
         of = {name: [m for cell in needed for m in members_of(system, cell, members)] for name, system in config.systems.items()}
-        costs = system_costs(of, seen)
+        adapting = {name: scorer.cost(member) for name, member in members.items() if not isinstance(member.predictor, Frozen)}
+        costs = system_costs(of, seen, {name: cost.ms for name, cost in adapting.items()})
         plots = save_plots(out, rows, costs)
-    return Evaluation(config, rows, files.correct, list(needed), members, checkpoints, source, scorer, costs, plots)
+    return Evaluation(config, rows, files.correct, list(needed), members, checkpoints, source, scorer, costs, adapting, plots)
 
 
 def _needed_members(config: EvaluationConfig, cells: Sequence[Cell]) -> dict[Cell, list[str]]:
@@ -280,8 +283,10 @@ def print_outcome(evaluation: Evaluation) -> None:
     print(summary_table(evaluation.rows, outside_of_mce(source.classes, source.image_size, evaluation.config.data.constants)))
     for line in gains(evaluation.correct):
         print(line)
-    for line in cost_lines(evaluation.costs):
+    for line in [*cost_lines(evaluation.costs), *collapsed(evaluation.rows, len(source.classes))]:
         print(line)
+    for name, cost in evaluation.adapting.items():
+        print(f"{name}: {cost.moved:,} numbers of the classifier move, {cost.ms:.1f} ms an image")
     print(f"written: {evaluation.config.out}/{', '.join(['results.json', 'results.csv', *evaluation.plots])}")
 
 

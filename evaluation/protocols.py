@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 
+from undegrade.utils.choices import check_choice
 from undegrade.utils.data.cells import CLEAN, Cell
 from undegrade.utils.ranges import Positive, Seed
 from undegrade.utils.seeding import numpy_generator
+from undegrade.utils.yaml_trees import parse_value
 
 PATH = (1, 2, 3, 4, 5, 4, 3, 2, 1)
 """Severities of a corruption that comes and goes."""
@@ -42,13 +44,32 @@ class Protocol:
 
     @property
     def key(self) -> str:
-        """All of it that matters, as text."""
+        """All of it that matters, as text that `read_protocol` reads."""
         parts: list[str] = [self.shifts, self.order]
         if self.order == "by_class":
-            parts.append(f"delta {self.delta:g}")
+            parts.append(f"delta={self.delta:g}")
         if self.order != "listing" or self.shifts == "mixed":
-            parts.append(f"seed {self.seed}")
-        return ", ".join(parts)
+            parts.append(f"seed={self.seed}")
+        return "+".join(parts)
+
+
+def read_protocol(text: str) -> dict[str, object]:
+    """Keys of a protocol from its words joined by `+`, in any order: `mixed`, `continual+listing`,
+    `by_class+delta=0.05`.
+
+    Raises:
+        ValueError: a word that is none (names the closest), or two of a kind.
+    """
+    kinds: dict[str, str] = {word: name for name in ("shifts", "order") for word in get_args(get_type_hints(Protocol)[name])}
+    keys: dict[str, object] = {}
+    for word in text.split("+"):
+        name, sign, value = word.partition("=")
+        check_choice(f"{name}{sign}", [*kinds, "delta=", "seed="], "word", f"--protocol {text}")
+        name = name if sign else kinds[word]
+        if name in keys:
+            raise ValueError(f"--protocol {text}: {word} is a second {name}, leave one out")
+        keys[name] = parse_value(value) if sign else word
+    return keys
 
 
 class Stretch(NamedTuple):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from undegrade.evaluation.results import CLEAN, MEAN, Result, percent
+from undegrade.utils.data.cells import level_text
 from undegrade.utils.data.perturbations.c_bar import IMAGENET_C_BAR
 from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
 from undegrade.utils.data.perturbations.watermark import WATERMARK
@@ -187,10 +188,12 @@ class Outcomes:
         confidence: float [N], the highest score's share of all.
         top5: bool [N], whether the label is among the five best; None of 5 classes or fewer.
         carton: float [N], the share of the class carton; None where there is no such class.
+        predicted: int [N], the class of the highest score.
     """
 
     right: np.ndarray
     confidence: np.ndarray
+    predicted: np.ndarray
     top5: np.ndarray | None
     carton: np.ndarray | None
 
@@ -209,25 +212,52 @@ def outcomes(parts: Iterable[Tensor], labels: Tensor, carton: int | None = None)
         own, shares = labels[start : start + len(scores)], scores / scores.sum(1, keepdim=True)
         top5 = (scores.topk(5).indices == own[:, None]).any(1) if scores.shape[1] > 5 else torch.empty(0)
         of_carton = torch.empty(0) if carton is None else shares[:, carton]
-        found.append((scores.argmax(1) == own, shares.amax(1), top5, of_carton))
+        predicted = scores.argmax(1)
+        found.append((predicted == own, shares.amax(1), predicted, top5, of_carton))
         start += len(scores)
     every = [torch.cat(values).numpy() for values in zip(*found, strict=True)]
-    return Outcomes(every[0], every[1], *(values if len(values) else None for values in every[2:]))
+    return Outcomes(*every[:3], *(values if len(values) else None for values in every[3:]))
 
 
 def further_metrics(found: Outcomes, labels: np.ndarray, carton: int | None = None) -> dict[str, float]:
-    """`calibration_error`, of more than 5 classes `top5` (how often the label is among the five
-    best), and `carton_metrics`.
+    """`calibration_error`; `mean_confidence`, an estimate of the accuracy without labels;
+    `effective_classes`, e to the entropy of the distribution of the predictions, 1 where all are of
+    one class; of more than 5 classes `top5` (how often the label is among the five best); and
+    `carton_metrics`.
 
     Args:
         found: of N images.
         labels: int [N].
         carton: as for `outcomes`.
     """
-    metrics = {"calibration_error": calibration_error(found.confidence, found.right)}
+    shares = np.bincount(found.predicted) / len(found.predicted)
+    metrics = {
+        "calibration_error": calibration_error(found.confidence, found.right),
+        "mean_confidence": float(found.confidence.mean()),
+        "effective_classes": float(np.exp(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())),
+    }
     if found.top5 is not None:
         metrics["top5"] = float(found.top5.mean())
     return metrics if found.carton is None else metrics | carton_metrics(found.carton, found.right, labels == carton)
+
+
+def collapsed(rows: Sequence[Result], classes: int) -> list[str]:
+    """A line for each system whose predictions have run into few classes on some test set: the
+    effective number is below a quarter of what is possible.
+
+    Args:
+        rows: of cells and means; without `effective_classes` they say nothing.
+        classes: K.
+    """
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        effective = row.metrics.get("effective_classes")
+        if effective is not None and effective < min(classes, row.n) / 4:
+            found.setdefault(row.system, []).append(f"{row.corruption} {level_text(row.severity)} ({effective:.1f})")
+    return [
+        f"{system}: predictions run into few of the {classes} classes on {len(cells)} test sets, such as {', '.join(cells[:3])}"
+        for system, cells in found.items()
+    ]
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:

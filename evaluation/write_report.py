@@ -18,6 +18,7 @@ from undegrade.evaluation.evaluate import Evaluation, gains, member_view
 from undegrade.evaluation.report.html import write_report
 from undegrade.evaluation.report.plots import Picture, cost_plot, heat_map, image_grid, severity_plot
 from undegrade.evaluation.results import MEAN, Result, percent
+from undegrade.evaluation.robustness import collapsed
 from undegrade.utils.config import dump_yaml, to_tree
 from undegrade.utils.data.cells import CLEAN, Cell, level_text
 from undegrade.utils.data.views import RAW
@@ -57,6 +58,7 @@ def write_evaluation_report(path: str | Path, evaluation: Evaluation) -> None:
             f"{len(evaluation.source)} {config.data.split} images, each under every corruption; "
             "intervals of means are clustered by image.",
             *gains(evaluation.correct),
+            *collapsed(evaluation.rows, len(evaluation.source.classes)),
         ],
     )
 

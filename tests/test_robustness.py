@@ -14,6 +14,7 @@ from undegrade.evaluation.robustness import (
     ALEXNET_ERRORS,
     calibration_error,
     carton_metrics,
+    collapsed,
     errors_by_corruption,
     further_metrics,
     mce,
@@ -161,7 +162,22 @@ def test_metrics_of_scores_are_those_of_torchmetrics(classes: int) -> None:
     reference = {"calibration_error": multiclass_calibration_error(scores / 2, labels, classes, n_bins=15)}
     if classes > 5:
         reference["top5"] = multiclass_accuracy(scores, labels, classes, average="micro", top_k=5)
+    shares = torch.bincount(scores.argmax(1)) / len(scores)
+    reference["effective_classes"] = torch.distributions.Categorical(shares).entropy().exp()
+    reference["mean_confidence"] = (scores / 2).amax(1).mean()
     assert found == pytest.approx({name: float(value) for name, value in reference.items()}, abs=1e-6)
+
+
+def test_predictions_that_have_run_into_one_class_are_told_of() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 10
+    one_class = torch.rand(40, 10, generator=generator) + 5 * torch.nn.functional.one_hot(torch.tensor(3), 10)
+    all_classes = torch.nn.functional.one_hot(labels, 10) + 0.1
+    rows = []
+    for system, scores in (("gone", one_class), ("well", all_classes)):
+        found = outcomes([scores], labels)
+        rows.append(cell_result(system, "d", "fog", 5, "first", found.right, further_metrics(found, labels.numpy())))
+    assert collapsed(rows, 10) == ["gone: predictions run into few of the 10 classes on 1 test sets, such as fog 5 (1.0)"]
 
 
 def test_a_confidence_of_one_is_of_the_uppermost_bin() -> None:
