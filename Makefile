@@ -27,7 +27,7 @@ demo: $(READY)
 	$(BIN)/python utils/pipeline.py -c configs/pipelines/diffaud.yaml --dataset $(DATASET) --out $(OUT) --run $(OUT) --seeds 123 $(ARGS)
 
 # what is trained for which data set is said in configs/pipelines
-table-fusiondistill table-diffaud table-sda table-decorruptor table-repfusion table-repfusion-start: $(READY)
+table-fusiondistill table-diffaud table-sda table-decorruptor table-repfusion table-repfusion-start table-tta: $(READY)
 	$(BIN)/python utils/pipeline.py -c configs/pipelines/$(subst -,_,$(@:table-%=%)).yaml --dataset $(DATASET) \
 	  --seeds $(shell seq -s, 1 $(SEEDS)) $(addprefix --arch ,$(ARCH)) $(ARGS)
 

@@ -113,6 +113,7 @@ STOPS: dict[str, dict[str, Callable]] = {
     "utils/model_soups.py": {"undegrade.trainers.soups.find_checkpoint": _stop()},
     "evaluation/approach_table.py": {"undegrade.evaluation.seeds.read_seeds": _stop()},
     "evaluation/dense_table.py": {"undegrade.evaluation.approach_table.result_paths": _stop()},
+    "evaluation/protocol_table.py": {"undegrade.evaluation.approach_table.result_paths": _stop()},
     "evaluation/linear_probe.py": {"undegrade.utils.data.sources.registry.SourceConfig.open": _stop()},
     "utils/pipeline.py": {"undegrade.utils.files.write_atomic": _stop()},
     "image_adapt/scripts/image_sample.py": {

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.photo_like import photo_like
 from undegrade.evaluation.ensemble import Member, Scorer
-from undegrade.evaluation.protocols import PATH, Protocol, stretches
+from undegrade.evaluation.protocols import PATH, Protocol, read_protocol, stretches
 from undegrade.utils.config import build
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.sources.image_source import array_source
@@ -156,3 +156,23 @@ def test_a_state_of_another_stream_is_not_gone_on_from(tmp_path: Path) -> None:
         assert all(map(torch.equal, logits(*scorer_of(tmp_path, **keys)), logits(*scorer_of(None, **keys))))
     (tmp_path / "toy/stream.pt").write_bytes(b"nothing")
     assert all(map(torch.equal, logits(*scorer_of(tmp_path, shifts="mixed")), logits(*scorer_of(None, shifts="mixed"))))
+
+
+@pytest.mark.parametrize(("text", "keys"), [
+    ("mixed", {"shifts": "mixed"}),
+    ("by_class+delta=0.05+continual+seed=3", {"order": "by_class", "delta": 0.05, "shifts": "continual", "seed": 3}),
+])  # fmt: skip
+def test_a_protocol_is_read_from_its_words(text: str, keys: dict) -> None:
+    assert read_protocol(text) == keys
+    protocol = build(Protocol, keys)
+    assert build(Protocol, read_protocol(protocol.key)) == protocol, "its key is such words"
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("mixd", "unknown word 'mixd' in --protocol mixd: did you mean 'mixed'"),
+    ("mixed+reset", r"--protocol mixed\+reset: reset is a second shifts"),
+    ("size=3", "unknown word 'size='"),
+])  # fmt: skip
+def test_mistakes_in_a_protocol_are_named(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_protocol(text)

@@ -19,6 +19,7 @@ COMMANDS = {  # word -> (module that has the `main`, what it does)
     "probe": ("evaluation.linear_probe", "what a frozen network sees of the classes"),
     "table": ("evaluation.approach_table", "approaches, mean over seeds, beside published numbers"),
     "dense_table": ("evaluation.dense_table", "networks for masks or points, mean over seeds"),
+    "protocol_table": ("evaluation.protocol_table", "systems under several protocols or batch sizes, mean over seeds"),
     "pipeline": ("utils.pipeline", "run the stages of a pipeline YAML"),
 }
 

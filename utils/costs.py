@@ -76,7 +76,7 @@ class _Books:
         kinds: dict[str, Callable[[Tree], Cost]] = {
             "train": self._training, "soup": self._soup, "adapt": self._adaptation, "generate": self._generation,
             "ensemble": self._evaluation, "test": self._test, "probe": self._probe, "table": lambda tree: Cost(),
-            "dense_table": lambda tree: Cost(),
+            "dense_table": lambda tree: Cost(), "protocol_table": lambda tree: Cost(),
         }  # fmt: skip
         kind = SCRIPTS.get(stage.script, "")
         try:
