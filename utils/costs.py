@@ -60,6 +60,12 @@ _HELD_OUT = ("validation", "val", "valid", "test")  # folders of the parts of an
 # method -> passes forward and backward of a training image, where they are not one of each: also
 # those of the teacher (an editor's are three) and of the target; of the degraded image, too
 _PASSES = {"distillation": (2, 1), "repfusion": (2, 1), "autoencoding": (2, 2), "consistency": (3, 1), "editor_consistency": (5, 1)}
+# predictor -> passes of the classifier forward and backward of a test image, at most, and without
+# those on training images; of DUSA those of the diffusion model are counted like the classifier's
+_ADAPTED = {
+    "bn_ema": (2, 0), "tent": (1, 1), "eata": (1, 1), "sar": (2, 2), "deyo": (2, 1), "roid": (2, 2), "rotta": (3, 1),
+    "rmt": (4, 3), "cotta": (34, 1), "memo": (33, 32), "dusa": (5, 5), "live_fusion": (5, 0),
+}  # fmt: skip
 _DENSE = ("segmentation", "landmarks")
 
 
@@ -184,10 +190,12 @@ class _Books:
         data = tree["data"]
         sizes, cells = self._sizes(data["dataset"]), _cells(data)
         degradations = tree.get("degradations", [])
-        members = sum(len(degradations) if "{deg}" in name else 1 for name in tree["members"])
+        members = [member for name, member in tree["members"].items() for _ in (degradations if "{deg}" in name else [name])]
+        passes = [_ADAPTED.get(member.get("predictor", {}).get("name", "frozen"), (1, 0)) for member in members]
+        forward, backward = (sum(counts) for counts in zip(*passes, strict=True))
         images = _limited(getattr(sizes, data.get("split", "test")), data.get("limit")) * cells
-        side = data.get("image_size") or sizes.side
-        return _of(tree["arch"], side, images, images * members, disk=images * members * sizes.classes * _BYTES_A_LOGIT)
+        side, disk = data.get("image_size") or sizes.side, images * len(members) * sizes.classes * _BYTES_A_LOGIT
+        return _of(tree["arch"], side, images, images * forward, images * backward, ratio=2, disk=disk)
 
     def _test(self, tree: Tree) -> Cost:
         (name, dataset), data = self._run(tree["checkpoint"]), tree.get("data", {})
