@@ -60,8 +60,8 @@ METHODS: dict[str, str] = {}
 
 ALONE = (
     "batches of one image: BatchNorm takes its statistics of that image alone (bn on Digits under 15 corruptions: 60.7 %, and 78.9 "
-    "in batches of 200); give a larger --batch_size, a window of the latest images (predictor.window 64), or a method that needs no "
-    "batch (memo, bn with alpha 0.1)"
+    "in batches of 200); give a larger --batch_size, a window of the latest images (predictor.window 64), or a method that needs "
+    "none (memo, bn with alpha 0.1)"
 )
 
 STEPS = {"optimizer": ("adam", "adam", "sgd"), "lr": (1e-3, 1e-3, 2.5e-4)}
