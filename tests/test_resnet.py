@@ -12,6 +12,7 @@ from torch import nn
 
 from undegrade.models.classification.classifier import build_classifier
 from undegrade.models.classification.resnet import build_small_network
+from undegrade.models.classification.wide_resnet import WideBlock
 
 BN = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
 
@@ -150,3 +151,25 @@ def test_wide_networks_differ_from_timms_by_the_stem_alone() -> None:
     assert list(mine) == list(theirs)
     assert {name for name in mine if mine[name] != theirs[name]} == {"conv1.weight"}
     assert network.get_parameter("conv1.weight").std().item() == pytest.approx(math.sqrt(2 / 576), rel=0.05)  # fan_out 64 * 9
+
+
+@pytest.mark.parametrize(("arch", "weights"), [("WRN28_10", 36_479_194), ("WRN40_2", 2_243_546)])
+def test_wide_resnets_have_robustbenchs_names_and_sizes(arch: str, weights: int) -> None:
+    with torch.device("meta"):
+        network = build_small_network(arch, 10)
+        assert network(torch.empty(2, 3, 32, 32)).shape == (2, 10)
+    assert sum(p.numel() for p in network.parameters()) == weights
+    state = network.state_dict()
+    wide = {"WRN28_10": 160, "WRN40_2": 32}[arch]
+    assert (
+        state["block1.layer.0.convShortcut.weight"].shape == (wide, 16, 1, 1) and "block1.layer.1.convShortcut.weight" not in state
+    )
+    assert [name for name in state if name.startswith("block2.layer.1.")][0] == "block2.layer.1.bn1.weight"  # noqa: RUF015
+
+
+def test_a_wide_block_activates_before_it_convolves() -> None:
+    block = WideBlock(4, 4, 1).eval()
+    x = torch.randn(2, 4, 6, 6)
+    with torch.no_grad():
+        expected = x + block.conv2(block.bn2(block.conv1(block.bn1(x).relu())).relu())
+        assert torch.allclose(block(x), expected)

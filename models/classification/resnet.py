@@ -7,6 +7,8 @@ FusionDistill checkpoints, so that either side loads the other's weights strictl
 ResNet18_CIFAR, ResNet50_CIFAR: ImageNet's ResNets with a 3x3 stem of stride 1 and no max-pool
 (mm-classification's ResNet_CIFAR), which DiffAUD uses; built of timm's ResNet, with its names.
 
+WRN28_10, WRN40_2: wide ResNets (wide_resnet.py).
+
 MobileNetV2_CIFAR: timm's MobileNetV2, with its names, but stride 1 in its stem and in the second of
 its stages, so that 32 pixels become 4 and not 1.
 """
@@ -18,6 +20,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from undegrade.models.classification.wide_resnet import SIZES, WideResNet
 from undegrade.utils.choices import check_choice
 
 BLOCKS_PER_STAGE = {"ResNet20": 3, "ResNet56": 9, "ResNet110": 18}
@@ -27,7 +30,7 @@ _WIDE = {
     "ResNet50_CIFAR": ("Bottleneck", (3, 4, 6, 3)),
 }  # timm's block, blocks a stage
 _MOBILE = "MobileNetV2_CIFAR"
-ARCHS = (*BLOCKS_PER_STAGE, *_WIDE, _MOBILE)
+ARCHS = (*BLOCKS_PER_STAGE, *_WIDE, _MOBILE, *SIZES)
 
 
 class BasicBlock(nn.Module):
@@ -98,6 +101,8 @@ def build_small_network(arch: str, num_classes: int) -> nn.Module:
     network: Any
     if arch in BLOCKS_PER_STAGE:
         return CifarResNet(BLOCKS_PER_STAGE[arch], num_classes)
+    if arch in SIZES:
+        return WideResNet(*SIZES[arch], num_classes)
     if arch == _MOBILE:
         import timm  # noqa: PLC0415  as below
 
