@@ -5,6 +5,7 @@ its script takes.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import sys
 from collections.abc import Callable
@@ -226,6 +227,20 @@ def test_checkpoints_that_a_stage_asks_for_are_of_earlier_stages(path: Path, dat
         asked = dict(zip(stage.words, stage.words[1:], strict=False)).get("--checkpoint")
         assert asked is None or asked in made, f"{stage.name} asks for {asked}"
         made |= set(runs_made_by(stage.words, Path(dataset).name))
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=str)
+def test_adapted_images_that_an_evaluation_looks_at_are_of_earlier_stages(path: Path) -> None:
+    adapted: dict[str, set[str]] = {}
+    for stage in commands(build(PipelineConfig, read_yaml(path)), {"dataset": "Digits"}):
+        given = {word.removeprefix("--"): text for word, text in itertools.pairwise(stage.words) if word.startswith("--")}
+        names = set(given.get("corruption", "").split(","))
+        if "image_sample.py" in stage.script:
+            adapted.setdefault(given["save_dir"], set()).update(names)
+        for key, folder in given.items():
+            if key.startswith("views."):
+                missing = names - adapted.get(folder, set())
+                assert not missing, f"{stage.name} looks at {missing} in {folder}, which no earlier stage adapts"
 
 
 # --- commands in documents
