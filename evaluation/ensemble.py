@@ -158,8 +158,7 @@ class Scorer:
         path = self.cache and self.cache / member.name / "cost.json"
         if member.name in self._spent:
             seconds, count = self._spent[member.name]
-            moved = getattr(member.predictor, "moved", {}).values()
-            cost = PredictorCost(1000 * seconds / count, sum(parameter.numel() for parameter in moved))
+            cost = PredictorCost(1000 * seconds / count, getattr(member.predictor, "numbers_moved", 0))
             if path is not None:
                 write_atomic(path, json.dumps(cost._asdict()) + "\n")
             return cost

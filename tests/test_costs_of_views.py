@@ -52,7 +52,9 @@ def test_views_of_a_system_add_up_once_each(tmp_path: Path) -> None:
         "foreign": str(tmp_path),
     }
     systems = {"source": ["raw"], "vote": ["raw", "one", "same"], "edits": ["raw", "one", "two"], "unknown": ["raw", "foreign"]}
-    costs = system_costs(systems, views)
+    adapting = system_costs(systems, views, {"raw": 2.0, "same": 3.0})
+    assert adapting == {"source": Cost(0, 2.0), "vote": Cost(9, 15.0), "edits": Cost(18, 17.0)}, "of each member once"
+    costs = system_costs(systems, views, {})
     assert costs == {"source": Cost(0, 0.0), "vote": Cost(9, 10.0), "edits": Cost(18, 15.0)}
     assert cost_lines(costs)[2].split() == ["vote", "9", "10.0"] and cost_lines({"source": Cost(0, 0.0)}) == []
 

@@ -118,6 +118,11 @@ class Adapting:
     def identity(self) -> str:
         return " ".join([self.version, *self.files])
 
+    @property
+    def numbers_moved(self) -> int:
+        """How many numbers its steps change."""
+        return sum(parameter.numel() for parameter in self.moved.values())
+
     def adapt(self, x: Tensor) -> Tensor:
         """Logits [B,K] of images [B,3,H,W] in [0,1], and a step."""
         raise NotImplementedError
