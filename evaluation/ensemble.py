@@ -119,7 +119,7 @@ class Scorer:
         self._prepared = {place: logits for place, logits in self._prepared.items() if held[place]}
         groups: dict[str, list[Member]] = {}
         for member in members:
-            if (member, cell) in self._prepared or self._read(member, cell):
+            if self._known(member, cell):
                 continue
             if member.predictor.stateful:
                 known, store = partial(self._known, member), partial(self._store, member)
@@ -132,14 +132,14 @@ class Scorer:
             for member, logits in zip(group, scored, strict=True):
                 self._store(member, cell, logits)
 
-    def _read(self, member: Member, cell: Cell) -> bool:
-        stored = read_logits(self._path(member, cell), self._identity(member, cell), self.exact)
-        if stored is not None:
-            self._prepared[member, cell] = stored
-        return stored is not None
-
     def _known(self, member: Member, cell: Cell) -> bool:
-        return (member, cell) in self._prepared or self._read(member, cell)
+        """Whether the logits are there, in memory or on disk, from where they are read."""
+        if (member, cell) not in self._prepared:
+            stored = read_logits(self._path(member, cell), self._identity(member, cell), self.exact)
+            if stored is None:
+                return False
+            self._prepared[member, cell] = stored
+        return True
 
     def _store(self, member: Member, cell: Cell, logits: StoredLogits) -> None:
         self._prepared[member, cell] = logits

@@ -179,7 +179,8 @@ class Stream:
         self.predictor.load(kept["state"])
         cells = {cell.folder: cell for cell in (self.plan[kept["done"]].cells if kept["images"] else ())}
         logits = {
-            cells[folder]: StoredLogits(values.cpu(), highest and highest.cpu()) for folder, values, highest in kept["logits"]
+            cells[folder]: StoredLogits(values.cpu(), None if highest is None else highest.cpu())
+            for folder, values, highest in kept["logits"]
         }
         return Position(kept["done"], kept["images"], logits)
 

@@ -10,8 +10,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 
 class Colours(torch.nn.Module):
@@ -19,6 +17,8 @@ class Colours(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B,3,H,W] in [0,1]."""
+        from torchvision.transforms.v2 import functional as F  # noqa: PLC0415  a second
+
         changes = (
             (F.adjust_brightness, 0.6, 1.4), (F.adjust_contrast, 0.7, 1.3), (F.adjust_saturation, 0.5, 1.5),
             (F.adjust_hue, -0.06, 0.06), (F.adjust_gamma, 0.7, 1.3),
@@ -42,6 +42,8 @@ def strong_augmentation(size: int, padding: Literal["edge", "reflect"] = "edge",
     """CoTTA's changes (Wang et al. 2022) of images [B,3,size,size] in [0,1]; ROID's are without
     blur and noise, with mirrored margins.
     """
+    from torchvision.transforms import v2  # noqa: PLC0415  a second
+
     affine = v2.RandomAffine(15, (1 / 16, 1 / 16), (0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
     crop, flip, clip = v2.CenterCrop(size), v2.RandomHorizontalFlip(), v2.Lambda(lambda x: x.clamp(0, 1))
     blur = [v2.GaussianBlur(5, (0.001, 0.5))] if blurred else []

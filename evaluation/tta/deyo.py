@@ -13,7 +13,6 @@ import math
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from undegrade.evaluation.surroundings import Surroundings
 from undegrade.evaluation.tta.adapting import NORMALISED, STEPS, Adapting, StepOptions, register, with_constants
@@ -70,6 +69,8 @@ class Deyo(Adapting):
 
 def shuffled_patches(x: Tensor, count: int) -> Tensor:
     """Images [B,3,S,S] cut into `count` x `count` patches, each image's in an order of its own."""
+    from torchvision.transforms.v2 import functional as F  # noqa: PLC0415  a second
+
     size = x.shape[-1]
     side = size // count
     fitted = x if side * count == size else F.resize(x, [side * count])

@@ -16,7 +16,6 @@ import zlib
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from undegrade.evaluation.surroundings import Surroundings
 from undegrade.evaluation.tta.adapting import Adapting, StepOptions, register, with_constants
@@ -68,6 +67,8 @@ class Memo(Adapting):
             return self.look(image[None])
 
     def _augmented(self, image: Tensor) -> Tensor:
+        from torchvision.transforms import v2  # noqa: PLC0415  a second
+
         size = image.shape[-1]
         crop = v2.RandomCrop(size, 4) if size < 64 else v2.RandomResizedCrop(size, antialias=True)
         change = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.AugMix(severity=1, all_ops=False)])
