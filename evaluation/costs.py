@@ -39,6 +39,32 @@ class PredictorCost(NamedTuple):
     moved: int = 0
 
 
+PREDICTOR_COST = "cost.json"
+
+
+def read_predictor_cost(path: Path) -> PredictorCost:
+    """What `PREDICTOR_COST` beside the logits of a member says; all 0 without the file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    return PredictorCost(**parse_json(path.read_text(encoding="utf-8"), path, _MEND)) if path.is_file() else PredictorCost()
+
+
+def evaluation_costs(results: Path, meta: Mapping[str, Any]) -> tuple[dict[str, Cost], dict[str, int]]:
+    """System -> its cost, where known, and the numbers that its members move, of a results file.
+
+    Args:
+        results: path of the file; the logits lie beside it.
+        meta: of the file.
+    """
+    systems = {name: list(system["members"]) for name, system in meta.get("systems", {}).items()}
+    names = dict.fromkeys(name for members in systems.values() for name in members)
+    found = {name: read_predictor_cost(results.parent / "logits" / name / PREDICTOR_COST) for name in names}
+    costs = system_costs(systems, meta.get("views", {}), {name: cost.ms for name, cost in found.items()})
+    return costs, {name: sum(found[member].moved for member in members) for name, members in systems.items()}
+
+
 def view_cost(view: str) -> Cost | None:
     """Of the images of a view: the mean over its cells; None where no launch of ours noted it.
 
@@ -74,7 +100,7 @@ def system_costs(members: Mapping[str, Sequence[str]], views: Mapping[str, str],
     known = {view: view_cost(view) for view in set(views.values())}
     costs = {}
     for system, names in members.items():
-        parts = [known[view] for view in dict.fromkeys(views[name] for name in names)]
+        parts = [known[view] for view in dict.fromkeys(views[name] for name in names if name in views)]
         found = [part for part in parts if part is not None]
         if found and len(found) == len(parts):
             own = sum(adapting.get(name, 0.0) for name in dict.fromkeys(names))

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from undegrade.evaluation.costs import PredictorCost
+from undegrade.evaluation.costs import PREDICTOR_COST, PredictorCost, read_predictor_cost
 from undegrade.evaluation.logit_store import StoredLogits, read_logits, write_logits
 from undegrade.evaluation.predictors import Predictor
 from undegrade.evaluation.protocols import Protocol, stretches
@@ -26,7 +26,7 @@ from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.pixels import to_unit
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.views import View
-from undegrade.utils.files import parse_json, write_atomic
+from undegrade.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -155,16 +155,14 @@ class Scorer:
 
     def cost(self, member: Member) -> PredictorCost:
         """What the member's predictor takes, measured on the images that it saw here or before."""
-        path = self.cache and self.cache / member.name / "cost.json"
+        path = self.cache and self.cache / member.name / PREDICTOR_COST
         if member.name in self._spent:
             seconds, count = self._spent[member.name]
             cost = PredictorCost(1000 * seconds / count, getattr(member.predictor, "numbers_moved", 0))
             if path is not None:
                 write_atomic(path, json.dumps(cost._asdict()) + "\n")
             return cost
-        if path is None or not path.is_file():
-            return PredictorCost()
-        return PredictorCost(**parse_json(path.read_text(encoding="utf-8"), path, "remove it, only what is said of the costs goes"))
+        return PredictorCost() if path is None else read_predictor_cost(path)
 
     def _stream(self, member: Member, cell: Cell) -> Stream:
         """A stateful member's way through the protocol, on which the cell lies."""

@@ -159,7 +159,7 @@ def result_facts(
     for key in ("corruptions", "severities", "sweep"):  # the rows say it, those of several evaluations together
         del tree["data"][key]
     facts: dict[str, Any] = {
-        "dataset": data.dataset, "split": data.split, "images": len(source), "frame": source.frame,
+        "dataset": data.dataset, "split": data.split, "images": len(source), "classes": len(source.classes), "frame": source.frame,
         "listing": listing_digest(source.keys, source.labels), "seed": data.seed, "constants": data.constants, **data.changed(),
         "members": {name: member.digest for name, member in members.items()},
         "views": {name: member_view(config, name) for name in members},

@@ -1,28 +1,36 @@
-"""Mean accuracy of systems under several protocols, or at several batch sizes, over seeds.
+"""Systems under several protocols, or at several batch sizes, over seeds of networks and streams.
 
-    python evaluation/protocol_table.py --results runs/seed{seed}/tta/{column}/results.json \
-        --columns reset,mixed,by_class --seeds 1,2,3 --against source --dataset Digits
+    python evaluation/protocol_table.py --results runs/{column}/{stream}/seed{seed}/results.json \
+        --columns reset,mixed,by_class --seeds 1 --streams 1,2,3 --against source --dataset Digits
 
-Reads the results.json of one evaluation for each column and seed. table.md and table.csv have the
-mean over the degraded test sets, and what every system gains over `--against`, paired by image.
-Where all columns are numbers, such as batch sizes, curves.png shows accuracy against them.
+Reads the results.json of one evaluation for each column, seed and stream. table.md and table.csv
+have the mean accuracy over the degraded test sets; table.md also the calibration error, the
+milliseconds an image, how many numbers a system moves, and whose predictions run into few classes.
+gains.md has what every system gains over those of `--against`, paired by image. Where all columns
+are numbers, such as batch sizes, curves.png shows accuracy against them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from undegrade.evaluation.approach_table import result_paths
+from undegrade.evaluation.costs import Cost, evaluation_costs
 from undegrade.evaluation.results import CLEAN, percent
+from undegrade.evaluation.robustness import collapsed
 from undegrade.evaluation.seeds import Seeds, gains, read_seeds
+from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.errors import run_main
 from undegrade.utils.figures import PALETTE, new_figure, save, tidy
 from undegrade.utils.files import write_atomic
+from undegrade.utils.yaml_trees import parse_value
 
 _DASHES = ("-", "--", ":", "-.")
 
@@ -30,29 +38,61 @@ _DASHES = ("-", "--", ":", "-.")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     p = ScriptParser(__doc__, [])
-    p.add_argument("--results", required=True, help="path of a results.json with `{column}` and, for several seeds, `{seed}` in it")
+    p.add_argument(
+        "--results", required=True, help="path of a results.json with `{column}` in it and, for several, `{seed}`, `{stream}`"
+    )
     p.add_argument("--columns", required=True, help="for `{column}`, joined by commas")
     p.add_argument("--seeds", default="", help="for `{seed}`, joined by commas: 1,2,3")
+    p.add_argument("--streams", default="", help="for `{stream}`, joined by commas: 1,2,3")
+    p.add_argument("--corruption", default="", help="test sets that count, joined by commas (default: all degraded ones)")
     p.add_argument("--dataset", required=True, help="data set of the results")
-    p.add_argument("--against", required=True, help="system that the others are compared with")
+    p.add_argument("--against", required=True, help='system that the others are compared with, or several: ["source", "BN"]')
     p.add_argument("--out", default="runs/table", help="folder of what is written")
     args, _ = p.parse(argv)
     if "{column}" not in args.results:
         raise ValueError(f"--results {args.results}: put `{{column}}` where the name of each protocol stands")
-    columns = list(dict.fromkeys(args.columns.split(",")))
-    paths = {name: result_paths([args.results.replace("{column}", name)], args.seeds) for name in columns}
-    found = {name: read_seeds(files, Path(args.dataset).name) for name, files in paths.items()}
+    if ("{stream}" in args.results) != bool(args.streams):
+        raise ValueError(
+            f"--results {args.results} --streams {args.streams}: `{{stream}}` in the path and --streams 1,2 go together"
+        )
+    dataset, parsed = Path(args.dataset).name, parse_value(args.against)
+    found: dict[str, Seeds] = {}
+    costs: list[tuple[dict[str, Cost], dict[str, int]]] = []
+    for name in dict.fromkeys(args.columns.split(",")):
+        pattern = args.results.replace("{column}", name)
+        files = result_paths([pattern.replace("{stream}", stream) for stream in args.streams.split(",")], args.seeds)
+        every = read_seeds(files, dataset)
+        found[name] = only(every, args.corruption.split(",")) if args.corruption else every
+        costs += [evaluation_costs(Path(file), meta) for file, meta in zip(files, every.metas, strict=True)]
     means = accuracies(found)
-    text = markdown(means, found, args.against)
+    text = "\n".join([markdown(means, found), calibration(found, costs), *collapses(found)])
     print(text)
     out = Path(args.out)
     write_atomic(out / "table.md", text)
     write_atomic(out / "table.csv", means.to_csv(float_format=lambda value: percent(value, digits=4)))
-    written = ["table.md", "table.csv"]
-    if all(name.isdecimal() for name in columns) and len(columns) > 1:
+    write_atomic(out / "gains.md", gains_text(found, parsed if isinstance(parsed, list) else [args.against]))
+    written = ["table.md", "table.csv", "gains.md"]
+    if all(name.isdecimal() for name in found) and len(found) > 1:
         save(curves(means), out / "curves.png")
         written.append("curves.png")
     print(f"written: {', '.join(f'{out}/{name}' for name in written)}")
+
+
+def only(seeds: Seeds, corruptions: Sequence[str]) -> Seeds:
+    """What the results say of some corruptions.
+
+    Raises:
+        ValueError: they say nothing of one (names those that they have).
+    """
+    known = dict.fromkeys(row.corruption for run in seeds.runs for row in run)
+    for name in corruptions:
+        check_choice(name, known, "corruption of the results", "--corruption")
+    runs = [[row for row in run if row.corruption in corruptions] for run in seeds.runs]
+    correct = {
+        system: {place: right for place, right in cells.items() if place[1].corruption in corruptions}
+        for system, cells in seeds.correct.items()
+    }
+    return dataclasses.replace(seeds, runs=runs, correct=correct, means=[])
 
 
 def accuracies(found: Mapping[str, Seeds]) -> pd.DataFrame:
@@ -73,16 +113,16 @@ def accuracies(found: Mapping[str, Seeds]) -> pd.DataFrame:
     return table[order].loc[list(dict.fromkeys(cells["system"]))].rename(columns={"std": "deviation"})
 
 
-def markdown(means: pd.DataFrame, found: Mapping[str, Seeds], against: str) -> str:
-    """Caption, table, and the gains by column."""
+def markdown(means: pd.DataFrame, found: Mapping[str, Seeds]) -> str:
+    """Caption and table of accuracies."""
     first = next(iter(found.values()))
-    count, several = len(first.runs), len(first.runs) > 1
-    images = first.runs[0][0].n
-    spread = ", mean ± sample standard deviation" if several else ""
+    count = len(first.runs)
+    spread = f", mean over {count} seeds and streams ± sample standard deviation" if count > 1 else ""
+    cells = {row.corruption for row in first.runs[0]} - {CLEAN}
     lines = [
-        f"Accuracy in %, mean over the degraded test sets of {images} images, {count} seed{'s' if several else ''}{spread}; "
-        "the best of a column in bold.", "",
-        "| system | " + " | ".join(found) + " |", "| --- |" + " ---: |" * len(found),
+        f"Accuracy in %, mean over {len(cells)} degraded test sets of {first.runs[0][0].n} images{spread}; the best of a column in "
+        "bold.", "",
+        *_heading(list(found)),
     ]  # fmt: skip
     best = {name: means[name, "mean"].max() for name in found}
     for system, row in means.iterrows():
@@ -92,9 +132,53 @@ def markdown(means: pd.DataFrame, found: Mapping[str, Seeds], against: str) -> s
             text = "" if pd.isna(mean) else percent(mean) + ("" if pd.isna(deviation) else f" ±{percent(deviation)}")
             texts.append(f"**{text}**" if mean == best[name] else text)
         lines.append(f"| {system} | " + " | ".join(texts) + " |")
-    for name, seeds in found.items():
-        lines += ["", f"{name}, paired by image, 95 % intervals:", "", *(f"- {line}" for line in gains(seeds, against))]
     return "\n".join(lines) + "\n"
+
+
+def calibration(found: Mapping[str, Seeds], costs: Sequence[tuple[Mapping[str, Cost], Mapping[str, int]]]) -> str:
+    """Table of calibration errors, milliseconds an image, and numbers that move.
+
+    Args:
+        found: results by column.
+        costs: of each file, see `evaluation_costs`.
+    """
+    lines = [
+        "Expected calibration error in %; milliseconds an image, of the adaptation of classifier and images on the machine that "
+        "made the results; numbers of the classifiers that steps change.", "",
+        *_heading([*found, "ms", "moved"]),
+    ]  # fmt: skip
+    rows = [(name, row) for name, seeds in found.items() for run in seeds.runs for row in run if row.corruption != CLEAN]
+    for system in dict.fromkeys(row.system for _, row in rows):
+        texts = []
+        for name in found:
+            errors = [row.metrics.get("calibration_error") for column, row in rows if (column, row.system) == (name, system)]
+            texts.append("" if None in errors or not errors else percent(100 * float(np.mean(errors))))  # type: ignore[arg-type]
+        known = [every[system].ms for every, _ in costs if system in every]
+        moved = max((every[system] for _, every in costs if system in every), default=0)
+        lines.append(f"| {system} | " + " | ".join([*texts, f"{np.mean(known):.1f}" if known else "", f"{moved:,}"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def collapses(found: Mapping[str, Seeds]) -> list[str]:
+    """Lines that name systems whose predictions run into few classes, by column."""
+    lines: list[str] = []
+    for name, seeds in found.items():
+        told = [line for run, meta in zip(seeds.runs, seeds.metas, strict=True) for line in collapsed(run, meta.get("classes", 0))]
+        lines += [f"- {name}, {line}" for line in told]
+    return ["Predictions that run into few classes, known without labels:", "", *lines, ""] if lines else []
+
+
+def gains_text(found: Mapping[str, Seeds], against: Sequence[str]) -> str:
+    """What every system gains over each of some, by column."""
+    lines = ["Points of accuracy, paired by image, with 95 % intervals."]
+    for name, seeds in found.items():
+        for other in against:
+            lines += ["", f"{name}, against {other}:", "", *(f"- {line}" for line in gains(seeds, other))]
+    return "\n".join(lines) + "\n"
+
+
+def _heading(columns: Sequence[str]) -> list[str]:
+    return ["| system | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
 
 
 def curves(means: pd.DataFrame) -> Figure:

@@ -56,6 +56,7 @@ class Seeds:
         means: of a single seed, the rows that hold the means.
         correct: system -> which images it has right, bool [n] for each (seed, cell); empty where a
             results file stands alone, without `correct.npz`.
+        metas: what the file of each seed says of all its rows.
     """
 
     runs: list[list[Result]]
@@ -63,6 +64,7 @@ class Seeds:
     trained: list[str] = dataclasses.field(default_factory=list)
     means: list[Result] = dataclasses.field(default_factory=list)
     correct: dict[str, dict[tuple[int, Cell], np.ndarray]] = dataclasses.field(default_factory=dict)
+    metas: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +108,9 @@ def read_seeds(paths: Sequence[str | Path], dataset: str, made_by: str = "") -> 
         for other, rows_there, meta_there in zip(paths[:index], runs, metas, strict=False):
             _check_same(path, runs[-1], meta, other, rows_there, meta_there)
     means = [row for row in rows if row.corruption == MEAN] if len(paths) == 1 else []
-    return Seeds(runs, str(metas[0].get("split") or ""), list(metas[0].get("degradations", [])), means, _correct(paths, runs))
+    return Seeds(
+        runs, str(metas[0].get("split") or ""), list(metas[0].get("degradations", [])), means, _correct(paths, runs), metas
+    )
 
 
 def _correct(paths: Sequence[str | Path], runs: Sequence[Sequence[Result]]) -> dict[str, dict[tuple[int, Cell], np.ndarray]]:
@@ -250,7 +254,7 @@ def _check_same(
             odd = {"first": here - there, "second": there - here}
             named = ", ".join(f"only the {which} has {_some(items)}" for which, items in odd.items() if items)
             raise ValueError(f"{path} and {other} differ in their {what}: {named}; evaluate every seed with the same configuration")
-    if meta.get("members") and meta.get("members") == meta_there.get("members"):
+    if meta.get("members") and all(meta.get(key) == meta_there.get(key) for key in ("members", "protocol")):
         raise ValueError(f"{path} and {other} are of the same networks: give one file a seed")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import shutil
@@ -50,7 +51,8 @@ class StageConfig:
             is for. On any other number, the variable `processes`, all of them together see as many
             images a step (`shared_out`).
         each: run it once for each of these values, as `{each}`; a value may be a variable that
-            lists several, joined by commas.
+            lists several, joined by commas. Or variables by name, `{protocol: "reset,mixed",
+            stream: "1,2"}`: once for each combination of their values.
         once: run it a single time, after all repetitions of the pipeline's `repeat`; the repeated
             variable stands for itself in its command (`{seed}`), as a pattern of what the
             repetitions left.
@@ -63,7 +65,7 @@ class StageConfig:
     overrides: list[str] = field(default_factory=list)
     mpi: bool = False
     recipe_processes: str | Count = 1
-    each: list[str] = field(default_factory=list)
+    each: list[str] | dict[str, str] = field(default_factory=list)
     once: bool = False
     when: str = "always"
 
@@ -198,8 +200,8 @@ def _chain(
             args |= config.overrides[group]
             owner |= dict.fromkeys(config.overrides[group], group)
         variables.used |= {f"{group}.{key}" for key, group in owner.items()}
-        for value in [v for text in stage.each for v in _values(text, variables, name)] or [""]:
-            here = variables.also({"each": escaped(value), "stage_id": _STAGE_ID})
+        for value, chosen in _repetitions(stage, variables, name):
+            here = variables.also({**chosen, "stage_id": _STAGE_ID})
             given = [stage.config] if isinstance(stage.config, str) else stage.config
             configs = [path for path in (here.fill(text, name) for text in given) if path]
             words = ["-c", *configs] * bool(configs)
@@ -224,6 +226,14 @@ def _program(stage: StageConfig, ranks: str, processes: int) -> list[str]:
     words += [sys.executable, *([*TORCHRUN, str(processes)] if processes > 1 else [])]
     installed = stage.script in SCRIPTS and not Path(stage.script).is_file()
     return [*words, *(["-m", "undegrade", SCRIPTS[stage.script]] if installed else [stage.script])]
+
+
+def _repetitions(stage: StageConfig, variables: Variables, name: str) -> list[tuple[str, dict[str, str]]]:
+    """(its part of the command's name, variables) of each time that a stage runs."""
+    if isinstance(stage.each, dict):
+        values = [_values(text, variables, name) for text in stage.each.values()]
+        return [("-".join(c), {k: escaped(v) for k, v in zip(stage.each, c, strict=True)}) for c in itertools.product(*values)]
+    return [(v, {"each": escaped(v)}) for v in [v for text in stage.each for v in _values(text, variables, name)] or [""]]
 
 
 def _values(text: str, variables: Variables, stage: str) -> list[str]:
