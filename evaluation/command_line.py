@@ -32,7 +32,7 @@ def evaluation_parser(description: str | None) -> ScriptParser:
     p.add_argument(
         "--corruption",
         help="corruptions joined by commas; all: the 15 of ImageNet-C; imagenet-c-bar: its 10; imagenet-3dcc-2d: its 3 without "
-        "depth; clean; degradations (random level)",
+        "depth; smooth: from each of the 15 into the next; clean; degradations (random level)",
     )
     p.add_argument("--severity", help="of the corruptions: 5, or 1,3,5, or 1-5")
     p.add_argument("--dataset", help="data set name or image folder")

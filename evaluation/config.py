@@ -31,7 +31,8 @@ class TestDataConfig(SourceConfig):
     Attributes:
         split: test | validation (for tuning) | train.
         corruptions: names; `all` is the 15 of ImageNet-C, `imagenet-c-bar` those 10,
-            `imagenet-3dcc-2d` the 3 of ImageNet-3DCC that need no depth; degradations and sequences
+            `imagenet-3dcc-2d` the 3 of ImageNet-3DCC without depth, `smooth` passages from each
+            of the 15 into the next, such as gaussian_noise~shot_noise; degradations and sequences
             get a level drawn for each image; `clean`.
         severities: of the corruptions, 1..5.
         sweep: degradations (or corruptions) to be evaluated at every level; `all` for the four

@@ -12,6 +12,8 @@ import numpy as np
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.cells import CLEAN, Cell
+from undegrade.utils.data.perturbations.passages import Passage
+from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.ranges import Positive, Seed
 from undegrade.utils.seeding import numpy_generator
 from undegrade.utils.yaml_trees import parse_value
@@ -30,17 +32,25 @@ class Protocol:
             of which those asked for count at their first time; `mixed`: all at once in random
             order. In the last two, sets without a severity (`clean`, degradations) come first, one
             after the other, anew at each.
-        order: of the images of a test set: `shuffled`, `listing` (by class in image folders), or
-            `by_class`: each class mostly within some stretches of the stream.
+        order: of the images of a test set: `shuffled`, `listing` (by class in image folders),
+            `by_class`: each class mostly within some stretches of the stream, or `smooth`: of
+            passages such as gaussian_noise~fog by how far the change has come (clean images:
+            shuffled), after one another.
         delta: of `by_class`: parameter of the Dirichlet distribution over as many stretches as
             there are classes; the smaller, the more of a class comes together.
         seed: of the order.
     """
 
     shifts: Literal["reset", "continual", "gradual", "mixed"] = "reset"
-    order: Literal["shuffled", "listing", "by_class"] = "shuffled"
+    order: Literal["shuffled", "listing", "by_class", "smooth"] = "shuffled"
     delta: Positive = 0.1
     seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        if self.order == "smooth" and self.shifts in ("gradual", "mixed"):
+            raise ValueError(
+                f"protocol {self.shifts}+smooth: smooth streams change by themselves, write continual+smooth or reset+smooth"
+            )
 
     @property
     def key(self) -> str:
@@ -88,17 +98,23 @@ class Stretch(NamedTuple):
     anew: bool
 
 
-def stretches(protocol: Protocol, cells: Sequence[Cell], labels: Sequence[int] | np.ndarray) -> list[Stretch]:
+def stretches(
+    protocol: Protocol, cells: Sequence[Cell], labels: Sequence[int] | np.ndarray, keys: Sequence[str] = ()
+) -> list[Stretch]:
     """The stream of all test sets.
 
     Args:
         protocol: see there.
         cells: in their order.
         labels: [N] of the images, the same of every cell.
+        keys: N of them; of `smooth` streams.
+
+    Raises:
+        ValueError: `smooth` and a test set that does not change.
     """
 
     def alone(cell: Cell, anew: bool) -> Stretch:
-        rows = ordered(protocol, cell, labels)
+        rows = ordered(protocol, cell, labels, keys)
         return Stretch((cell,), np.zeros(len(rows), int), rows, anew)
 
     if protocol.shifts in ("reset", "continual"):
@@ -120,8 +136,18 @@ def stretches(protocol: Protocol, cells: Sequence[Cell], labels: Sequence[int] |
     return [*first, Stretch(tuple(shifted), place[order], rows[order], True)]
 
 
-def ordered(protocol: Protocol, cell: Cell, labels: Sequence[int] | np.ndarray) -> np.ndarray:
-    """int [N], the rows of the images of one test set in the order in which they come."""
+def ordered(protocol: Protocol, cell: Cell, labels: Sequence[int] | np.ndarray, keys: Sequence[str] = ()) -> np.ndarray:
+    """int [N], the rows of the images of one test set in the order in which they come; see
+    `stretches`.
+    """
+    if protocol.order == "smooth" and cell.corruption != CLEAN:
+        passage = find_perturbation(cell.corruption)
+        if not isinstance(passage, Passage):
+            raise ValueError(
+                f"--protocol {protocol.key}: {cell.corruption} does not change on the way; give --corruption smooth, or passages "
+                "such as gaussian_noise~fog"
+            )
+        return np.argsort(passage.places(keys), kind="stable")
     if protocol.order == "listing":
         return np.arange(len(labels))
     if protocol.order == "by_class":

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tests.photo_like import photo_like
@@ -15,8 +16,9 @@ from undegrade.evaluation.ensemble import Member, Scorer
 from undegrade.evaluation.protocols import PATH, Protocol, read_protocol, stretches
 from undegrade.utils.config import build
 from undegrade.utils.data.cells import Cell
+from undegrade.utils.data.perturbations.passages import PASSAGES, passage_of
 from undegrade.utils.data.sources.image_source import array_source
-from undegrade.utils.data.views import OnTheFly
+from undegrade.utils.data.views import FolderTree, OnTheFly
 
 COUNT, CLASSES = 40, 4
 LABELS = np.arange(COUNT) % CLASSES
@@ -70,6 +72,24 @@ def test_classes_come_together_the_more_the_smaller_delta_is() -> None:
     assert (np.diff(shuffled.rows % CLASSES) == 0).mean() < 0.35
 
 
+def test_smooth_streams_go_from_one_corruption_to_the_next() -> None:
+    cells = [Cell("clean", 0), *(Cell(name, 5) for name in PASSAGES[:2])]
+    plan = stretches(Protocol("continual", "smooth"), cells, LABELS, SOURCE.keys)
+    assert [stretch.cells for stretch in plan] == [(cell,) for cell in cells]
+    for stretch in plan[1:]:
+        places = passage_of(stretch.cells[0].corruption).places(SOURCE.keys)[stretch.rows]
+        assert sorted(stretch.rows) == list(range(COUNT)) and (np.diff(places) >= 0).all() and places[0] < 0.2 < 0.8 < places[-1]
+
+
+@pytest.mark.parametrize(("shifts", "cell", "message"), [
+    ("mixed", Cell("gaussian_noise~fog", 5), "write continual[+]smooth"),
+    ("continual", Cell("fog", 5), "fog does not change on the way; give --corruption smooth"),
+])  # fmt: skip
+def test_what_does_not_change_on_the_way_has_no_smooth_stream(shifts: str, cell: Cell, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_of([cell], shifts=shifts, order="smooth")
+
+
 # --- on their way
 
 
@@ -118,6 +138,22 @@ def test_logits_lie_at_their_image_whatever_the_order(shifts: str, tmp_path: Pat
 
 def member_view() -> OnTheFly:
     return OnTheFly(SOURCE, 1)
+
+
+def test_adapted_images_in_another_order_than_the_raw_ones_lie_at_their_image(tmp_path: Path) -> None:
+    """Their files are listed by class and name; the raw ones are not."""
+    raw, cell = member_view(), CELLS[1]
+    for key, image in zip(SOURCE.keys, raw.source(cell).images(range(COUNT)), strict=True):
+        path = tmp_path / cell.folder / f"{key}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    mixed_up = SOURCE.subset(np.random.default_rng(0).permutation(COUNT))
+    for shifts in ("reset", "mixed"):
+        found = []
+        for view in (OnTheFly(mixed_up, 1), FolderTree(tmp_path, mixed_up)):
+            scorer = Scorer(None, 8, protocol=build(Protocol, {"shifts": shifts}), cells={"toy": [cell]})
+            found.append(scorer.logits(Member("toy", Remembering(), "", view), cell))
+        assert torch.equal(*found)
 
 
 def test_a_mixed_stream_is_one_and_the_clean_images_are_before_it() -> None:

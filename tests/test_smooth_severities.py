@@ -1,9 +1,12 @@
-"""Corruptions in sequence at severities between the whole ones, as streams of CCC have them."""
+"""Corruptions in sequence, and passages from one into another, at severities between the whole
+ones, as streams of CCC have them.
+"""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ from tests.perturbing import corrupt
 from tests.photo_like import photo_like
 from undegrade.utils.data.perturbations.corruption_constants import BETWEEN, CONSTANT_SETS, CONSTANTS
 from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
+from undegrade.utils.data.perturbations.passages import Passage
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.perturbations.registry import find_perturbation
 
@@ -104,3 +108,25 @@ def test_levels_of_a_sequence_of_corruptions() -> None:
     for wrong in (-0.25, 5.5, math.nan):
         with pytest.raises(ValueError, match=r"fog level .* is out of range: allowed: 0 to 5"):
             row.apply(IMAGES, torch.tensor([[1.0, wrong]] * 2), KEYS, 0)
+
+
+# --- passages
+
+
+def test_a_passage_has_the_first_corruption_at_its_start_and_the_second_at_its_end() -> None:
+    keys = [f"{number}" for number in range(200)]
+    passage, images = find_perturbation("gaussian_noise~contrast"), photo_like(1, 32).expand(200, -1, -1, -1)
+    assert isinstance(passage, Passage)
+    got, places = passage.apply(images, 5, keys, 3), passage.places(keys)
+    for row in np.argsort(places)[[0, 60, 140, -1]]:
+        levels = np.round(20 * np.array([1 - places[row], places[row]])) / 4
+        sequence = find_perturbation("gaussian_noise+contrast")
+        assert torch.equal(got[row], sequence.apply(images[:1], torch.tensor(levels)[None], [keys[row]], 3)[0])
+    first = places.argmin()
+    assert torch.equal(got[first], corrupt(images[:1], "gaussian_noise", 5, keys=[keys[first]], seed=3)[0])
+
+
+@pytest.mark.parametrize("name", ["fog~snow~frost", "blur~noise", "fog~", "fog~fog"])
+def test_what_is_no_passage_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="fog"):
+        find_perturbation(name)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from undegrade.utils.data.perturbations.c_bar import IMAGENET_C_BAR
 from undegrade.utils.data.perturbations.common_3d import COMMON_3D
 from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
+from undegrade.utils.data.perturbations.passages import PASSAGES
 from undegrade.utils.data.perturbations.registry import CLEAN as CLEAN
 from undegrade.utils.data.perturbations.registry import find_perturbation
 
@@ -18,9 +19,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "all": CORRUPTIONS,
     "imagenet-c-bar": tuple(IMAGENET_C_BAR),
     "imagenet-3dcc-2d": tuple(COMMON_3D),
+    "smooth": PASSAGES,
 }
 """Words that stand for several perturbations: the 15 of ImageNet-C, the 10 of ImageNet-C-bar, the
-3 of ImageNet-3DCC that need no depth.
+3 of ImageNet-3DCC that need no depth, and passages from each of the 15 into the next.
 """
 
 

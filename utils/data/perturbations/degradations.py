@@ -46,7 +46,7 @@ class Degradation(Perturbation):
         return self
 
     def perturbed(self, images: Tensor, levels: Tensor, keys: Sequence[str], seed: int, options: PerturbationOptions) -> Tensor:
-        return _in_turn(self.name, [self], images, levels[:, None], keys, seed, options)
+        return in_turn(self.name, [self], images, levels[:, None], keys, seed, options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Composed(Perturbation):
         return self.rows
 
     def perturbed(self, images: Tensor, levels: Tensor, keys: Sequence[str], seed: int, options: PerturbationOptions) -> Tensor:
-        return _in_turn(self.name, self.rows, images, levels, keys, seed, options)
+        return in_turn(self.name, self.rows, images, levels, keys, seed, options)
 
     def identity(self, options: PerturbationOptions, image_size: int) -> dict[str, Any]:
         return {key: value for row in self.rows for key, value in row.identity(options, image_size).items()}
@@ -146,10 +146,10 @@ class NamedSequence(_OfImagedegrade):
     def perturbed(self, images: Tensor, levels: Tensor, keys: Sequence[str], seed: int, options: PerturbationOptions) -> Tensor:
         fixed = self.levels(min(images.shape[-2:]))
         table = torch.tensor(list(fixed.values()), dtype=torch.float64).expand(len(images), -1)
-        return _in_turn(self.name, [DEGRADATIONS[name] for name in fixed], images, table, keys, seed, options)
+        return in_turn(self.name, [DEGRADATIONS[name] for name in fixed], images, table, keys, seed, options)
 
 
-def _in_turn(
+def in_turn(
     name: str, rows: Sequence[Perturbation], images: Tensor, levels: Tensor, keys: Sequence[str], seed: int,
     options: PerturbationOptions,
 ) -> Tensor:  # fmt: skip

@@ -14,18 +14,22 @@ from torch import Tensor
 
 from undegrade.utils.data.perturbations.degradation_functions import DegradationCompat
 from undegrade.utils.data.perturbations.degradations import sequence_of
+from undegrade.utils.data.perturbations.passages import SIGN, passage_of
 from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS, Perturbation, PerturbationOptions
 
 CLEAN = "clean"
 
 
 def find_perturbation(name: str) -> Perturbation:
-    """The perturbation of a name, or the sequence of those that are joined by `+` in it.
+    """The perturbation of a name, the sequence of those that are joined by `+` in it, or the
+    passage from one to the other of two that `~` joins.
 
     Raises:
-        ValueError: an unknown name (with the closest), or a sequence "a+b" with a stage that cannot
-            be one.
+        ValueError: an unknown name (with the closest), or a sequence "a+b" or passage "a~b" with a
+            stage that cannot be one.
     """
+    if SIGN in name:
+        return passage_of(name)
     return sequence_of(name) if "+" in name else PERTURBATIONS.get_row(name)
 
 
