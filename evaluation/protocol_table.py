@@ -13,6 +13,7 @@ are numbers, such as batch sizes, curves.png shows accuracy against them.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from matplotlib.figure import Figure
 from undegrade.evaluation.approach_table import result_paths
 from undegrade.evaluation.costs import Cost, evaluation_costs
 from undegrade.evaluation.results import CLEAN, percent
-from undegrade.evaluation.robustness import collapsed
+from undegrade.evaluation.robustness import collapsed_rows
 from undegrade.evaluation.seeds import Seeds, gains, read_seeds
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
@@ -160,12 +161,19 @@ def calibration(found: Mapping[str, Seeds], costs: Sequence[tuple[Mapping[str, C
 
 
 def collapses(found: Mapping[str, Seeds]) -> list[str]:
-    """Lines that name systems whose predictions run into few classes, by column."""
-    lines: list[str] = []
+    """Lines that say on what share of its test sets a system's predictions run into few classes, by
+    column.
+    """
+    shares: dict[str, list[str]] = {}
     for name, seeds in found.items():
-        told = [line for run, meta in zip(seeds.runs, seeds.metas, strict=True) for line in collapsed(run, meta.get("classes", 0))]
-        lines += [f"- {name}, {line}" for line in told]
-    return ["Predictions that run into few classes, known without labels:", "", *lines, ""] if lines else []
+        counts: Counter[str] = Counter()
+        for run, meta in zip(seeds.runs, seeds.metas, strict=True):
+            counts.update({system: len(rows) for system, rows in collapsed_rows(run, meta.get("classes", 0)).items()})
+        for system, count in counts.items():
+            every = sum(row.system == system for run in seeds.runs for row in run)
+            shares.setdefault(system, []).append(f"{name} {percent(100 * count / every, digits=0)} %")
+    lines = [f"- {system}: {', '.join(told)}" for system, told in shares.items()]
+    return ["Test sets on which predictions run into few classes, which is known without labels:", "", *lines, ""] if lines else []
 
 
 def gains_text(found: Mapping[str, Seeds], against: Sequence[str]) -> str:

@@ -241,23 +241,31 @@ def further_metrics(found: Outcomes, labels: np.ndarray, carton: int | None = No
     return metrics if found.carton is None else metrics | carton_metrics(found.carton, found.right, labels == carton)
 
 
-def collapsed(rows: Sequence[Result], classes: int) -> list[str]:
-    """A line for each system whose predictions have run into few classes on some test set: the
-    effective number is below a quarter of what is possible.
+def collapsed_rows(rows: Sequence[Result], classes: int) -> dict[str, list[Result]]:
+    """Of each system whose predictions have run into few classes on some test set, the rows of
+    those: the effective number is below a quarter of what is possible.
 
     Args:
         rows: of cells and means; without `effective_classes` they say nothing.
         classes: K.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[Result]] = {}
     for row in rows:
         effective = row.metrics.get("effective_classes")
         if effective is not None and effective < min(classes, row.n) / 4:
-            found.setdefault(row.system, []).append(f"{row.corruption} {level_text(row.severity)} ({effective:.1f})")
-    return [
-        f"{system}: predictions run into few of the {classes} classes on {len(cells)} test sets, such as {', '.join(cells[:3])}"
-        for system, cells in found.items()
-    ]
+            found.setdefault(row.system, []).append(row)
+    return found
+
+
+def collapsed(rows: Sequence[Result], classes: int) -> list[str]:
+    """A line for each system of `collapsed_rows`."""
+    lines = []
+    for system, found in collapsed_rows(rows, classes).items():
+        cells = [f"{r.corruption} {level_text(r.severity)} ({r.metrics['effective_classes']:.1f})" for r in found[:3]]
+        lines.append(
+            f"{system}: predictions run into few of the {classes} classes on {len(found)} test sets, such as {', '.join(cells)}"
+        )
+    return lines
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:

@@ -85,6 +85,16 @@ def test_each_takes_the_values_of_a_variable_and_others_beside_them() -> None:
         texts({"variables": {"degs": "x"}, "stages": {"a": {"each": ["{degz}"], "script": "a.py"}}})
 
 
+def test_each_takes_several_variables_and_runs_for_all_combinations() -> None:
+    config = {
+        "variables": {"streams": "1,2"},
+        "stages": {"a": {"each": {"size": "4,16", "stream": "{streams}"}, "script": "a.py", "args": {"of": "{size}/{stream}"}}},
+    }
+    assert texts(config) == {f"a-{n}-{s}": f"a.py --of {n}/{s}" for n in (4, 16) for s in (1, 2)}
+    with pytest.raises(ValueError, match="'sise' in stage 'a': did you mean 'size'.*folder, family, size$"):
+        texts({"stages": {"a": {"each": {"size": "4"}, "script": "a.py", "args": {"of": "{sise}"}}}})
+
+
 def test_the_stage_id_of_a_repetition_does_not_depend_on_the_others() -> None:
     config = {"variables": {"seed": "1"}, "stages": {"a": {"script": "a.py", "args": {"seed": "{seed}"}}}}
     config["stages"]["end"] = {"script": "end.py", "once": True}

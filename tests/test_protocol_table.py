@@ -21,12 +21,15 @@ def results(tmp_path: Path) -> Path:
     """`<column>/seed<seed>/results.json`; the shares of each system are met up to the seed."""
     for column in ("1", "16"):
         for seed in (1, 2):
-            files = ResultFiles(tmp_path / column / f"seed{seed}", {"split": "test", "members": {"source": f"of {seed}"}})
+            files = ResultFiles(
+                tmp_path / column / f"seed{seed}", {"split": "test", "members": {"source": f"of {seed}"}, "classes": 10}
+            )
             for system, shares in SHARES.items():
                 for corruption in ("clean", "fog", "snow"):
                     right = np.arange(COUNT) < COUNT * shares[column] + seed * (corruption == "fog")
                     severity = 0 if corruption == "clean" else 5
-                    files.add(cell_result(system, "Toy", corruption, severity, "first", right), right)
+                    metrics = {"effective_classes": 2.0 + 6 * (corruption != "fog" or system != "BN"), "calibration_error": 0.125}
+                    files.add(cell_result(system, "Toy", corruption, severity, "first", right, metrics), right)
             files.write(finished=True)
     return tmp_path
 
@@ -46,6 +49,8 @@ def test_a_table_has_means_over_degraded_sets_and_paired_gains(results: Path) ->
     text, gains = ((results / "out" / name).read_text() for name in ("table.md", "gains.md"))
     assert "| BN | 21.9 ±0.9 | 76.9 ±0.9 |" in text and "**81.9 ±0.9**" in text and "**51.9 ±0.9**" in text
     assert "1, against source:" in gains and "BN + DDA minus source: +30.0 points" in gains
+    assert "| BN | 12.5 | 12.5 |  | 0 |" in text, "nobody knows the milliseconds"
+    assert "- BN: 1 33 %, 16 33 %" in text, "of the test sets"
     assert (results / "out/curves.png").is_file() and "curves.png" in done.out
 
 
@@ -56,3 +61,15 @@ def test_columns_that_are_no_numbers_have_no_curves_and_a_lone_path_is_refused(r
     assert not (results / "out/curves.png").exists()
     done = run_script("evaluation/protocol_table.py", "--results", results / "16/seed1/results.json", *words)
     assert done.status == 2 and "put `{column}` where the name of each protocol stands" in done.err
+
+
+def test_some_corruptions_and_streams_are_chosen_by_name(results: Path) -> None:
+    words = ("--columns", "16", "--streams", "1,2", "--dataset", "Toy", "--against", '["source", "BN"]', "--out", results / "out")
+    path = ("--results", results / "{column}/seed{stream}/results.json")
+    run_script("evaluation/protocol_table.py", *path, *words, "--corruption", "snow").check()
+    assert "| BN + DDA | **80.0 ±0.0** |" in (results / "out/table.md").read_text()
+    assert "BN + DDA minus BN: +5.0 points" in (results / "out/gains.md").read_text()
+    done = run_script("evaluation/protocol_table.py", *path, *words, "--corruption", "snw")
+    assert done.status == 2 and "unknown corruption of the results 'snw' in --corruption: did you mean 'snow'" in done.err
+    done = run_script("evaluation/protocol_table.py", *path, *[word for word in words if word not in ("--streams", "1,2")])
+    assert done.status == 2 and "`{stream}` in the path and --streams 1,2 go together" in done.err

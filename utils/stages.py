@@ -178,7 +178,7 @@ def commands(config: PipelineConfig, given: Mapping[str, str], variables: Variab
     out: list[Command] = []
     for key, value in repetitions or [("", "")]:
         stages = {n: stage for n, stage in config.stages.items() if not (repetitions and stage.once)}
-        out += _chain(config, stages, variables.also({key: value}), f"{key}{value}/" if key else "", "")
+        out += _chain(config, stages, variables.also({key: value} if key else {}), f"{key}{value}/" if key else "", "")
     last = {n: stage for n, stage in config.stages.items() if repetitions and stage.once}
     patterns = {key: f"{{{{{key}}}}}" for key in config.repeat}
     out += _chain(config, last, variables.also(patterns), "", "".join(command.identity for command in out))
