@@ -29,6 +29,11 @@ def unit_to_signed(x: Tensor) -> Tensor:
     return x * 2 - 1
 
 
+def signed_to_unit(x: Tensor) -> Tensor:
+    """Float in [-1, 1] -> float in [0, 1], any shape."""
+    return (x + 1) / 2
+
+
 def from_signed(x: Tensor, rounding: str = "round") -> Tensor:
     """Float in [-1, 1] (values beyond are clamped) -> uint8 of the same shape.
 
