@@ -16,6 +16,8 @@ from tests.scripts import ROOT, run_script
 from undegrade.evaluation.config import EvaluationConfig, expand
 from undegrade.image_adapt.generate import parse_classes
 from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser
+from undegrade.models.restoration.ffdnet import FFDNet
+from undegrade.models.restoration.restorer import Restorer
 from undegrade.trainers.config import TrainConfig
 from undegrade.trainers.methods import METHODS
 from undegrade.utils.config import build
@@ -121,6 +123,8 @@ STOPS: dict[str, dict[str, Callable]] = {
         "undegrade.models.diffusion.loading.load_denoiser": lambda path: _denoiser(),
         "undegrade.image_adapt.decorruptor.find_checkpoint": _checkpoint,
         "undegrade.image_adapt.decorruptor.open_editor": lambda path: tiny_editor(None if "dpm" in str(path).lower() else 6),
+        "undegrade.image_adapt.restoration.find_checkpoint": _checkpoint,
+        "undegrade.image_adapt.restoration.open_restorer": lambda path: Restorer(FFDNet(4, 3), "FFDNet", True),
         "undegrade.image_adapt.work.plan_jobs": _stop(lambda config: config.input.cells()),
     },
     "image_adapt/scripts/generate.py": {

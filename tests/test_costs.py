@@ -94,8 +94,8 @@ PUBLISHED = {
         "points-hint": (1295, 8 + 16 * 143 / 1295, 8), "test_points-hint": (5744, 2, 0),
     },
     ("repfusion", "CIFAR10"): {"teacher": (60_000, 18, 0), "probe-hint": (60_000, 1, 0), "evaluate_100": (160_000, 12, 0)},
-    # 25 members, of which a dozen make steps; of 60 images each MEMO's augmentations
-    ("tta", "Digits"): {"protocols-mixed": (5385, 45, 23), "sizes-1": (5385, 15, 4), "slow-reset": (900, 69, 33)},
+    # 27 members, of which ten make steps; of 60 images each MEMO's augmentations
+    ("tta", "Digits"): {"protocols-mixed-1": (5385, 47, 15), "sizes-1-1": (5385, 22, 6), "slow-reset-1": (900, 80, 43)},
     ("soups", "Digits"): {"soup-recalibrate": (5180, 1, 0), "soup-average": (5180, 0, 0), "evaluate": (1795, 11, 0)},
     ("soups", "CIFAR10"): {"evaluate": (50_000, 11, 0)},
     ("soups", "CIFAR100"): {"evaluate": (50_000, 11, 0)},

@@ -24,6 +24,7 @@ from undegrade.evaluation.tta.cotta import Cotta
 from undegrade.evaluation.tta.deyo import shuffled_patches
 from undegrade.evaluation.tta.eata import Eata
 from undegrade.evaluation.tta.layers import Blending, layers_of
+from undegrade.evaluation.tta.losses import entropy
 from undegrade.evaluation.tta.memo import marginal_entropy
 from undegrade.evaluation.tta.rotta import Rotta
 from undegrade.evaluation.tta.sar import Sar
@@ -387,6 +388,35 @@ def test_a_single_image_without_a_window_is_warned_of_once(caplog: pytest.LogCap
     for image in images(3):
         made.predict(image[None])
     assert [record.getMessage() for record in caplog.records] == [ALONE]
+
+
+# --- the guard
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "roid"])
+def test_a_guarded_batch_is_answered_by_whichever_is_surer(name: str) -> None:
+    classifier = network()
+    expected = {}
+    for guard in (False, True):
+        made = method(name, copy.deepcopy(classifier), guard=guard)
+        expected[guard] = made.predict(images(8, 3))
+    own = classifier(images(8, 3)).detach()
+    surer = min((own, expected[False]), key=lambda logits: entropy(logits).mean())
+    assert torch.allclose(expected[True], surer, atol=1e-5)
+    assert made.networks["classifier"] is made.classifier and "unchanged" not in made.state()["networks"]
+
+
+def test_a_guard_answers_as_before_where_the_change_made_the_classifier_unsure() -> None:
+    classifier, batch = network(), images(8, 3)
+    made = method("bn", classifier, guard=True)
+    own = made.unchanged(batch).detach()
+    with torch.no_grad():
+        final_layer(made.classifier).weight.mul_(0.01)
+    assert torch.equal(made.predict(batch), own)
+    assert torch.equal(method("bn", network(), guard=True, window=8).unchanged(batch).detach(), own)
+    with pytest.raises(ValueError, match="give prior: false, too"):
+        method("roid", guard=True)
+    assert method("roid", guard=True, prior=False).predict(batch).shape == (8, CLASSES)
 
 
 # --- some of the classes

@@ -191,8 +191,10 @@ class _Books:
         sizes, cells = self._sizes(data["dataset"]), _cells(data)
         degradations = tree.get("degradations", [])
         members = [member for name, member in tree["members"].items() for _ in (degradations if "{deg}" in name else [name])]
-        passes = [_ADAPTED.get(member.get("predictor", {}).get("name", "frozen"), (1, 0)) for member in members]
+        predictors = [member.get("predictor", {}) for member in members]
+        passes = [_ADAPTED.get(predictor.get("name", "frozen"), (1, 0)) for predictor in predictors]
         forward, backward = (sum(counts) for counts in zip(*passes, strict=True))
+        forward += sum(bool(predictor.get("guard")) for predictor in predictors)
         images = _limited(getattr(sizes, data.get("split", "test")), data.get("limit")) * cells
         side, disk = data.get("image_size") or sizes.side, images * len(members) * sizes.classes * _BYTES_A_LOGIT
         return _of(tree["arch"], side, images, images * forward, images * backward, ratio=2, disk=disk)

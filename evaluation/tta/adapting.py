@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from undegrade.evaluation.predictors import PREDICTORS, Kind
 from undegrade.evaluation.surroundings import Surroundings
 from undegrade.evaluation.tta.layers import NORMALISATION, layers_of
+from undegrade.evaluation.tta.losses import entropy
 from undegrade.models.classification.classifier import Classifier
 from undegrade.utils.ranges import Count, Positive
 from undegrade.utils.seeding import torch_generator
@@ -34,9 +35,13 @@ class Options:
     Attributes:
         window: of batches of one image: so many latest images are looked at together, and there is
             a step whenever all of them are new (null: each image by itself).
+        guard: a batch of which the classifier as it was is surer, by the mean entropy of what it
+            says, is answered by that one. It takes a pass more, and keeps a stream that is sorted
+            by class from going below the classifier that does nothing; no labels are needed.
     """
 
     window: Count | None = None
+    guard: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +116,7 @@ class Adapting:
         self.steps = 1
         self._random = torch_generator("test-time adaptation").get_state()
         self._first: dict[str, Any] | None = None
+        self.unchanged = copy.deepcopy(classifier) if options.guard else None
         self.files: list[str] = []  # digests of further checkpoints
         self._alone = False  # whether batches of one image are to be warned of
 
@@ -156,7 +162,15 @@ class Adapting:
             log.warning(ALONE)
         for _ in range(self.steps):
             logits = self.adapt(x)
-        return logits
+        return self._guarded(x, logits)
+
+    @torch.no_grad()
+    def _guarded(self, x: Tensor, logits: Tensor) -> Tensor:
+        """The logits, or those of the classifier as it was if it is surer of the batch."""
+        if self.unchanged is None:
+            return logits
+        own: Tensor = self.unchanged(x)
+        return own if entropy(own).mean() < entropy(logits).mean() else logits
 
     def _windowed(self, x: Tensor) -> Tensor:
         """One image among the latest ones, which give BatchNorm its statistics."""
@@ -170,7 +184,7 @@ class Adapting:
         if place == self.window - 1:
             return self._stepped(seen)[place : place + 1]
         with torch.no_grad():
-            return self.look(seen)[place : place + 1]
+            return self._guarded(seen, self.look(seen))[place : place + 1]
 
     def use_batch_statistics(self) -> None:
         """BatchNorm takes the statistics of each batch instead of its own."""

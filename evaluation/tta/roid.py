@@ -57,6 +57,10 @@ class Roid(Adapting):
     needs = NORMALISED
 
     def __init__(self, classifier: Classifier, options: RoidOptions, surroundings: Surroundings) -> None:
+        if options.guard and options.prior:
+            raise ValueError(
+                "predictor 'roid': `guard` compares how sure answers are, which `prior` changes: give prior: false, too"
+            )
         super().__init__(classifier, options, surroundings)
         self.own = own = with_constants(options, classifier.num_classes, **STEPS)
         self.use_batch_statistics()
