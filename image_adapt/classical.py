@@ -85,14 +85,14 @@ class MedianOptions:
     """Options of `Median`.
 
     Attributes:
-        size: side of the window in pixels, an odd number.
+        kernel: side of the window in pixels, an odd number.
     """
 
-    size: Count = 3
+    kernel: Count = 3
 
     def __post_init__(self) -> None:
-        if self.size % 2 == 0:
-            raise ValueError(f"size {self.size} is no odd number, such as 3")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel {self.kernel} is no odd number, such as 3")
 
 
 class Median(Classical):
@@ -101,7 +101,7 @@ class Median(Classical):
     Options = MedianOptions
 
     def process(self, image: np.ndarray) -> np.ndarray:
-        return _cv2().medianBlur(image, self.options.size)  # type: ignore[no-any-return]
+        return _cv2().medianBlur(image, self.options.kernel)  # type: ignore[no-any-return]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -208,8 +208,8 @@ def test_filters_mend_what_they_are_for() -> None:
 
 
 def test_options_of_filters_are_checked() -> None:
-    with pytest.raises(ValueError, match="size 4 is no odd number"):
-        CLASSICAL["median_filter"].Options(size=4)
+    with pytest.raises(ValueError, match="kernel 4 is no odd number"):
+        CLASSICAL["median_filter"].Options(kernel=4)
 
 
 # --- from the command line
