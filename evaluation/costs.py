@@ -58,10 +58,10 @@ def evaluation_costs(results: Path, meta: Mapping[str, Any]) -> tuple[dict[str, 
         results: path of the file; the logits lie beside it.
         meta: of the file.
     """
-    systems = {name: list(system["members"]) for name, system in meta.get("systems", {}).items()}
-    names = dict.fromkeys(name for members in systems.values() for name in members)
-    found = {name: read_predictor_cost(results.parent / "logits" / name / PREDICTOR_COST) for name in names}
-    costs = system_costs(systems, meta.get("views", {}), {name: cost.ms for name, cost in found.items()})
+    views = meta.get("views", {})  # of the members that were looked at
+    systems = {name: [m for m in system["members"] if m in views] for name, system in meta.get("systems", {}).items()}
+    found = {name: read_predictor_cost(results.parent / "logits" / name / PREDICTOR_COST) for name in views}
+    costs = system_costs(systems, views, {name: cost.ms for name, cost in found.items()})
     return costs, {name: sum(found[member].moved for member in members) for name, members in systems.items()}
 
 
@@ -100,7 +100,7 @@ def system_costs(members: Mapping[str, Sequence[str]], views: Mapping[str, str],
     known = {view: view_cost(view) for view in set(views.values())}
     costs = {}
     for system, names in members.items():
-        parts = [known[view] for view in dict.fromkeys(views[name] for name in names if name in views)]
+        parts = [known[view] for view in dict.fromkeys(views[name] for name in names)]
         found = [part for part in parts if part is not None]
         if found and len(found) == len(parts):
             own = sum(adapting.get(name, 0.0) for name in dict.fromkeys(names))

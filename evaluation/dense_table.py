@@ -21,6 +21,7 @@ from undegrade.evaluation.approach_table import result_paths
 from undegrade.evaluation.dense import METRICS
 from undegrade.evaluation.ratios import RATIOS, Ratios, draws, interval, read_ratios
 from undegrade.evaluation.results import CLEAN, percent
+from undegrade.evaluation.tables import markdown_grid
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.errors import run_main
 from undegrade.utils.files import read_object, write_atomic
@@ -125,11 +126,11 @@ def markdown(table: pd.DataFrame, seeds: Sequence[Measured]) -> str:
     head = ["start", *(text for column in columns for text in (column, f"minus {first}"))]
     count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
     spread = ", mean ± sample standard deviation over seeds" if len(seeds) > 1 else ""
-    lines = [
+    caption = (
         f"{facts['dataset']} ({facts['split']}): {METRICS[facts['metric']]}, {facts['images']} images, {count}{spread}. "
-        f"Differences with 95 % intervals over images.", "",
-        "| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1),
-    ]  # fmt: skip
+        f"Differences with 95 % intervals over images."
+    )
+    grid = [head]
     for name, row in table.iterrows():
         cells = []
         for column in columns:
@@ -137,8 +138,8 @@ def markdown(table: pd.DataFrame, seeds: Sequence[Measured]) -> str:
             cells.append(percent(row[column], digits=2) + ("" if np.isnan(deviation) else f" ±{percent(deviation, digits=2)}"))
             ends = [percent(row[f"{column} {key}"], "+", digits=2) for key in ("difference", "low", "high")]
             cells.append("" if name == first else "{} [{}, {}]".format(*ends))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        grid.append([str(name), *cells])
+    return markdown_grid(caption, grid)
 
 
 if __name__ == "__main__":

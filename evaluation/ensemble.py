@@ -169,8 +169,8 @@ class Scorer:
         asked = self._asked.setdefault(member, [])
         if cell not in asked:
             asked += [other for other in self._cells.get(member.name, [cell]) if other not in asked]
-            source_of_cell = member.view.source(cell)
-            plan = stretches(self.protocol, asked, source_of_cell.labels.numpy(), source_of_cell.keys)
+            every = member.view.source(cell)
+            plan = stretches(self.protocol, asked, every.labels.numpy(), every.keys)
             images = [self._images(member, other) for other in asked]
             identity = _digest(member.digest, member.predictor.identity, f"{self.batch_size}", self.protocol.key, *images)
             path, source = self.cache and self.cache / member.name / "stream.pt", partial(self._source, member)

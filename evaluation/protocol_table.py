@@ -13,8 +13,9 @@ are numbers, such as batch sizes, curves.png shows accuracy against them.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,10 @@ from matplotlib.figure import Figure
 
 from undegrade.evaluation.approach_table import result_paths
 from undegrade.evaluation.costs import Cost, evaluation_costs
-from undegrade.evaluation.results import CLEAN, percent
+from undegrade.evaluation.results import CLEAN, Result, percent
 from undegrade.evaluation.robustness import collapsed_rows
 from undegrade.evaluation.seeds import Seeds, gains, read_seeds
+from undegrade.evaluation.tables import markdown_grid
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.errors import run_main
@@ -97,18 +99,23 @@ def only(seeds: Seeds, corruptions: Sequence[str]) -> Seeds:
 
 
 def accuracies(found: Mapping[str, Seeds]) -> pd.DataFrame:
-    """Mean accuracy over degraded test sets in percent: a line for each system, in order of first
+    """Mean accuracy over degraded test sets in percent: see `by_system`."""
+    return by_system(found, lambda row: row.accuracy)
+
+
+def by_system(found: Mapping[str, Seeds], value: Callable[[Result], float]) -> pd.DataFrame:
+    """Means over degraded test sets in percent: a line for each system, in order of first
     appearance, columns (name, `mean` or `deviation` over seeds); nan where a column lacks it.
     """
     rows = [
-        (name, seed, row.system, 100 * row.accuracy)
+        (name, seed, row.system, 100 * value(row))
         for name, seeds in found.items()
         for seed, run in enumerate(seeds.runs)
         for row in run
         if row.corruption != CLEAN
     ]
-    cells = pd.DataFrame(rows, columns=["column", "seed", "system", "accuracy"])
-    by_seed = cells.groupby(["system", "column", "seed"])["accuracy"].mean()
+    cells = pd.DataFrame(rows, columns=["column", "seed", "system", "value"])
+    by_seed = cells.groupby(["system", "column", "seed"])["value"].mean()
     table = by_seed.groupby(["system", "column"]).agg(["mean", "std"]).unstack("column").swaplevel(axis=1)
     order = [(name, kind) for name in found for kind in ("mean", "std")]
     return table[order].loc[list(dict.fromkeys(cells["system"]))].rename(columns={"std": "deviation"})
@@ -120,20 +127,18 @@ def markdown(means: pd.DataFrame, found: Mapping[str, Seeds]) -> str:
     count = len(first.runs)
     spread = f", mean over {count} seeds and streams ± sample standard deviation" if count > 1 else ""
     cells = {row.corruption for row in first.runs[0]} - {CLEAN}
-    lines = [
-        f"Accuracy in %, mean over {len(cells)} degraded test sets of {first.runs[0][0].n} images{spread}; the best of a column in "
-        "bold.", "",
-        *_heading(list(found)),
-    ]  # fmt: skip
+    images = first.runs[0][0].n
+    caption = f"Accuracy in %, mean over {len(cells)} degraded test sets of {images} images{spread}; the best of a column in bold."
     best = {name: means[name, "mean"].max() for name in found}
+    grid = [["system", *found]]
     for system, row in means.iterrows():
         texts = []
         for name in found:
             mean, deviation = row[name, "mean"], row[name, "deviation"]
             text = "" if pd.isna(mean) else percent(mean) + ("" if pd.isna(deviation) else f" ±{percent(deviation)}")
             texts.append(f"**{text}**" if mean == best[name] else text)
-        lines.append(f"| {system} | " + " | ".join(texts) + " |")
-    return "\n".join(lines) + "\n"
+        grid.append([str(system), *texts])
+    return markdown_grid(caption, grid)
 
 
 def calibration(found: Mapping[str, Seeds], costs: Sequence[tuple[Mapping[str, Cost], Mapping[str, int]]]) -> str:
@@ -143,21 +148,18 @@ def calibration(found: Mapping[str, Seeds], costs: Sequence[tuple[Mapping[str, C
         found: results by column.
         costs: of each file, see `evaluation_costs`.
     """
-    lines = [
-        "Expected calibration error in %; milliseconds an image, of the adaptation of classifier and images on the machine that "
-        "made the results; numbers of the classifiers that steps change.", "",
-        *_heading([*found, "ms", "moved"]),
-    ]  # fmt: skip
-    rows = [(name, row) for name, seeds in found.items() for run in seeds.runs for row in run if row.corruption != CLEAN]
-    for system in dict.fromkeys(row.system for _, row in rows):
-        texts = []
-        for name in found:
-            errors = [row.metrics.get("calibration_error") for column, row in rows if (column, row.system) == (name, system)]
-            texts.append("" if None in errors or not errors else percent(100 * float(np.mean(errors))))  # type: ignore[arg-type]
+    errors = by_system(found, lambda row: row.metrics.get("calibration_error", math.nan))
+    grid = [["system", *found, "ms", "moved"]]
+    for system, row in errors.iterrows():
         known = [every[system].ms for every, _ in costs if system in every]
         moved = max((every[system] for _, every in costs if system in every), default=0)
-        lines.append(f"| {system} | " + " | ".join([*texts, f"{np.mean(known):.1f}" if known else "", f"{moved:,}"]) + " |")
-    return "\n".join(lines) + "\n"
+        texts = ["" if pd.isna(row[name, "mean"]) else percent(row[name, "mean"]) for name in found]
+        grid.append([str(system), *texts, f"{np.mean(known):.1f}" if known else "", f"{moved:,}"])
+    return markdown_grid(
+        "Expected calibration error in %; milliseconds an image, of the adaptation of classifier and images on the machine that "
+        "made the results; numbers of the classifiers that steps change.",
+        grid,
+    )
 
 
 def collapses(found: Mapping[str, Seeds]) -> list[str]:
@@ -183,10 +185,6 @@ def gains_text(found: Mapping[str, Seeds], against: Sequence[str]) -> str:
         for other in against:
             lines += ["", f"{name}, against {other}:", "", *(f"- {line}" for line in gains(seeds, other))]
     return "\n".join(lines) + "\n"
-
-
-def _heading(columns: Sequence[str]) -> list[str]:
-    return ["| system | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
 
 
 def curves(means: pd.DataFrame) -> Figure:

@@ -104,9 +104,16 @@ def markdown_table(rows: Sequence[Result]) -> str:
         ValueError: see `pivot`.
     """
     grid = _grid(pivot(rows), lambda text, best: f"**{text}**" if best else text)
-    grid.insert(1, ["---", *("---:" for _ in grid[0][1:])])
-    body = ["| " + " | ".join(text.strip().replace("|", "\\|") for text in line) + " |" for line in grid]
-    return "\n".join([caption(rows), "", *body]) + "\n"
+    return markdown_grid(caption(rows), grid)
+
+
+def markdown_grid(above: str, grid: Sequence[Sequence[str]]) -> str:
+    """A caption and a table in Markdown, of which the first line is the heading and the first
+    column is text, all others are numbers.
+    """
+    lines = [grid[0], ["---", *("---:" for _ in grid[0][1:])], *grid[1:]]
+    body = ["| " + " | ".join(text.strip().replace("|", "\\|") for text in line) + " |" for line in lines]
+    return "\n".join([above, "", *body]) + "\n"
 
 
 def caption(rows: Sequence[Result]) -> str:

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
-from undegrade.image_adapt.adapter import Adapter, NoOptions
-from undegrade.utils.data.pixels import from_signed, to_signed
+from undegrade.image_adapt.adapter import Adapter
+from undegrade.models.restoration.ffdnet import noise_level
+from undegrade.utils.data.pixels import from_signed, to_signed, to_unit
 from undegrade.utils.ranges import Count, Positive
 
 
@@ -46,6 +48,9 @@ class NonLocalMeansOptions:
     patch: Count = 7
     window: Count = 21
 
+    def __post_init__(self) -> None:
+        _check_odd(patch=self.patch, window=self.window)
+
 
 class NonLocalMeans(Classical):
     """Each pixel is the mean of those with like surroundings (Buades et al. 2005)."""
@@ -54,7 +59,7 @@ class NonLocalMeans(Classical):
 
     def process(self, image: np.ndarray) -> np.ndarray:
         cv2, options = _cv2(), self.options
-        strength = options.strength or 0.8 * 255 * float(_noise_level(image))
+        strength = options.strength or 0.8 * 255 * noise_level(to_unit(torch.from_numpy(image).permute(2, 0, 1)[None])).item()
         return cv2.fastNlMeansDenoisingColored(image, None, strength, strength, options.patch, options.window)  # type: ignore[no-any-return]
 
 
@@ -91,8 +96,7 @@ class MedianOptions:
     kernel: Count = 3
 
     def __post_init__(self) -> None:
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel {self.kernel} is no odd number, such as 3")
+        _check_odd(kernel=self.kernel)
 
 
 class Median(Classical):
@@ -113,7 +117,7 @@ class DeblockingOptions:
         threshold: steps in grey levels between blocks up to this are smoothed.
     """
 
-    block: Count = 8
+    block: Annotated[int, Interval(ge=4)] = 8
     threshold: Positive = 20.0
 
 
@@ -199,8 +203,6 @@ class GreyWorld(Classical):
     colour.
     """
 
-    Options: ClassVar[type[Any]] = NoOptions
-
     def process(self, image: np.ndarray) -> np.ndarray:
         means = image.reshape(-1, 3).mean(0)
         return (image * (means.mean() / means.clip(1e-3))).round().clip(0, 255).astype(np.uint8)  # type: ignore[no-any-return]
@@ -218,10 +220,10 @@ def _cv2() -> Any:
     return cv2
 
 
-def _noise_level(image: np.ndarray) -> Tensor:
-    from undegrade.models.restoration.ffdnet import noise_level  # noqa: PLC0415
-
-    return noise_level(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)[0]
+def _check_odd(**sides: int) -> None:
+    for name, side in sides.items():
+        if side % 2 == 0:
+            raise ValueError(f"{name} {side} is no odd number, such as 3")
 
 
 def _lightness(image: np.ndarray, change: Any) -> np.ndarray:

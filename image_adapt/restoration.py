@@ -18,7 +18,6 @@ from undegrade.models.restoration.restorer import Restorer, open_restorer, tiled
 from undegrade.utils.checkpoint import file_digest, split_entry
 from undegrade.utils.data.pixels import signed_to_unit, unit_to_signed
 from undegrade.utils.ranges import Count, NotNegative, Whole
-from undegrade.utils.runs import find_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +66,8 @@ class Restoration(Adapter):
 
     @classmethod
     def open(cls, options: Any, context: Context) -> Adapter:
-        """The network that the context names: a file, or a run."""
-        reference = context.model or ""
-        path = Path(reference)
-        if not split_entry(path)[0].is_file():
-            path = find_checkpoint(reference, context.runs, dataset=context.dataset)
+        """The network in the file that the context names."""
+        path = Path(context.model or "")
         if context.precision != "float32":
             raise ValueError(f"--precision {context.precision}: restorers calculate in float32, leave it out")
         return cls(open_restorer(path).to(context.device), options, lambda: file_digest(split_entry(path)[0]))

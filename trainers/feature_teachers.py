@@ -25,7 +25,7 @@ from undegrade.trainers.method import Context
 from undegrade.trainers.time_steps import TimeStepConfig, check_time_steps, possible_steps
 from undegrade.utils.data.augmentation import AugmentConfig
 from undegrade.utils.data.batches import Batch
-from undegrade.utils.data.pixels import to_signed, unit_to_signed
+from undegrade.utils.data.pixels import to_unit, unit_to_signed
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.seeding import numpy_generator, torch_generator
 
@@ -173,7 +173,7 @@ class DiffusionTeacher(FeatureTeacher):
         for start in range(0, len(rows), _CHUNK):
             chosen, t = rows[start : start + _CHUNK], torch.tensor(self.steps)[places[start : start + _CHUNK]].to(device)
             batch = {"key": [self.source.keys[i] for i in chosen], "label": self.source.labels[chosen].to(device)}
-            images = (to_signed(self.source.images(chosen)).to(device) + 1) / 2
+            images = to_unit(self.source.images(chosen)).to(device)
             for statistics, found in zip(self.standardised, self._maps(images, t, batch), strict=True):
                 statistics.to(device).add(found.mean((2, 3), keepdim=True) if self.pooled else found, t)
         self._measured = True

@@ -230,10 +230,9 @@ def _program(stage: StageConfig, ranks: str, processes: int) -> list[str]:
 
 def _repetitions(stage: StageConfig, variables: Variables, name: str) -> list[tuple[str, dict[str, str]]]:
     """(its part of the command's name, variables) of each time that a stage runs."""
-    if isinstance(stage.each, dict):
-        values = [_values(text, variables, name) for text in stage.each.values()]
-        return [("-".join(c), {k: escaped(v) for k, v in zip(stage.each, c, strict=True)}) for c in itertools.product(*values)]
-    return [(v, {"each": escaped(v)}) for v in [v for text in stage.each for v in _values(text, variables, name)] or [""]]
+    each = stage.each if isinstance(stage.each, dict) else {"each": ",".join(stage.each)}
+    values = [_values(text, variables, name) or [""] for text in each.values()]
+    return [("-".join(c), {k: escaped(v) for k, v in zip(each, c, strict=True)}) for c in itertools.product(*values)]
 
 
 def _values(text: str, variables: Variables, stage: str) -> list[str]:

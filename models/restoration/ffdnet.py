@@ -24,7 +24,6 @@ class FFDNet(nn.Module):
 
     def __init__(self, channels: int = 96, layers: int = 12) -> None:
         super().__init__()
-        self.channels, self.layers = channels, layers
         widths = [3 * 4 + 1, *[channels] * (layers - 1), 3 * 4]
         modules = [m for a, b in pairwise(widths) for m in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU(inplace=True))]
         self.model = nn.Sequential(*modules[:-1])

@@ -15,7 +15,7 @@ from undegrade.utils.checkpoint import load_checkpoint
 
 log = logging.getLogger(__name__)
 
-_FIRST, _LAST = "model.0.weight", "bias"
+_FIRST = "model.0.weight"
 
 
 class Restorer(nn.Module):
@@ -39,10 +39,8 @@ class Restorer(nn.Module):
             noise: [B] in the unit of x; None: estimated by `noise_level`.
         """
         if not self.takes_noise:
-            out: Tensor = self.network(x)
-        else:
-            out = self.network(x, noise_level(x) if noise is None else noise)
-        return out
+            return self.network(x)  # type: ignore[no-any-return]
+        return self.network(x, noise_level(x) if noise is None else noise)  # type: ignore[no-any-return]
 
 
 def tiled(restore: Callable[[Tensor], Tensor], x: Tensor, side: int, overlap: int) -> Tensor:
@@ -70,8 +68,8 @@ def tiled(restore: Callable[[Tensor], Tensor], x: Tensor, side: int, overlap: in
 
 def _starts(length: int, side: int, overlap: int) -> list[int]:
     """Where tiles start: the first at the one end, the last at the other, the others evenly."""
-    count = 1 if length <= side else -(-(length - overlap) // (side - overlap))
-    return [round(number * (length - side) / max(1, count - 1)) for number in range(count)] if count > 1 else [0]
+    count = max(1, -(-(length - overlap) // (side - overlap)))
+    return [round(number * (length - side) / max(1, count - 1)) for number in range(count)]
 
 
 def _ramp(length: int, overlap: int) -> Tensor:
@@ -81,24 +79,19 @@ def _ramp(length: int, overlap: int) -> Tensor:
 
 
 def open_restorer(path: str | Path) -> Restorer:
-    """A frozen restorer in eval mode from a file: one of a run, FFDNet's published weights, or any
-    network for restoration that spandrel knows.
+    """A frozen restorer in eval mode from a file: FFDNet's published weights, or any network for
+    restoration that spandrel knows.
 
     Raises:
         FileNotFoundError, ValueError: missing, damaged, holds Python objects, of an unknown network
             or of one that enlarges.
     """
-    state, description = load_checkpoint(path, kind="restorer")
-    if description:
-        sizes = description["sizes"]
-        network: nn.Module = FFDNet(**sizes)
-        network.load_state_dict(state)
-        found = Restorer(network, "FFDNet", description["takes_noise"])
-    elif state.get(_FIRST, torch.empty(0)).shape[1:] == (13, 3, 3):
+    state, _ = load_checkpoint(path, kind="restorer")
+    if state.get(_FIRST, torch.empty(0)).shape[1:] == (13, 3, 3):
         found = Restorer(_ffdnet(state), "FFDNet", True)
     else:
-        found = Restorer(_Spandrel(_by_spandrel(path, state)), "", False)
-        found.name = found.network.descriptor.architecture.name  # type: ignore[union-attr, assignment]
+        descriptor = _by_spandrel(path, state)
+        found = Restorer(_Spandrel(descriptor), descriptor.architecture.name, False)
     log.info("%s from %s, %s weights", found.name, path, f"{sum(p.numel() for p in found.parameters()):,}")
     return found.eval().requires_grad_(False)
 
@@ -127,7 +120,7 @@ def _by_spandrel(path: str | Path, state: dict[str, Tensor]) -> Any:
         import spandrel  # noqa: PLC0415  an extra
     except ImportError as error:
         raise ValueError(
-            f"{path} is no restorer of ours and no FFDNet; networks of others are read by spandrel, which is not installed: "
+            f"{path} is no FFDNet; other networks are read by spandrel, which is not installed: "
             "pip install 'undegrade[restoration]'"
         ) from error
     try:
