@@ -21,10 +21,14 @@ from tests.stages import STAGE
 from tests.test_consistency import distilled
 from undegrade.image_adapt.adapter import Adapter
 from undegrade.image_adapt.adapters import ADAPTERS
+from undegrade.image_adapt.classical import CLASSICAL
 from undegrade.image_adapt.dda import DDA
 from undegrade.image_adapt.decorruptor import Decorruptor
 from undegrade.image_adapt.ilvr import ILVR
+from undegrade.image_adapt.restoration import Restoration
 from undegrade.image_adapt.scripts.image_sample import parse
+from undegrade.models.restoration.ffdnet import FFDNet
+from undegrade.models.restoration.restorer import Restorer
 from undegrade.trainers.soups import SoupConfig, check_keys
 from undegrade.utils.config import build, merge
 from undegrade.utils.pipeline import main
@@ -102,7 +106,9 @@ OTHER: Options = {  # another value of each option
     "respacing": "20", "start_step": 4, "noise_level": 0.8, "downscale_factor": 8, "border": "zero", "variance": "fixed_small",
     "clip_denoised": False, "start_mismatch": True, "guidance_weight": 1.0, "guidance_norm": "batch", "guidance": "jacobian_free",
     "sampler": "ddim", "steps": 2, "range_t": 0, "reference_mismatch": True, "text_weight": 3.0, "image_weight": 1.0,
-    "resolution": 8, "stretch_bright": True,
+    "resolution": 8, "stretch_bright": True, "noise": 60.0, "noise_scale": 2.0, "tile": 12, "overlap": 2, "strength": 90.0,
+    "patch": 3, "window": 5, "colour": 90.0, "space": 1.0, "kernel": 5, "block": 4, "threshold": 90.0, "clip": 8.0, "tiles": 4,
+    "cut": 10.0,
 }  # fmt: skip
 SHORT: Options = {"respacing": "10", "start_step": 3}
 CASES: list[tuple[str, Options]] = [
@@ -115,9 +121,13 @@ CASES: list[tuple[str, Options]] = [
     ("ilvr", {**SHORT, "range_t": 1, "downscale_factor": 1}),
     ("decorruptor", {"steps": 3}),
     ("distilled editor", {"steps": 3}),
+    ("restoration", {}),
+    ("restoration", {"noise": 30.0}),
+    ("restoration", {"tile": 10, "overlap": 4}),
+    *((name, {}) for name in CLASSICAL),
 ]
 KINDS: dict[str, type[Adapter]] = {"dda": DDA, "consistency": DDA, "ilvr": ILVR, "decorruptor": Decorruptor,
-                                   "distilled editor": Decorruptor}  # fmt: skip
+                                   "distilled editor": Decorruptor, "restoration": Restoration, **CLASSICAL}  # fmt: skip
 
 
 def result(name: str, options: Options) -> Tensor:
@@ -125,6 +135,12 @@ def result(name: str, options: Options) -> Tensor:
     if KINDS[name] is Decorruptor:
         adapter: Adapter = Decorruptor(tiny_editor(8 if "distilled" in name else None), Decorruptor.Options(**options))
         return adapter.adapt(random_images(2).abs(), generators(0, 1))
+    if KINDS[name] is Restoration:
+        torch.manual_seed(0)
+        adapter = Restoration(Restorer(FFDNet(8, 3), "FFDNet", True), Restoration.Options(**options))
+        return adapter.adapt(random_images(2), [])
+    if name in CLASSICAL:
+        return CLASSICAL[name](CLASSICAL[name].Options(**options)).adapt(random_images(2), [])
     adapter = KINDS[name](distilled() if name == "consistency" else tiny_denoiser(), **options)
     return adapter.adapt(random_images(2), generators(0, 1))
 
