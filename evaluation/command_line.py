@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from undegrade.evaluation.config import EvaluationConfig, TestDataConfig
-from undegrade.evaluation.evaluate import member_view
+from undegrade.evaluation.opening import member_view
 from undegrade.evaluation.protocols import read_protocol
 from undegrade.utils.command_line import ScriptParser, typed
 from undegrade.utils.config import Tree, dotted_keys, read_yaml

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import undegrade.evaluation.tta  # noqa: F401  its methods are predictors
 from undegrade.evaluation.predictors import read_options
 from undegrade.evaluation.protocols import Protocol
-from undegrade.evaluation.rules import RULES
+from undegrade.evaluation.rules import FITTED, RULES
 from undegrade.utils import choices
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.cells import Cell, parse_cells, sweep_cells
@@ -96,11 +96,14 @@ class SystemConfig:
             `{corruption}` for the member named as the cell's degradation (an oracle, which is told
             the degradation; it has no other cells).
         rule: see evaluation/rules.py.
+        fitted: of the rules gate and fitted, the file that evaluation/fit_command.py wrote, below
+            the root of the runs; `{dataset}` and `{arch}` are replaced.
         double_softmax: as the reference program computed entropy and confidence.
     """
 
     members: list[str]
     rule: str = "first"
+    fitted: str | None = None
     double_softmax: bool = False
 
 
@@ -175,7 +178,14 @@ def expand(config: EvaluationConfig) -> EvaluationConfig:
         for member in listed:
             if _CORRUPTION not in member:
                 check_choice(member, members, "member", f"system {name!r}")
-        RULES.get_row(system.rule, f"system {name!r}")
+        if system.rule not in FITTED:
+            RULES.get_row(system.rule, f"system {name!r}")
+        if (system.rule in FITTED) != (system.fitted is not None):
+            raise ValueError(
+                f"system {name!r}: rule {system.rule!r}, fitted {system.fitted!r}: {' and '.join(FITTED)} have a file, others none"
+            )
+        if system.fitted is not None and any(_CORRUPTION in member for member in listed):
+            raise ValueError(f"system {name!r}: a fitted rule has the same members in every cell, not {_CORRUPTION}: name them")
         systems[name] = dataclasses.replace(system, members=listed)
     return dataclasses.replace(config, members=members, systems=systems, out=fill_names(config, config.out))
 

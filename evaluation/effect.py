@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from undegrade.evaluation.config import EvaluationConfig, MemberConfig, expand, members_of
-from undegrade.evaluation.evaluate import member_view
+from undegrade.evaluation.opening import member_view
 from undegrade.utils.command_line import check_effect
 from undegrade.utils.config import Tree
 from undegrade.utils.data.cells import CLEAN, GROUPS, Cell

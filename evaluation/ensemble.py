@@ -20,7 +20,7 @@ from undegrade.evaluation.costs import PREDICTOR_COST, PredictorCost, read_predi
 from undegrade.evaluation.logit_store import StoredLogits, read_logits, write_logits
 from undegrade.evaluation.predictors import Predictor
 from undegrade.evaluation.protocols import Protocol, stretches
-from undegrade.evaluation.rules import RULES, combine, mixing_weights, rule_names
+from undegrade.evaluation.rules import FITTED, RULES, combine, mixing_weights, rule_names
 from undegrade.evaluation.streams import Stream
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.pixels import to_unit
@@ -57,7 +57,7 @@ def check_rule(rule: str, predictors: Mapping[str, Predictor], system: str) -> N
     would depend on how often it was asked.
     """
     moving = [name for name, predictor in predictors.items() if predictor.stateful]
-    if RULES[rule].mixes_images and moving:
+    if rule not in FITTED and RULES[rule].mixes_images and moving:
         raise ValueError(
             f"system {system!r}: rule {rule!r} mixes the images of its members, and the predictor of member {moving[0]!r} adapts "
             f"itself to what it sees; choose one of: {', '.join(rule_names(False))}"
@@ -192,7 +192,7 @@ class Scorer:
             return source
         while sum(len(kept) * 3 * kept.image_size**2 for kept in [source, *self._pixels.values()]) > _ROOM:
             self._pixels.pop(next(iter(self._pixels)))
-        pixels = torch.cat([source.images(range(rows.start, rows.stop)) for rows in _slices(len(source), _RULE_ROWS)])
+        pixels = torch.cat([source.images(range(rows.start, rows.stop)) for rows in slices(len(source), _RULE_ROWS)])
         self._pixels[identity] = dataclasses.replace(source, read=lambda rows: pixels[torch.from_numpy(rows)], in_memory=True)
         return self._pixels[identity]
 
@@ -242,7 +242,7 @@ class Scorer:
         and cost one more pass of the first member.
         """
         logits = [self._stored(member, cell) for member in members]
-        rows = _slices(len(logits[0]), _RULE_ROWS)
+        rows = slices(len(logits[0]), _RULE_ROWS)
         parts = (torch.stack([values[part] for values in logits]) for part in rows)
         if not RULES.get_row(rule).mixes_images:
             yield from (combine(rule, part, double_softmax) for part in parts)
@@ -295,11 +295,12 @@ def cpu_batch(image_size: int) -> int:
 
 
 def _batches(source: ImageSource, size: int) -> Iterator[tuple[slice, Tensor]]:
-    for rows in _slices(len(source), size):
+    for rows in slices(len(source), size):
         yield rows, to_unit(source.images(range(rows.start, rows.stop)))
 
 
-def _slices(count: int, size: int) -> list[slice]:
+def slices(count: int, size: int) -> list[slice]:
+    """`count` rows in parts of `size`."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 

@@ -7,34 +7,34 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from undegrade.evaluation.config import EvaluationConfig, expand, fill_names, members_of
+from undegrade.evaluation.config import EvaluationConfig, SystemConfig, expand, fill_names, members_of
 from undegrade.evaluation.costs import Cost, PredictorCost, cost_lines, system_costs
 from undegrade.evaluation.ensemble import Member, Scorer, check_rule
+from undegrade.evaluation.fitted.apply import check_rules, fitted_scores, read_rules
+from undegrade.evaluation.fitted.rule import FittedRule
 from undegrade.evaluation.logit_store import keep_listing, stored_bytes
-from undegrade.evaluation.predictors import Frozen, Predictor, build_predictor
+from undegrade.evaluation.opening import member_view, needed_members, open_members, open_source
+from undegrade.evaluation.predictors import Frozen
 from undegrade.evaluation.report.save_plots import save_plots
 from undegrade.evaluation.result_files import ResultFiles
 from undegrade.evaluation.results import Result, cell_result, paired_difference, percent
 from undegrade.evaluation.robustness import CARTON, collapsed, further_metrics, outcomes, outside_of_mce, summary_table
-from undegrade.evaluation.surroundings import Surroundings
 from undegrade.evaluation.tables import table
-from undegrade.models.classification.inputs import INPUT_KEYS, checkpoint_inputs
-from undegrade.models.classification.loading import load_classifier
-from undegrade.utils.checkpoint import file_digest
 from undegrade.utils.config import to_tree
 from undegrade.utils.data.cells import CLEAN, Cell
 from undegrade.utils.data.perturbations.watermark import WATERMARK
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.readable import without_broken
-from undegrade.utils.data.views import RAW, check_view, open_view
+from undegrade.utils.data.views import check_view
 from undegrade.utils.interruption import Interrupted, Interruption
 from undegrade.utils.lock import locked
 from undegrade.utils.provenance import listing_digest, provenance
@@ -92,26 +92,28 @@ def evaluate(config: EvaluationConfig, device: torch.device, interruption: Inter
             `open_view`, `check_rule`, `ResultFiles`; or another process writes into `out`.
     """
     config = expand(config)
-    needed = _needed_members(config, config.data.cells())
+    rules = read_rules(config)
+    needed = needed_members(config, config.data.cells())
     used = [name for name in config.members if any(name in names for names in needed.values())]
     checkpoints = {n: find_checkpoint(fill_names(config, config.members[n].checkpoint), config.runs) for n in used}
     for name in used:
         check_view(member_view(config, name))
     out = Path(config.out)
-    source = without_broken(_source(config, checkpoints), out / "logits" if config.cache else None)
-    members = _members(config, checkpoints, source, device)
+    source = without_broken(open_source(config, checkpoints), out / "logits" if config.cache else None)
+    members = open_members(config, checkpoints, source, device)
     for name, system in config.systems.items():
         for cell in needed:
             check_rule(system.rule, {m: members[m].predictor for m in members_of(system, cell, members)}, name)
+    check_rules(rules, config, members, source, next(iter(needed)))
     with locked(out, "evaluation"):
-        files = ResultFiles(out, result_facts(config, members, source, list(needed)), config.overwrite)
+        files = ResultFiles(out, result_facts(config, members, source, list(needed), rules), config.overwrite)
         if config.cache:
             keep_listing(out / "logits", source, config.overwrite)
             asked = [members[name].predictor for names in needed.values() for name in names]
             size = sum(stored_bytes(len(source), predictor.num_classes, _exact(config)) for predictor in asked)
             if size > _LARGE:
                 log.info("logits are kept in %s/logits, %.1f GB in all (--cache false keeps none)", out, size / 1e9)
-        scorer = _score(config, needed, members, source, files, interruption or Interruption())
+        scorer = _score(config, needed, members, source, files, interruption or Interruption(), rules)
         rows = files.write(finished=True)
         seen = {name: member_view(config, name) for name in used}
         of = {name: [m for cell in needed for m in members_of(system, cell, members)] for name, system in config.systems.items()}
@@ -121,36 +123,12 @@ def evaluate(config: EvaluationConfig, device: torch.device, interruption: Inter
     return Evaluation(config, rows, files.correct, list(needed), members, checkpoints, source, scorer, costs, adapting, plots)
 
 
-def _needed_members(config: EvaluationConfig, cells: Sequence[Cell]) -> dict[Cell, list[str]]:
-    """Cell -> the members that some system has there; ValueError for a system without any cell."""
-    for name, system in config.systems.items():
-        if not any(members_of(system, cell, config.members) for cell in cells):
-            raise ValueError(f"system {name!r} has no member for any of the cells {', '.join(c.folder for c in cells[:5])}")
-    wanted = {cell: {m for s in config.systems.values() for m in members_of(s, cell, config.members)} for cell in cells}
-    return {cell: [name for name in config.members if name in names] for cell, names in wanted.items()}
-
-
-def _source(config: EvaluationConfig, checkpoints: Mapping[str, Path]) -> ImageSource:
-    """The clean images; photographs as the networks want them, where these agree and no view shows
-    images that were cut before.
-    """
-    data = config.data
-    if not data.has_photographs:
-        return data.open(data.split)
-    wanted = {name: checkpoint_inputs(path, config.members[name].arch) for name, path in checkpoints.items()}
-    first, *others = set(wanted.values())
-    if first is not None and not others and {member_view(config, name) for name in checkpoints} == {RAW}:
-        data = data.fitted(*first)
-    source = data.open(data.split)
-    unlike = [f"; {name} wants {inputs}" for name, inputs in wanted.items() if inputs is not None and str(inputs) != source.frame]
-    log.info(
-        "images of %s: %s (pixels: the centre of a shorter side)%s; %s", source.name, source.frame, "".join(unlike), INPUT_KEYS
-    )
-    return source
-
-
 def result_facts(
-    config: EvaluationConfig, members: Mapping[str, Member], source: ImageSource, cells: Sequence[Cell]
+    config: EvaluationConfig,
+    members: Mapping[str, Member],
+    source: ImageSource,
+    cells: Sequence[Cell],
+    rules: Mapping[str, FittedRule] | None = None,
 ) -> dict[str, Any]:
     """What the rows of an evaluation are of, and how they were made: `meta` of `ResultFiles`."""
     data, moving = config.data, [member for member in members.values() if member.predictor.stateful]
@@ -170,6 +148,8 @@ def result_facts(
         facts |= {"batch_size": config.batch_size, "protocol": config.protocol.key}
     if moving and config.protocol.shifts != "reset":
         facts["cells"] = [cell.folder for cell in cells]  # their order matters
+    if rules:
+        facts["fitted"] = {name: rule.digest for name, rule in rules.items()}
     if config.degradations:
         facts["degradations"] = config.degradations
     return facts
@@ -182,6 +162,7 @@ def _score(
     source: ImageSource,
     files: ResultFiles,
     interruption: Interruption,
+    rules: Mapping[str, FittedRule],
 ) -> Scorer:
     """Go through the cells in their order; rows so far are written every few seconds and when an
     error ends it.
@@ -208,8 +189,9 @@ def _score(
             scorer.prepare([members[n] for n in names], cell)
             for name, system in config.systems.items():
                 if chosen := [members[m] for m in members_of(system, cell, members)]:
-                    found = outcomes(scorer.scores(system.rule, chosen, cell, system.double_softmax), source.labels, carton)
-                    metrics = further_metrics(found, source.labels.numpy(), carton)
+                    scores, restored = _scores(scorer, system, rules.get(name), chosen, cell)
+                    found = outcomes(scores, source.labels, carton)
+                    metrics = further_metrics(found, source.labels.numpy(), carton) | restored
                     files.add(cell_result(name, dataset, *cell, system.rule, found.right, metrics), found.right)
                     added += 1
             done += len(names) * len(source)
@@ -226,54 +208,19 @@ def _score(
     return scorer
 
 
+def _scores(
+    scorer: Scorer, system: SystemConfig, rule: FittedRule | None, members: Sequence[Member], cell: Cell
+) -> tuple[Iterator[Tensor], dict[str, float]]:
+    """Scores of a system on a cell, some images at a time, and what share a gate restores."""
+    if rule is None:
+        return scorer.scores(system.rule, members, cell, system.double_softmax), {}
+    scores, restored = fitted_scores(rule, members, scorer, cell)
+    return scores, {} if restored is None else {"restored": float(restored.float().mean())}
+
+
 def _exact(config: EvaluationConfig) -> bool:
     """Whether logits need all their digits: `double_softmax` decides by the last of float32."""
     return any(system.double_softmax for system in config.systems.values())
-
-
-def _members(
-    config: EvaluationConfig, checkpoints: dict[str, Path], source: ImageSource, device: torch.device
-) -> dict[str, Member]:
-    members, views = {}, {}
-    for name, path in checkpoints.items():
-        given, folder = config.members[name], member_view(config, name)
-        if folder not in views:
-            views[folder] = open_view(folder, source, config.data.seed, config.data)
-        network = [file_digest(path), *(str(value) for value in (given.arch, given.mean, given.std) if value is not None)]
-        network += [] if source.among is None else [f"{len(source.classes)} of {len(source.among)}: {' '.join(source.classes)}"]
-        predictor, options = member_predictor(config, name, path, source.classes, device, source.class_order, source.among)
-        members[name] = Member(name, predictor, " ".join(filter(None, [*network, options])), views[folder])
-    return members
-
-
-def member_predictor(
-    config: EvaluationConfig,
-    name: str,
-    path: Path,
-    classes: Sequence[str] | None,
-    device: torch.device,
-    class_order: str | None,
-    among: Sequence[str] | None = None,
-) -> tuple[Predictor, str]:
-    """The predictor of a member on its device, and what `build_predictor` says of it; see
-    `load_classifier`.
-    """
-    given = config.members[name]
-    classifier = load_classifier(path, config.runs, classes, given.arch, given.mean, given.std, class_order, among)
-    classifier = classifier.to(device).to(memory_format=torch.channels_last)
-    cache = Path(config.out) / "logits" / "worked_out" if config.cache else None
-
-    def find(further: str) -> Path:
-        return find_checkpoint(fill_names(config, further), config.runs)
-
-    around = Surroundings(config.data.open_training, cache, file_digest(path), find)
-    return build_predictor(given.predictor, f"members.{name}.predictor", classifier, around)
-
-
-def member_view(config: EvaluationConfig, name: str) -> str:
-    """The view of a member: `raw` or a folder."""
-    view = config.members[name].view
-    return fill_names(config, config.views.get(view, view))
 
 
 def print_outcome(evaluation: Evaluation) -> None:

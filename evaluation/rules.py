@@ -22,6 +22,11 @@ from torch import Tensor
 
 from undegrade.utils.registry import Registry
 
+FITTED = {  # rules with numbers of their own, in a file (evaluation.fitted)
+    "gate": "per image the members of the image as it is, or those of the adapted one, as a fitted gate decides",
+    "fitted": "probabilities at fitted temperatures, by fitted weights",
+}
+
 
 @dataclass(frozen=True)
 class Rule:

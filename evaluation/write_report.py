@@ -14,7 +14,8 @@ from torch import Tensor
 
 from undegrade.evaluation.costs import shows_costs
 from undegrade.evaluation.ensemble import Member
-from undegrade.evaluation.evaluate import Evaluation, gains, member_view
+from undegrade.evaluation.evaluate import Evaluation, gains
+from undegrade.evaluation.opening import member_view
 from undegrade.evaluation.report.html import write_report
 from undegrade.evaluation.report.plots import Picture, cost_plot, heat_map, image_grid, severity_plot
 from undegrade.evaluation.results import MEAN, Result, percent

@@ -14,7 +14,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from undegrade.image_adapt.adapter import Adapter
-from undegrade.models.restoration.ffdnet import noise_level
+from undegrade.models.restoration.estimates import noise_level
 from undegrade.utils.data.pixels import from_signed, to_signed, to_unit
 from undegrade.utils.ranges import Count, Positive
 

@@ -6,18 +6,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from undegrade.image_adapt.adapter import Adapter, Context, Passes
-from undegrade.models.restoration.ffdnet import noise_level
+from undegrade.models.restoration.estimates import noise_level
 from undegrade.models.restoration.restorer import Restorer, open_restorer, tiled
 from undegrade.utils.checkpoint import file_digest, split_entry
 from undegrade.utils.data.pixels import signed_to_unit, unit_to_signed
 from undegrade.utils.ranges import Count, NotNegative, Whole
+from undegrade.utils.runs import find_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +66,10 @@ class Restoration(Adapter):
 
     @classmethod
     def open(cls, options: Any, context: Context) -> Adapter:
-        """The network in the file that the context names."""
-        path = Path(context.model or "")
+        """The network in the file, or of the run, that the context names."""
         if context.precision != "float32":
             raise ValueError(f"--precision {context.precision}: restorers calculate in float32, leave it out")
+        path = find_checkpoint(context.model or "", context.runs, dataset=context.dataset)
         return cls(open_restorer(path).to(context.device), options, lambda: file_digest(split_entry(path)[0]))
 
     @classmethod

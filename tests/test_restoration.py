@@ -23,7 +23,8 @@ from tests.photo_like import photo_like
 from tests.scripts import run_script
 from undegrade.image_adapt.adapters import ADAPTERS, Context
 from undegrade.image_adapt.classical import CLASSICAL
-from undegrade.models.restoration.ffdnet import FFDNet, noise_level
+from undegrade.models.restoration.estimates import noise_level
+from undegrade.models.restoration.ffdnet import FFDNet
 from undegrade.models.restoration.restorer import open_restorer, tiled
 from undegrade.utils.data.pixels import to_signed, to_unit
 

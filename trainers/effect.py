@@ -49,10 +49,13 @@ def data_keys_without_effect(data: DataConfig) -> dict[str, str]:
     }
     if not data.degradations:
         without = "data.degradations are none"
-        reasons |= dict.fromkeys(("data.pairing", "data.levels", "data.adapted", "method.view"), without)
+        reasons |= dict.fromkeys(("data.pairing", "data.levels", "data.adapted", "data.adapted_view", "method.view"), without)
     if data.adapted is None:
+        reasons["data.adapted_view"] = reasons.get("data.adapted_view", "data.adapted is null")
         return reasons | options_without_effect(data.degradations, "data")
     reasons["data.levels"] = reasons.get("data.levels", "the levels of adapted images are those that they were adapted at")
+    if data.adapted_view == "adapted":
+        return reasons | options_without_effect(data.degradations, "data")
     degraded = "the images of data.adapted are degraded already"
     return reasons | {f"data.{key}": degraded for key in ("constants", "compat", "perturbations")}
 
@@ -63,9 +66,11 @@ def _of_method(method: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str,
     name = method.get("name")
     if name == "denoising":
         clean = "a diffusion model learns from clean images"
-        reasons |= {f"data.{key}": clean for key in ("degradations", "pairing", "levels", "adapted")}
+        reasons |= {f"data.{key}": clean for key in ("degradations", "pairing", "levels", "adapted", "adapted_view")}
         if not model.get("class_conditional"):
             reasons["method.label_dropout"] = "the network is told no class, see model.class_conditional"
+    if name == "restoration":
+        reasons["model.layers" if model.get("network") == "nafnet" else "model.blocks"] = "it is of the other network"
     if name == "distillation" and not method.get("logit_weight"):
         reasons["method.temperature"] = "method.logit_weight is 0"
     if name in ("supervised", "distillation", "segmentation", "landmarks") and model.get("init_from") and model.get("pretrained"):

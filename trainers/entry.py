@@ -32,11 +32,9 @@ from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.config import Tree, build, dotted_keys, dump_yaml, merge, read_all, read_yaml, to_tree
 from undegrade.utils.data.batches import BatchLoader
-from undegrade.utils.data.cells import drawn_cell
 from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.training import DataConfig
-from undegrade.utils.data.views import FolderTree
 from undegrade.utils.device import choose_device
 from undegrade.utils.files import write_atomic
 from undegrade.utils.interruption import STATUS, Interrupted, Interruption, parse_duration
@@ -196,11 +194,7 @@ def _fitted(data: DataConfig, model: Any) -> DataConfig:
 
 def _loader(config: TrainConfig, source: ImageSource, train: bool, accelerator: Accelerator) -> BatchLoader:
     data = config.data
-    adapted = {}
-    if data.adapted:
-        split = source.name.rsplit("/", 1)[-1]
-        tree = FolderTree(Path(fill(data.adapted, config, split=split)), source)
-        adapted = {name: tree.source(drawn_cell(name)) for name in data.degradations}
+    adapted = Path(fill(data.adapted, config, split=source.name.rsplit("/", 1)[-1])) if data.adapted else None
     batches = data.batches(source, config.seed, train, adapted, accelerator.process_index, accelerator.num_processes)
     return BatchLoader(batches, data.workers if train else 0, accelerator.device)
 

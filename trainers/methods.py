@@ -25,6 +25,7 @@ from undegrade.trainers.editing import EditingConfig, EditorConfig, build_editin
 from undegrade.trainers.editor_consistency import DistilledEditorConfig, EditorConsistencyConfig, build_editor_consistency
 from undegrade.trainers.method import Context, Method
 from undegrade.trainers.repfusion import RepFusionConfig, build_repfusion
+from undegrade.trainers.restoration import RestorationConfig, RestorerConfig, build_restoration
 from undegrade.trainers.supervised import SupervisedConfig, build_supervised
 from undegrade.utils.registry import Registry
 
@@ -54,4 +55,5 @@ METHODS.add("editing", MethodKind(EditorConfig, EditingConfig, build_editing))
 METHODS.add("editor_consistency", MethodKind(DistilledEditorConfig, EditorConsistencyConfig, build_editor_consistency))
 METHODS.add("segmentation", MethodKind(BiSeNetConfig, SegmentationConfig, build_segmentation))
 METHODS.add("landmarks", MethodKind(HeatmapConfig, LandmarksConfig, build_landmarks))
+METHODS.add("restoration", MethodKind(RestorerConfig, RestorationConfig, build_restoration))
 METHODS.add("repfusion", MethodKind(ClassifierConfig, RepFusionConfig, build_repfusion))

@@ -34,6 +34,7 @@ from undegrade.utils.seeding import derive_seed, seed_everything
 
 log = logging.getLogger(__name__)
 
+VIEWS = {"clean", "degraded", "adapted"}  # of a batch
 _ASKED = 4  # batches of validation between two questions whether to stop
 
 
@@ -268,7 +269,7 @@ class Trainer:
     def _prepare(self, batch: Batch) -> Batch:
         batch = move_batch(batch, self.accelerator.device)
         if self.loop.channels_last:
-            for view in ("clean", "degraded"):
+            for view in VIEWS & batch.keys():
                 batch[view] = batch[view].contiguous(memory_format=torch.channels_last)
         return batch
 

@@ -98,8 +98,9 @@ def check_value(hint: Any, value: Any, place: str) -> Any:
     Raises:
         ValueError: see `build`.
     """
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value, place)
+    sections = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
+    if sections and typing.get_origin(hint) is not dict and (value is not None or sections[0] is hint):
+        return build(typing.cast(type, sections[0]), value, place)  # or of a section that may be null
     if typing.get_origin(hint) is dict and isinstance(value, Mapping):
         names, entries = typing.get_args(hint)
         return {check_value(names, name, place): check_value(entries, entry, f"{place}.{name}") for name, entry in value.items()}

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from undegrade.models.restoration.ffdnet import FFDNet, noise_level
+from undegrade.models.restoration.estimates import noise_level
+from undegrade.models.restoration.ffdnet import FFDNet
 from undegrade.utils.checkpoint import load_checkpoint
 
 log = logging.getLogger(__name__)
 
+KIND = "restorer"
 _FIRST = "model.0.weight"
 
 
@@ -79,14 +81,14 @@ def _ramp(length: int, overlap: int) -> Tensor:
 
 
 def open_restorer(path: str | Path) -> Restorer:
-    """A frozen restorer in eval mode from a file: FFDNet's published weights, or any network for
-    restoration that spandrel knows.
+    """A frozen restorer in eval mode from a file: one that was trained here, FFDNet's published
+    weights, or any network for restoration that spandrel knows.
 
     Raises:
         FileNotFoundError, ValueError: missing, damaged, holds Python objects, of an unknown network
             or of one that enlarges.
     """
-    state, _ = load_checkpoint(path, kind="restorer")
+    state, _ = load_checkpoint(path, kind=KIND)
     if state.get(_FIRST, torch.empty(0)).shape[1:] == (13, 3, 3):
         found = Restorer(_ffdnet(state), "FFDNet", True)
     else:
@@ -94,6 +96,23 @@ def open_restorer(path: str | Path) -> Restorer:
         found = Restorer(_Spandrel(descriptor), descriptor.architecture.name, False)
     log.info("%s from %s, %s weights", found.name, path, f"{sum(p.numel() for p in found.parameters()):,}")
     return found.eval().requires_grad_(False)
+
+
+def nafnet(width: int, blocks: Sequence[int]) -> Restorer:
+    """NAFNet (Chen et al., ECCV 2022) with random weights, which does nothing at first.
+
+    Args:
+        width: channels at the highest resolution.
+        blocks: on each level of the encoder.
+
+    Raises:
+        ValueError: spandrel is not installed.
+    """
+    _spandrel("NAFNet is spandrel's")
+    from spandrel.architectures.NAFNet import NAFNet  # noqa: PLC0415  an extra
+
+    network = NAFNet(width=width, middle_blk_num=1, enc_blk_nums=list(blocks), dec_blk_nums=[1] * len(blocks))
+    return Restorer(network, "NAFNet", False)
 
 
 def _ffdnet(state: dict[str, Tensor]) -> FFDNet:
@@ -115,14 +134,16 @@ class _Spandrel(nn.Module):
         return self.descriptor(x)  # type: ignore[no-any-return]
 
 
-def _by_spandrel(path: str | Path, state: dict[str, Tensor]) -> Any:
+def _spandrel(why: str) -> Any:
     try:
         import spandrel  # noqa: PLC0415  an extra
     except ImportError as error:
-        raise ValueError(
-            f"{path} is no FFDNet; other networks are read by spandrel, which is not installed: "
-            "pip install 'undegrade[restoration]'"
-        ) from error
+        raise ValueError(f"{why}, and spandrel is not installed: pip install 'undegrade[restoration]'") from error
+    return spandrel
+
+
+def _by_spandrel(path: str | Path, state: dict[str, Tensor]) -> Any:
+    spandrel = _spandrel(f"{path} is no FFDNet; other networks are read by spandrel")
     try:
         found = spandrel.ModelLoader(device="cpu").load_from_state_dict(state)
     except spandrel.UnsupportedModelError as error:

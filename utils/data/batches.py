@@ -5,8 +5,9 @@ A batch is a dict: `clean`, `degraded` float [B, 3, H, W] in [0, 1], `label` int
 [B] (index into the run's list of degradations), `level` float [B] in [0, 1] (0 = clean; NaN for
 adapted images of unknown level), `key` list of B strings. With k degradations and n images a step,
 B = k n, and `batch["deg"] == i` selects the n images of one, which follow one another. Row by row,
-`clean`, `degraded`, `label` and `key` belong to one image, and so does `target` [B, ...] of a
-source that has one (utils/data/targets.py).
+`clean`, `degraded`, `label` and `key` belong to one image, and so do `target` [B, ...] of a source
+that has one (utils/data/targets.py), and `adapted`, what an adapter made of the degraded image,
+where that is asked for (`data.adapted_view`).
 
 In place of an image that cannot be decoded the next one of the source that can stands in, so that
 training batches keep their size; from batches without augmentation it is left out.
@@ -55,8 +56,10 @@ class BatchSet(Dataset):
         seed: of order, levels, degradation and augmentation.
         augment: None for evaluation: fixed order, no augmentation, levels and noise that do not
             change with the epoch.
-        adapted: for each degradation, a source with the adapted images of the same keys, to stand
-            in for degrading on the fly.
+        adapted: for each degradation, a source with the images of the same keys that stand in for
+            degrading on the fly.
+        beside: for each degradation, a source with a third version of the same keys, the view
+            `adapted` of the batch: flipped and cut like the others.
         rank, world: this process and their number; a step's images are dealt out to the processes
             in turn.
         pairing: of training batches. "paired": the images of a step appear once for every
@@ -91,6 +94,7 @@ class BatchSet(Dataset):
         levels: str = "independent",
         options: PerturbationOptions | None = None,
         degrade_at: str = "crop",
+        beside: dict[str, ImageSource] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: use at least 1")
@@ -105,9 +109,10 @@ class BatchSet(Dataset):
         check_choice(levels, LEVELS, "levels")
         self._native = check_choice(degrade_at, DEGRADE_AT, "data.degrade_at") == "native"
         if self._native:
-            check_native(source, bool(adapted))
+            check_native(source, bool(adapted or beside))
         self.source, self.degradations, self.batch_size, self.seed = source, list(degradations), batch_size, seed
         self.augment, self.adapted, self.rank, self.world = augment, adapted or {}, rank, world
+        self.beside = beside or {}
         self.options, self._shared_levels = options or PerturbationOptions(), levels == "shared"
         self._perturbations = {name: find_perturbation(name) for name in degradations}  # as objects: workers may lack the rows
         self._apart = pairing == "independent" and augment is not None and len(degradations) > 0
@@ -161,7 +166,10 @@ class BatchSet(Dataset):
             assert self.augment is not None
             cut = functools.partial(fill_holes, centres=made["hole"], side=self.augment.cutout, colour=self.source.rgb_mean)
             clean, degraded = cut(clean) if self.augment.cutout_clean else clean, cut(degraded)
-        target = {"target": torch.cat([made["target"]] * copies)} if "target" in made else {}
+        further = {"target": torch.cat([made["target"]] * copies)} if "target" in made else {}
+        if self.beside:
+            versions = degraded.unflatten(0, (blocks, 2, -1)).transpose(0, 1)
+            degraded, further["adapted"] = versions[0].flatten(0, 1), versions[1].flatten(0, 1)
         return {
             "clean": clean.repeat(copies, 1, 1, 1),
             "degraded": degraded,
@@ -169,7 +177,7 @@ class BatchSet(Dataset):
             "deg": torch.arange(blocks, device=degraded.device).repeat_interleave(len(degraded) // blocks),
             "level": made["level"],
             "key": made["key"] * copies,
-            **target,
+            **further,
         }
 
     def _block(self, epoch: int, step: int, names: Sequence[str], own: tuple[str, ...] = ()) -> Batch:
@@ -189,7 +197,7 @@ class BatchSet(Dataset):
         """The rows that can be read, or those that stand in for them, and what is wrong with the
         others.
         """
-        sources = [self.source, *(self.adapted[name] for name in names if name in self.adapted)]
+        sources = [self.source, *(read[name] for read in (self.adapted, self.beside) for name in names if name in read)]
         chosen: list[int] = []
         broken: dict[str, Broken] = {}
         for row in rows.tolist():
@@ -219,6 +227,9 @@ class BatchSet(Dataset):
         else:
             clean = flipped(self.source.images(rows), flips)
             parts = [self._degraded(name, rows, clean, streams, flips) for name in names]
+        if self.beside:  # of each degradation, what it gave, then what an adapter made of it
+            beside = [flipped(self.beside[name].images(rows), flips) for name in names]
+            parts = [(torch.cat([images, other]), level) for (images, level), other in zip(parts, beside, strict=True)]
         degraded = torch.cat([p[0] for p in parts]) if parts else clean
         level = torch.cat([p[1] for p in parts]) if parts else torch.zeros(len(rows))
         views = {"clean": clean, "degraded": degraded}

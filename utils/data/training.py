@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
+from pathlib import Path
 from typing import Literal
 
 from undegrade.utils.data.batches import AugmentConfig, BatchSet
+from undegrade.utils.data.cells import drawn_cell
 from undegrade.utils.data.label_budget import label_count
+from undegrade.utils.data.manifest import read_settings
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.registry import SourceConfig
+from undegrade.utils.data.views import FolderTree, OnTheFly
 from undegrade.utils.ranges import Count, Seed, Whole
 
 
@@ -30,8 +34,9 @@ class DataConfig(SourceConfig):
         degrade_at: crop (the S x S centre that evaluation sees) | native (the whole image of a
             file, of which a random window is cut afterwards, as DiffAUD's published loader does for
             ImageNet).
-        adapted: folder of adapted images (`<adapted>/<degradation>/random/<class>/*`) to train on
-            in place of degrading on the fly.
+        adapted: folder of adapted images (`<adapted>/<degradation>/random/<class>/*`) to train on.
+        adapted_view: degraded (adapted images stand in for degrading on the fly) | adapted (a view
+            of their own beside the degraded images, which are those that they were made of).
         labels: class-balanced subset of the training part alone, whose labels there shall be: a
             number of images, a share such as 10%, or 5 a class (null: all).
         batch_size: images a step and process, before they are multiplied by the degradations.
@@ -46,6 +51,7 @@ class DataConfig(SourceConfig):
     seed: Seed | None = None
     degrade_at: Literal["crop", "native"] = "crop"
     adapted: str | None = None
+    adapted_view: Literal["degraded", "adapted"] = "degraded"
     labels: Count | str | None = None
     batch_size: Count = 128
     workers: Whole = 0
@@ -69,15 +75,50 @@ class DataConfig(SourceConfig):
         source: ImageSource,
         seed: int,
         train: bool,
-        adapted: dict[str, ImageSource] | None = None,
+        adapted: Path | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> BatchSet:
-        """Batches of `source` as this section describes them; `seed` is the run's, `train` switches
-        augmentation on.
+        """Batches of `source` as this section describes them.
+
+        Args:
+            source: clean images.
+            seed: of the run.
+            train: with augmentation.
+            adapted: the folder that `adapted` means for this split.
+            rank, world: see `BatchSet`.
+
+        Raises:
+            ValueError, FileNotFoundError: see `FolderTree.source`; adapted images that do not say
+                what they were made of, for `adapted_view: adapted`.
         """
+        degraded, beside = self._versions(source, adapted)
         return BatchSet(
             source, self.degradations, self.batch_size, seed if self.seed is None else self.seed, self.augment if train else None,
-            adapted, rank, world, pairing=self.pairing, levels=self.levels, options=self,
-            degrade_at=self.degrade_at,
+            degraded, rank, world, pairing=self.pairing, levels=self.levels, options=self,
+            degrade_at=self.degrade_at, beside=beside,
         )  # fmt: skip
+
+    def _versions(self, source: ImageSource, folder: Path | None) -> tuple[dict[str, ImageSource], dict[str, ImageSource]]:
+        """(what stands in for degrading on the fly, what is beside it), by degradation."""
+        cells = {name: drawn_cell(name) for name in self.degradations}
+        if folder is None:
+            return {}, {}
+        if self.adapted_view == "degraded":
+            return {name: FolderTree(folder, source).source(cell) for name, cell in cells.items()}, {}
+        made_of = {name: OnTheFly(source, _seed_of(folder / cell.folder), self) for name, cell in cells.items()}
+        beside = {name: FolderTree(folder, source, made_of[name]).source(cell) for name, cell in cells.items()}
+        return {name: made_of[name].source(cell) for name, cell in cells.items()}, beside
+
+
+def _seed_of(folder: Path) -> int:
+    """Of the degraded images that those in a folder were adapted from."""
+    if not folder.is_dir():
+        return 0  # the tree says so
+    seed = read_settings(folder).get("input", {}).get("seed")
+    if not isinstance(seed, int):
+        raise ValueError(
+            f"{folder} does not say which degraded images its images were made of, for data.adapted_view: adapted: adapt those of "
+            "a data set (image_sample.py --dataset ... --split ... --corruption ...)"
+        )
+    return seed

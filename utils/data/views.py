@@ -155,7 +155,7 @@ class FolderTree:
         return f"{self.root.parent.name}/{self.root.name}"
 
     def source(self, cell: Cell) -> ImageSource:
-        folder = self._folder(cell)
+        folder = self.folder(cell)
         if not folder.is_dir():
             if cell.corruption == CLEAN and self.clean.listing_of is not None:
                 refuse_to_read(self.clean.listing_of)
@@ -176,12 +176,13 @@ class FolderTree:
             found = folder_source(folder, clean.image_size, name, clean.classes, resize)
         return dataclasses.replace(found.aligned(self.clean.keys, str(folder)), level=self._levels(cell))
 
-    def _folder(self, cell: Cell) -> Path:
+    def folder(self, cell: Cell) -> Path:
+        """Where the images of a cell lie."""
         usual, released = self.root / cell.folder, find_perturbation(cell.corruption).released_as
         return self.root / released if released and not usual.is_dir() and (self.root / released).is_dir() else usual
 
     def _check_settings(self, cell: Cell) -> None:
-        given = read_settings(self._folder(cell)).get("input")
+        given = read_settings(self.folder(cell)).get("input")
         if self.raw is None or not isinstance(given, dict) or "dataset" not in given:
             return  # nobody knows, or they were adapted from files
         there = {name: value for name, value in given.items() if name not in ("dataset", "split")}
@@ -191,13 +192,13 @@ class FolderTree:
         differing = [f"{k}: {there.get(k)} there, {now.get(k)} here" for k in sorted({*there, *now}) if there.get(k) != now.get(k)]
         if differing:
             raise ValueError(
-                f"{self._folder(cell)} was adapted from images that were corrupted otherwise ({'; '.join(differing)}): corrupt "
+                f"{self.folder(cell)} was adapted from images that were corrupted otherwise ({'; '.join(differing)}): corrupt "
                 "them so here, too (data.seed, data.corruption_constants, ...), or adapt them anew"
             )
 
     def _manifest(self, cell: Cell) -> list[dict[str, Any]]:
         """What the adapter noted of its images; nothing where none was there."""
-        return read_manifest(self._folder(cell))
+        return read_manifest(self.folder(cell))
 
     def _resize(self, cell: Cell) -> Resize | None:
         """How the files of a cell are resized: as the clean images, or None (see above)."""
@@ -206,7 +207,7 @@ class FolderTree:
             return None
         if rows := self._manifest(cell):
             return None if rows[0].get("input_side") == size else resize
-        paths = list_images(self._folder(cell))
+        paths = list_images(self.folder(cell))
         return None if paths and first_size(paths) == (size, size) else resize
 
     def _levels(self, cell: Cell) -> Tensor | None:
@@ -220,7 +221,7 @@ class FolderTree:
 
     def identity(self, cell: Cell) -> str:
         self._check_settings(cell)
-        folder = self._folder(cell)
+        folder = self.folder(cell)
         paths = sorted(folder.glob(SHARDS)) or list_images(folder)
         files = [(str(p.relative_to(self.root)), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
         frame = dataclasses.replace(self.clean, resize=self._resize(cell)).frame

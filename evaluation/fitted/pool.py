@@ -1,0 +1,66 @@
+"""Temperatures and weights of members, fitted on labelled validation images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pool:
+    """p = sum_m w_m softmax(logits_m / T_m).
+
+    Attributes:
+        temperatures: T_m > 0 (Guo et al., ICML 2017).
+        weights: w_m >= 0, of sum 1 (a linear opinion pool).
+    """
+
+    temperatures: list[float]
+    weights: list[float]
+
+    def __post_init__(self) -> None:
+        if len(self.temperatures) != len(self.weights) or min(self.temperatures) <= 0 or min(self.weights) < 0:
+            raise ValueError("a pool has a positive temperature and a weight of 0 or more for each member")
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Float64 [B, K] of logits [M, B, K]."""
+        t, w = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (self.temperatures, self.weights))
+        return ((logits.double() / t).softmax(-1) * w).sum(0)
+
+
+def fit_pool(logits: Tensor, labels: Tensor) -> Pool:
+    """Each member's temperature for its own least negative log-likelihood, then the weights for
+    that of the sum.
+
+    Args:
+        logits: [M, N, K].
+        labels: int64 [N].
+    """
+    logits, at = logits.double(), labels.expand(len(logits), -1)[:, :, None]
+
+    def alone(log_t: Tensor) -> Tensor:
+        return -(logits / log_t.exp()[:, None, None]).log_softmax(-1).gather(2, at).mean((1, 2)).sum()
+
+    log_t = _minimum(alone, len(logits))
+    true = (logits / log_t.exp()[:, None, None]).softmax(-1).gather(2, at)[:, :, 0]  # of the true class, [M, N]
+    weights = _minimum(lambda scores: -(scores.softmax(0)[:, None] * true).sum(0).clamp_min(1e-12).log().mean(), len(logits))
+    return Pool([round(float(t), 6) for t in log_t.exp()], [round(float(w), 6) for w in weights.softmax(0)])
+
+
+def _minimum(function: Callable[[Tensor], Tensor], count: int) -> Tensor:
+    """Of `count` numbers in [-6, 6]: temperatures, or odds of weights, from 1/400 to 400."""
+
+    def value_and_gradient(values: np.ndarray) -> tuple[float, np.ndarray]:
+        at = torch.from_numpy(values.copy()).requires_grad_(True)
+        out = function(at)
+        out.backward()
+        assert at.grad is not None
+        return float(out.detach()), at.grad.numpy()
+
+    found = minimize(value_and_gradient, np.zeros(count), jac=True, method="L-BFGS-B", bounds=[(-6.0, 6.0)] * count)
+    return torch.from_numpy(found.x)
