@@ -98,7 +98,8 @@ def check_value(hint: Any, value: Any, place: str) -> Any:
     Raises:
         ValueError: see `build`.
     """
-    sections = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
+    kinds = (hint, *typing.get_args(hint))
+    sections = [kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
     if sections and typing.get_origin(hint) is not dict and (value is not None or sections[0] is hint):
         return build(typing.cast(type, sections[0]), value, place)  # or of a section that may be null
     if typing.get_origin(hint) is dict and isinstance(value, Mapping):
