@@ -25,8 +25,8 @@ from undegrade.evaluation.config import EvaluationConfig, SystemConfig, expand, 
 from undegrade.evaluation.ensemble import Member, Scorer
 from undegrade.evaluation.fitted.apply import image_digests, members_in, rule_path, signals_of
 from undegrade.evaluation.fitted.gate import Observed, accuracies, fit_gate, guaranteed
-from undegrade.evaluation.fitted.pool import fit_pool
-from undegrade.evaluation.fitted.rule import FittedMember, FittedRule, Gate, class_digest, first_other, two_sides, write_rule
+from undegrade.evaluation.fitted.pool import Pool, fit_pool, fit_sides
+from undegrade.evaluation.fitted.rule import FittedMember, FittedRule, class_digest, first_other, two_sides, write_rule
 from undegrade.evaluation.fitted.signals import GROUPS, member_signals, signal_names
 from undegrade.evaluation.opening import member_view, needed_members, open_members, open_source
 from undegrade.evaluation.results import percent
@@ -151,10 +151,8 @@ def fit(
             _print_gate(name, rule, seen[name])
             if check is not None and max_loss is not None:
                 print(_checked(rule, seen[name], signals, max_loss, check))
-        else:
-            assert rule.pool is not None
-            parts = zip(system.members, rule.pool.weights, rule.pool.temperatures, strict=True)
-            print(f"{name}: " + ", ".join(f"{m} weight {w:.2f} temperature {t:.2f}" for m, w, t in parts))
+        parts = zip(system.members, rule.pool.weights, rule.pool.temperatures, strict=True)
+        print(f"{name}: " + ", ".join(f"{m} weight {w:.2f} temperature {t:.2f}" for m, w, t in parts))
         print(f"written: {paths[-1]}")
     return paths
 
@@ -203,59 +201,66 @@ def _fit(
             f"system {name!r}: a gate chooses between members that see the image as it is, the first one's view and predictor, "
             "and others, and there are no others: add a member with another view"
         )
-    observed, promise = _observed(common["members"], seen, signals), None
-    if max_loss is None:
-        gate = fit_gate(list(observed.values()), signals)
-    else:
-        order = numpy_generator("gate", len(seen.labels)).permutation(len(seen.labels))
-        gate, promise = _promised(observed, order, signals, max_loss)
-    return FittedRule("gate", gate=gate, guarantee=promise, **common)
+    order = numpy_generator("gate", len(seen.labels)).permutation(len(seen.labels))
+    return _fit_gate(seen, order, signals, max_loss, common)
 
 
-def _observed(members: Mapping[str, FittedMember], seen: Seen, signals: Sequence[str]) -> dict[Cell, Observed]:
+def _fit_gate(
+    seen: Seen, order: np.ndarray, signals: Sequence[str], max_loss: float | None, common: Mapping[str, Any]
+) -> FittedRule:
+    """A gate from the images at `order`; with a promise, the first half of them fits it, and the
+    second chooses its threshold.
+    """
+    clean = next((cell for cell in seen.logits if cell.corruption == CLEAN), None)
+    if max_loss is not None and clean is None:
+        raise ValueError("--max_loss is about clean images, too: add clean to --corruption")
+    members, fitting = common["members"], order if max_loss is None else order[: len(order) // 2]
+    logits = torch.cat([values[:, torch.from_numpy(fitting)] for values in seen.logits.values()], 1)
+    labels = seen.labels[torch.from_numpy(fitting)].repeat(len(seen.logits))
+    pool = fit_sides(logits, labels, [member.kept for member in members.values()])
+    observed = _observed(members, pool, seen, signals)
+    gate, promise = fit_gate([values.rows(fitting) for values in observed.values()], signals), None
+    if max_loss is not None:
+        rest = {cell: values.rows(order[len(fitting) :]) for cell, values in observed.items()}
+        gate, promise = guaranteed(gate, rest[clean], [v for cell, v in rest.items() if cell != clean], max_loss)
+    return FittedRule("gate", pool=pool, gate=gate, guarantee=promise, **common)
+
+
+def _observed(members: Mapping[str, FittedMember], pool: Pool, seen: Seen, signals: Sequence[str]) -> dict[Cell, Observed]:
     found = {}
     for cell, logits in seen.logits.items():
-        kept, other = two_sides(members, logits)
+        kept, other = two_sides(members, pool, logits)
         every = torch.cat([seen.pixels[cell], member_signals(signals, kept, other)], 1)
         found[cell] = Observed(every, kept, other, seen.labels)
     return found
 
 
-def _promised(
-    observed: Mapping[Cell, Observed], order: np.ndarray, signals: Sequence[str], max_loss: float
-) -> tuple[Gate, dict[str, Any]]:
-    """A gate that the first half of the images in `order` fits, and its threshold by the second."""
-    clean = next((cell for cell in observed if cell.corruption == CLEAN), None)
-    if clean is None:
-        raise ValueError("--max_loss is about clean images, too: add clean to --corruption")
-    half = len(order) // 2
-    gate = fit_gate([cell.rows(order[:half]) for cell in observed.values()], signals)
-    rest = {cell: values.rows(order[half:]) for cell, values in observed.items()}
-    return guaranteed(gate, rest[clean], [values for cell, values in rest.items() if cell != clean], max_loss)
-
-
 def _checked(rule: FittedRule, seen: Seen, signals: Sequence[str], max_loss: float, count: int) -> str:
     """On how many random halves of the images the promise, made on them, is kept on the others."""
-    observed, kept, lost = _observed(rule.members, seen, signals), 0, []
-    clean = next(cell for cell in observed if cell.corruption == CLEAN)
+    common = {"members": rule.members, "classes": rule.classes, "frame": rule.frame, "fitted_on": rule.fitted_on}
+    kept, largest = 0, 0.0
     for number in range(count):
         order = numpy_generator("halves", number).permutation(len(seen.labels))
         half = len(order) // 2
-        gate, _ = _promised(observed, order[:half], signals, max_loss)
-        others = {cell: accuracies(gate, values.rows(order[half:])) for cell, values in observed.items()}
-        losses = {cell: found["kept"] - found["gated"] for cell, found in others.items()}
-        degraded = [loss for cell, loss in losses.items() if cell != clean]
-        lost.append(max(losses[clean], float(np.mean(degraded)) if degraded else 0.0))
-        kept += lost[-1] <= max_loss
+        made = _fit_gate(seen, order[:half], signals, max_loss, common)
+        assert made.gate is not None
+        observed = _observed(made.members, made.pool, seen, signals)
+        losses = {}
+        for cell, values in observed.items():
+            found = accuracies(made.gate, values.rows(order[half:]))
+            losses[cell] = found["kept"] - found["gated"]
+        degraded = [loss for cell, loss in losses.items() if cell.corruption != CLEAN]
+        lost = max([float(np.mean(degraded)) if degraded else 0.0, *(v for cell, v in losses.items() if cell.corruption == CLEAN)])
+        kept, largest = kept + (lost <= max_loss), max(largest, lost)
     return (
         f"the promise of at most {percent(100 * max_loss)} points was kept on {kept} of {count} random halves of the images "
-        f"(largest loss {percent(100 * max(lost), digits=2)} points; by chance alone a half may miss it)"
+        f"(largest loss {percent(100 * largest, digits=2)} points; by chance alone a half may miss it)"
     )
 
 
 def _print_gate(name: str, rule: FittedRule, seen: Seen) -> None:
     assert rule.gate is not None
-    gate, observed = rule.gate, _observed(rule.members, seen, rule.signals)
+    gate, observed = rule.gate, _observed(rule.members, rule.pool, seen, rule.signals)
     width = max(len(cell.folder) for cell in observed)
     print(f"{name}: accuracy in % on {len(seen.labels)} {rule.fitted_on['split']} images, and the share of them that is restored")
     print(f"{'images'.ljust(width)}  as they are  adapted  gated  restored")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
+
+_TO_EQUAL = 0.01
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Pool:
 
     Attributes:
         temperatures: T_m > 0 (Guo et al., ICML 2017).
-        weights: w_m >= 0, of sum 1 (a linear opinion pool).
+        weights: w_m >= 0, of sum 1 (a linear opinion pool; of a gate, on each of its sides).
     """
 
     temperatures: list[float]
@@ -27,15 +29,17 @@ class Pool:
         if len(self.temperatures) != len(self.weights) or min(self.temperatures) <= 0 or min(self.weights) < 0:
             raise ValueError("a pool has a positive temperature and a weight of 0 or more for each member")
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Float64 [B, K] of logits [M, B, K]."""
-        t, w = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (self.temperatures, self.weights))
-        return ((logits.double() / t).softmax(-1) * w).sum(0)
+    def probabilities(self, logits: Tensor, among: Sequence[bool] | None = None) -> Tensor:
+        """Float64 [B, K] of logits [M, B, K]; `among`: of these members alone."""
+        chosen = torch.tensor([True] * len(self.weights) if among is None else list(among))
+        t, w = (torch.tensor(v, dtype=torch.float64)[chosen][:, None, None] for v in (self.temperatures, self.weights))
+        return ((logits[chosen].double() / t).softmax(-1) * w).sum(0)
 
 
 def fit_pool(logits: Tensor, labels: Tensor) -> Pool:
     """Each member's temperature for its own least negative log-likelihood, then the weights for
-    that of the sum.
+    that of the sum, a little nearer to equal ones (by `_TO_EQUAL` times the divergence of theirs
+    from equal ones, in nats): known degradations say little of small differences under others.
 
     Args:
         logits: [M, N, K].
@@ -48,8 +52,24 @@ def fit_pool(logits: Tensor, labels: Tensor) -> Pool:
 
     log_t = _minimum(alone, len(logits))
     true = (logits / log_t.exp()[:, None, None]).softmax(-1).gather(2, at)[:, :, 0]  # of the true class, [M, N]
-    weights = _minimum(lambda scores: -(scores.softmax(0)[:, None] * true).sum(0).clamp_min(1e-12).log().mean(), len(logits))
-    return Pool([round(float(t), 6) for t in log_t.exp()], [round(float(w), 6) for w in weights.softmax(0)])
+
+    def together(scores: Tensor) -> Tensor:
+        likelihood = (scores.softmax(0)[:, None] * true).sum(0).clamp_min(1e-12).log().mean()
+        return -likelihood - _TO_EQUAL * scores.log_softmax(0).mean()
+
+    weights = _minimum(together, len(logits)).softmax(0)
+    return Pool([round(float(t), 6) for t in log_t.exp()], [round(float(w), 6) for w in weights])
+
+
+def fit_sides(logits: Tensor, labels: Tensor, kept: Sequence[bool]) -> Pool:
+    """A pool of the members that a gate keeps, and one of the others, as one: see `fit_pool`."""
+    temperatures, weights = [0.0] * len(kept), [0.0] * len(kept)
+    for side in (True, False):
+        places = [i for i, own in enumerate(kept) if own is side]
+        pool = fit_pool(logits[places], labels)
+        for place, temperature, weight in zip(places, pool.temperatures, pool.weights, strict=True):
+            temperatures[place], weights[place] = temperature, weight
+    return Pool(temperatures, weights)
 
 
 def _minimum(function: Callable[[Tensor], Tensor], count: int) -> Tensor:

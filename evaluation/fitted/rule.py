@@ -86,7 +86,8 @@ class FittedRule:
         members: by their name in the evaluation, in their order.
         classes: digest of the names of the classes.
         frame: how images are cut, as `ImageSource.frame` says it.
-        gate, pool: the numbers; one of them.
+        pool: temperatures and weights.
+        gate: of the rule gate.
         guarantee: what is promised, and how it was shown; None: nothing.
         fitted_on: data set, split, images, cells, and digests of the clean images' pixels.
         provenance: command, versions, machine.
@@ -97,14 +98,16 @@ class FittedRule:
     classes: str
     frame: str
     fitted_on: dict[str, Any]
+    pool: Pool
     gate: Gate | None = None
-    pool: Pool | None = None
     guarantee: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if {"gate": self.pool is None, "fitted": self.gate is None}.get(self.rule) is not True or (self.gate or self.pool) is None:
-            raise ValueError(f"rule {self.rule!r} without its numbers")
+        if {"gate": True, "fitted": False}.get(self.rule) is not (self.gate is not None):
+            raise ValueError(f"rule {self.rule!r} with{'' if self.gate else 'out'} a gate")
+        if len(self.pool.weights) != len(self.members):
+            raise ValueError(f"{len(self.members)} members and {len(self.pool.weights)} weights")
 
     @property
     def signals(self) -> list[str]:
@@ -120,15 +123,14 @@ class FittedRule:
         """
         if self.gate is None:
             return None
-        kept, other = two_sides(self.members, logits)
+        kept, other = two_sides(self.members, self.pool, logits)
         return self.gate.restores(torch.cat([pixels, member_signals(self.gate.signals, kept, other)], 1))
 
     def scores(self, logits: Tensor, restored: Tensor | None) -> Tensor:
         """Float64 [B, K] of logits [M, B, K]; `restored` as that function gives it."""
         if restored is None:
-            assert self.pool is not None
             return self.pool.probabilities(logits)
-        kept, other = two_sides(self.members, logits)
+        kept, other = two_sides(self.members, self.pool, logits)
         return torch.where(restored[:, None], other, kept)
 
     @property
@@ -178,13 +180,12 @@ class FittedRule:
 _MEND = "fit the rule anew (evaluation/fit_command.py)"
 
 
-def two_sides(members: Mapping[str, FittedMember], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean probabilities [B, K], of logits [M, B, K], of the members that see the image as it is,
-    and of the others.
+def two_sides(members: Mapping[str, FittedMember], pool: Pool, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities [B, K], of logits [M, B, K], of the members that see the image as it is, and
+    of the others.
     """
-    kept = torch.tensor([member.kept for member in members.values()])
-    p = logits.double().softmax(-1)
-    return p[kept].mean(0), p[~kept].mean(0)
+    kept = [member.kept for member in members.values()]
+    return pool.probabilities(logits, kept), pool.probabilities(logits, [not own for own in kept])
 
 
 def first_other(members: Mapping[str, FittedMember]) -> int:
