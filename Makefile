@@ -5,6 +5,8 @@
 # make table-decorruptor DATASET=Digits   the latent editor and DDA in few steps, beside DDA -> runs/decorruptor/Digits
 # make table-repfusion DATASET=Digits SEEDS=3   what a diffusion model sees, and its students know -> runs/repfusion/Digits
 # make table-repfusion-start DATASET=Digits   after it: DiffAUD's classifiers started from those students
+# make table-tta DATASET=Digits   test-time adaptation of classifiers, under several protocols -> runs/tta/Digits
+# make table-adapters DATASET=Digits   adapters of images by gain and cost, alone, summed, weighted, gated -> runs/adapters/Digits
 # make bench   every part against the reference way, 4 minutes on 2 CPU cores -> runs/bench
 # make test   the test suite            make lint   style, format and types          make test-all   with the slow tests
 # Another data set: make demo DATASET=path/to/images OUT=runs/mine    Options of the pipeline: ARGS="--ranks 8" (docs/configuration.md)
@@ -21,13 +23,13 @@ BIN     := $(VENV)/bin
 MPI     := $(if $(shell command -v mpiexec 2>/dev/null),mpi,mpich)
 READY   := $(VENV)/.ready
 
-.PHONY: demo table-fusiondistill table-diffaud table-sda table-decorruptor table-repfusion table-repfusion-start bench test test-all lint install clean
+.PHONY: demo table-fusiondistill table-diffaud table-sda table-decorruptor table-repfusion table-repfusion-start table-tta table-adapters bench test test-all lint install clean
 
 demo: $(READY)
 	$(BIN)/python utils/pipeline.py -c configs/pipelines/diffaud.yaml --dataset $(DATASET) --out $(OUT) --run $(OUT) --seeds 123 $(ARGS)
 
 # what is trained for which data set is said in configs/pipelines
-table-fusiondistill table-diffaud table-sda table-decorruptor table-repfusion table-repfusion-start table-tta: $(READY)
+table-fusiondistill table-diffaud table-sda table-decorruptor table-repfusion table-repfusion-start table-tta table-adapters: $(READY)
 	$(BIN)/python utils/pipeline.py -c configs/pipelines/$(subst -,_,$(@:table-%=%)).yaml --dataset $(DATASET) \
 	  --seeds $(shell seq -s, 1 $(SEEDS)) $(addprefix --arch ,$(ARCH)) $(ARGS)
 

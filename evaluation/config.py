@@ -96,8 +96,8 @@ class SystemConfig:
             `{corruption}` for the member named as the cell's degradation (an oracle, which is told
             the degradation; it has no other cells).
         rule: see evaluation/rules.py.
-        fitted: of the rules gate and fitted, the file that evaluation/fit_command.py wrote, below
-            the root of the runs; `{dataset}` and `{arch}` are replaced.
+        fitted: of the rules gate and fitted, the file that evaluation/fit_command.py wrote, in the
+            folder `rules`.
         double_softmax: as the reference program computed entropy and confidence.
     """
 
@@ -123,6 +123,7 @@ class EvaluationConfig:
         out: folder of results.json, results.csv, plots and the logit cache; `{dataset}` and
             `{arch}` are replaced.
         runs: root of the runs, for checkpoints by name.
+        rules: folder of fitted rules; `{dataset}` and `{arch}` are replaced.
         protocol: order of the images for predictors that adapt themselves, and when these start
             anew.
         batch_size: images a forward pass; on a CPU fewer where they are large and the predictor is
@@ -141,6 +142,7 @@ class EvaluationConfig:
     data: TestDataConfig = field(default_factory=TestDataConfig)
     out: str = "runs/evaluation"
     runs: str = "runs"
+    rules: str = "runs/fitted/{dataset}/{arch}"
     protocol: Protocol = field(default_factory=Protocol)
     batch_size: Count = 256
     cache: bool = True

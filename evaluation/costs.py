@@ -21,10 +21,14 @@ class Cost(NamedTuple):
         passes: of networks that adapt images, those backward counted like those forward.
         ms: milliseconds of one rank, reading and writing included; of a classifier that is adapted
             its own passes, too.
+        parameters: of the networks that adapt images.
+        memory: megabytes that a rank took at most.
     """
 
     passes: int
     ms: float
+    parameters: int = 0
+    memory: float = 0.0
 
 
 class PredictorCost(NamedTuple):
@@ -77,14 +81,18 @@ def view_cost(view: str) -> Cost | None:
     for path in sorted(Path(view).glob(f"*/*/{PROVENANCE}")):
         lines = [parse_json(line, path, _MEND) for line in read_lines(path)]
         noted += [_noted(line, path) for line in lines if isinstance(line, dict) and "ms_an_image_and_rank" in line][-1:]
-    return Cost(noted[-1].passes, sum(cost.ms for cost in noted) / len(noted)) if noted else None
+    if not noted:
+        return None
+    last, memory = noted[-1], max(cost.memory for cost in noted)
+    return Cost(last.passes, sum(cost.ms for cost in noted) / len(noted), last.parameters, memory)
 
 
 def _noted(line: Mapping[str, Any], path: Path) -> Cost:
-    passes, ms = line.get("passes"), line["ms_an_image_and_rank"]
-    if not isinstance(passes, dict) or not all(isinstance(count, int) for count in passes.values()) or not isinstance(ms, float):
+    passes, ms, further = line.get("passes"), line["ms_an_image_and_rank"], (line.get("parameters", 0), line.get("peak_mb", 0.0))
+    counts = [*passes.values(), further[0]] if isinstance(passes, dict) else [None]
+    if not all(isinstance(count, int) for count in counts) or not all(isinstance(value, float) for value in (ms, further[1])):
         raise ValueError(f"{path} is damaged (passes {passes!r}, ms {ms!r} are no numbers): {_MEND}")
-    return Cost(sum(passes.values()), ms)
+    return Cost(sum(passes.values()), ms, *further)
 
 
 def system_costs(members: Mapping[str, Sequence[str]], views: Mapping[str, str], adapting: Mapping[str, float]) -> dict[str, Cost]:
@@ -104,7 +112,10 @@ def system_costs(members: Mapping[str, Sequence[str]], views: Mapping[str, str],
         found = [part for part in parts if part is not None]
         if found and len(found) == len(parts):
             own = sum(adapting.get(name, 0.0) for name in dict.fromkeys(names))
-            costs[system] = Cost(sum(part.passes for part in found), own + sum(part.ms for part in found))
+            costs[system] = Cost(
+                sum(part.passes for part in found), own + sum(part.ms for part in found),
+                sum(part.parameters for part in found), max(part.memory for part in found),
+            )  # fmt: skip
     return costs
 
 

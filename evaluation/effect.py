@@ -70,6 +70,7 @@ def _of_members(config: EvaluationConfig, used: Iterable[str], out: str) -> dict
     reasons |= {f"views.{name}": "no member looks at this view" for name in config.views if name not in views}
     adapting = any(config.members[name].predictor.get("name", "frozen") != "frozen" for name in used)
     reasons["protocol"] = "" if adapting else "all members are frozen, they answer alike in whatever order (test.py --tta adapts)"
+    reasons["rules"] = "" if any(system.fitted for system in config.systems.values()) else "no system has a fitted rule"
     reasons["arch"] = "" if any("{arch}" in text for text in texts) else "`{arch}` stands in no checkpoint, view or folder"
     return reasons
 

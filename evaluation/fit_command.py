@@ -5,7 +5,7 @@
         --max_loss 2.5 --signals image,change,members
 
 The adapted validation images are made before, under the same degradations (docs/restoration.md). Each rule is
-written to the file that its system names (`fitted`, below --runs), where test_ensemble.py finds it.
+written to the folder `rules` (--rules), where test_ensemble.py finds it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--corruption", help=f"degradations joined by commas, with clean (default: data.corruptions, else {KNOWN})")
     p.add_argument("--dataset", help="data set name or image folder")
     p.add_argument("--limit", type=typed(Count), help="class-balanced subset of so many validation images")
-    p.add_argument("--runs", default="runs", help="root of the runs, for checkpoints and fitted files")
+    p.add_argument("--runs", default="runs", help="root of the runs, for checkpoints by name")
     p.add_argument(
         "--max_loss", type=typed(Points),
         help="points of accuracy that a gate may lose: with 95 %% confidence, no more of clean images, nor of degraded ones like "
@@ -116,7 +116,7 @@ def fit(
         raise ValueError("data.split test: rules are fitted on validation images, never on test images; leave it out")
     systems = {name: system for name, system in config.systems.items() if system.fitted is not None}
     if not systems:
-        raise ValueError("no system has the rule gate or fitted: add one with `rule: gate` and `fitted: <file below the runs>`")
+        raise ValueError("no system has the rule gate or fitted: add one with `rule: gate` and `fitted: <its file>`")
     cells = _known_cells(config)
     config = dataclasses.replace(config, systems=systems)
     used = needed_members(config, cells)
@@ -222,6 +222,7 @@ def _fit_gate(
     gate, promise = fit_gate([values.rows(fitting) for values in observed.values()], signals), None
     if max_loss is not None:
         rest = {cell: values.rows(order[len(fitting) :]) for cell, values in observed.items()}
+        assert clean is not None
         gate, promise = guaranteed(gate, rest[clean], [v for cell, v in rest.items() if cell != clean], max_loss)
     return FittedRule("gate", pool=pool, gate=gate, guarantee=promise, **common)
 

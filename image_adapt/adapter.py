@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from undegrade.models.diffusion.precision import Precision
 
@@ -113,6 +113,12 @@ class Adapter:
         settings of adapted images, which a later launch must agree with.
         """
         return {"parameters": dataclasses.asdict(self.options)}
+
+    @property
+    def parameters(self) -> int:
+        """Weights of its networks: of the attributes that are modules."""
+        networks = [value for value in vars(self).values() if isinstance(value, nn.Module)]
+        return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
     def describe(self) -> str:
         """A line for the plan that --dry_run prints; "" for none."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from undegrade.image_adapt.adapter import Adapter, Passes
+from undegrade.image_adapt.adapter import Adapter
 from undegrade.image_adapt.adapters import ADAPTERS
 from undegrade.image_adapt.config import AdaptConfig
 from undegrade.image_adapt.job import Job
@@ -20,6 +20,7 @@ from undegrade.utils.data.manifest import MANIFEST, PROVENANCE, SETTINGS, read_m
 from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.sources.folders import CLASS_MAP, class_map_file
 from undegrade.utils.data.sources.shards import SHARDS
+from undegrade.utils.device import peak_memory
 from undegrade.utils.files import write_atomic
 from undegrade.utils.provenance import listing_digest, provenance
 
@@ -125,20 +126,21 @@ def note_launch(job: Job, settings: Mapping[str, Any], images: int, ranks: int, 
     _note(job, line)
 
 
-def note_cost(job: Job, passes: Passes, written: int, seconds: float, ranks: int) -> None:
+def note_cost(job: Job, adapter: Adapter, written: int, seconds: float, ranks: int) -> None:
     """Another line when the launch ends: what an image of it took, reading and writing included;
     `evaluation.costs` reads it.
 
     Args:
         job: one that the launch made images of.
-        passes: of networks, for an image.
+        adapter: that made them.
         written: images that the launch made.
         seconds: that it took.
         ranks: that shared them.
     """
     ms = round(1000 * seconds * ranks / written, 3)
     ended = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    _note(job, {"ended": ended, "images": written, "ranks": ranks, "passes": passes._asdict(), "ms_an_image_and_rank": ms})
+    note = {"ended": ended, "images": written, "ranks": ranks, "passes": adapter.passes._asdict(), "ms_an_image_and_rank": ms}
+    _note(job, note | {"parameters": adapter.parameters, "peak_mb": round(peak_memory() / 2**20, 1)})
 
 
 def _note(job: Job, line: Mapping[str, Any]) -> None:

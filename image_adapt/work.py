@@ -134,7 +134,7 @@ def run_jobs(
             for j, job in enumerate(jobs):
                 write_manifest(job, settings[j], outcome.there[j], [entry for k, entry in outcome.broken if k == j])
             for job in begun if outcome.written else []:
-                note_cost(job, adapter.passes, outcome.written, outcome.seconds, world.size)
+                note_cost(job, adapter, outcome.written, outcome.seconds, world.size)
             if config.output == "npy":
                 _write_arrays(jobs, outcome, Path(config.fill(config.save_dir)))
     conclude(outcome, world)

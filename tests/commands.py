@@ -115,6 +115,8 @@ STOPS: dict[str, dict[str, Callable]] = {
     "utils/model_soups.py": {"undegrade.trainers.soups.find_checkpoint": _stop()},
     "evaluation/approach_table.py": {"undegrade.evaluation.seeds.read_seeds": _stop()},
     "evaluation/dense_table.py": {"undegrade.evaluation.approach_table.result_paths": _stop()},
+    "evaluation/adapter_table.py": {"undegrade.evaluation.approach_table.result_paths": _stop()},
+    "evaluation/fit_command.py": {"undegrade.evaluation.opening.needed_members": _stop()},
     "evaluation/protocol_table.py": {"undegrade.evaluation.approach_table.result_paths": _stop()},
     "evaluation/linear_probe.py": {"undegrade.utils.data.sources.registry.SourceConfig.open": _stop()},
     "utils/pipeline.py": {"undegrade.utils.files.write_atomic": _stop()},

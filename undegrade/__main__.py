@@ -16,10 +16,12 @@ COMMANDS = {  # word -> (module that has the `main`, what it does)
     "convert": ("image_adapt.scripts.convert_checkpoint", "a diffusion model of another program as a folder of diffusers"),
     "test": ("evaluation.checkpoint_command", "evaluate one checkpoint, or label images with it"),
     "ensemble": ("evaluation.ensemble_command", "evaluate systems of several members, or label images with one"),
+    "fit": ("evaluation.fit_command", "fit the weights of a vote, and gates, on validation images"),
     "probe": ("evaluation.linear_probe", "what a frozen network sees of the classes"),
     "table": ("evaluation.approach_table", "approaches, mean over seeds, beside published numbers"),
     "dense_table": ("evaluation.dense_table", "networks for masks or points, mean over seeds"),
     "protocol_table": ("evaluation.protocol_table", "systems under several protocols or batch sizes, mean over seeds"),
+    "adapter_table": ("evaluation.adapter_table", "adapters of images by what they gain and cost"),
     "pipeline": ("utils.pipeline", "run the stages of a pipeline YAML"),
 }
 

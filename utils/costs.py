@@ -20,7 +20,7 @@ from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
 from undegrade.utils.data.sources.folders import first_size
 from undegrade.utils.data.sources.image_files import list_images
 from undegrade.utils.data.sources.splits import TEST_SHARE, VALIDATION_SHARE
-from undegrade.utils.known_sizes import NETWORKS, SIZES, Sizes
+from undegrade.utils.known_sizes import NETWORKS, SIZES, WITHOUT_NETWORK, Sizes
 from undegrade.utils.stage_trees import stage_tree
 from undegrade.utils.stages import SCRIPTS, Command
 from undegrade.utils.yaml_trees import Tree
@@ -83,6 +83,7 @@ class _Books:
             "train": self._training, "soup": self._soup, "adapt": self._adaptation, "generate": self._generation,
             "ensemble": self._evaluation, "test": self._test, "probe": self._probe, "table": lambda tree: Cost(),
             "dense_table": lambda tree: Cost(), "protocol_table": lambda tree: Cost(),
+            "adapter_table": lambda tree: Cost(), "fit": self._fit,
         }  # fmt: skip
         kind = SCRIPTS.get(stage.script, "")
         try:
@@ -120,7 +121,10 @@ class _Books:
         if "arch" in model:
             return f"{model['arch']} {method}" if method in _DENSE else str(model["arch"])
         start = str(model.get("init_from") or "")
-        if "channels" in model:
+        if method == "restoration":
+            size = f"x{model['layers']}" if model["network"] == "ffdnet" else "-".join(map(str, model["blocks"]))
+            name = f"{model['network']} {model['channels']} {size}"
+        elif "channels" in model:
             kind = {"autoencoding": "autoencoder ", "editing": "editor "}.get(method, "")
             name = f"{kind}{'-'.join(map(str, model['channels']))} x{model.get('blocks_per_level', 1)}"
         else:
@@ -150,6 +154,11 @@ class _Books:
     def _adaptation(self, tree: Tree) -> Cost:
         adapter, (images, side, classes) = tree.get("adapter", "dda"), self._inputs(tree)
         options, edited = tree.get(adapter, {}), adapter == "decorruptor" and tree.get("model") in self.editors
+        once = self.models.get(tree.get("model", "")) if adapter == "restoration" else None
+        if once or adapter in WITHOUT_NETWORK:
+            self.made[tree["save_dir"]] = images, side, classes
+            disk = images * side**2 * BYTES_A_PIXEL[tree.get("output", "png")]
+            return _of(once, side, images, images, disk=disk) if once else Cost(images, disk=disk)
         if not edited and (adapter not in ("dda", "ilvr") or not isinstance(options.get("start_step"), int)):
             raise _Unknown(f"the passes of the adapter {adapter} are known when it is opened (image_sample.py --dry_run)")
         name = self._model(tree)
@@ -198,6 +207,9 @@ class _Books:
         images = _limited(getattr(sizes, data.get("split", "test")), data.get("limit")) * cells
         side, disk = data.get("image_size") or sizes.side, images * len(members) * sizes.classes * _BYTES_A_LOGIT
         return _of(tree["arch"], side, images, images * forward, images * backward, ratio=2, disk=disk)
+
+    def _fit(self, tree: Tree) -> Cost:
+        return self._evaluation({**tree, "data": {**tree["data"], "split": "validation"}})
 
     def _test(self, tree: Tree) -> Cost:
         (name, dataset), data = self._run(tree["checkpoint"]), tree.get("data", {})

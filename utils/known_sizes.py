@@ -38,6 +38,10 @@ NETWORKS = {
     "ResNet20 landmarks": Network(0.0945, 0.32, 32),
     "resnet50 landmarks": Network(14.64, 34.0, 256),
     "hrnet_w18 landmarks": Network(9.387, 9.66, 256),
+    # restorers by width and layers, or blocks of the encoder
+    "ffdnet 48 x8": Network(0.0692, 0.14, 32),
+    "ffdnet 96 x12": Network(0.4362, 0.85, 32),
+    "nafnet 16 1-1-2": Network(0.0356, 0.32, 32),
     # latent editors, whose side is that of the latents, and autoencoders there and back
     "editor 32-64 x1": Network(0.1923, 0.80, 16),
     "editor 128-256-256 x2": Network(4.772, 34.1, 16),
@@ -47,6 +51,11 @@ NETWORKS = {
     "DiT-XL-2-256x256": Network(237.3, 675.1, 256),
     "sd-vae-ft-ema": Network(622, 49.5, 256),  # what decodes
 }
+
+# adapters that filter images
+WITHOUT_NETWORK = (
+    "non_local_means", "bilateral", "median_filter", "deblocking", "clahe", "equalize", "stretch", "grey_world",
+)  # fmt: skip
 
 
 class Sizes(NamedTuple):

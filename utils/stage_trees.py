@@ -19,7 +19,7 @@ _TESTED = {
 _FLAGS: dict[str, dict[str, str]] = {  # kind of script -> short flag -> key of its configuration
     "train": {"dt": "data.degradations", "deg_type": "data.degradations", "bs": "data.batch_size"},
     "soup": {"dataset": "data.dataset"},
-    "ensemble": _TESTED, "test": {**_TESTED, "r": "checkpoint", "resume": "checkpoint"},
+    "ensemble": _TESTED, "fit": _TESTED, "test": {**_TESTED, "r": "checkpoint", "resume": "checkpoint"},
     "adapt": {"model_path": "model", "base_samples": "input.folder", "dataset": "input.dataset", "split": "input.split",
               "limit": "input.limit", "corruption": "input.corruptions", "severity": "input.severities", "N": "dda.start_step",
               "guidance_weight": "dda.guidance_weight", "scale": "dda.guidance_weight", "guidance": "dda.guidance"},

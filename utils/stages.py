@@ -29,7 +29,8 @@ SCRIPTS = {
     "train.py": "train", "train_all_deg.py": "train", "test.py": "test", "test_ensemble.py": "ensemble",
     "utils/model_soups.py": "soup", "evaluation/approach_table.py": "table",
     "evaluation/linear_probe.py": "probe", "evaluation/dense_table.py": "dense_table",
-    "evaluation/protocol_table.py": "protocol_table",
+    "evaluation/protocol_table.py": "protocol_table", "evaluation/adapter_table.py": "adapter_table",
+    "evaluation/fit_command.py": "fit",
     "image_adapt/scripts/image_sample.py": "adapt", "image_adapt/scripts/generate.py": "generate",
 }  # fmt: skip
 

@@ -22,9 +22,9 @@ _PART = 256  # images whose pixels are looked at at a time
 
 
 def rule_path(config: EvaluationConfig, system: SystemConfig) -> Path:
-    """The file of a system's fitted rule; below the root of the runs unless it is absolute."""
+    """The file of a system's fitted rule."""
     assert system.fitted is not None
-    return Path(config.runs) / fill_names(config, system.fitted)
+    return Path(fill_names(config, config.rules)) / system.fitted
 
 
 def read_rules(config: EvaluationConfig) -> dict[str, FittedRule]:
