@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from undegrade.evaluation.approach_table import result_paths
 from undegrade.evaluation.costs import Cost, evaluation_costs
 from undegrade.evaluation.report.html import write_report
+from undegrade.evaluation.report.plots import MARKERS
 from undegrade.evaluation.results import CLEAN, Correct, mean_result, paired_difference, percent
 from undegrade.evaluation.seeds import Seeds, read_seeds
 from undegrade.evaluation.tables import markdown_grid
@@ -192,8 +193,9 @@ def frontier_plot(every: Sequence[Entry]) -> Figure:
     axes = figure.subplots()
     for index, system in enumerate(dict.fromkeys(entry.system for entry in shown)):
         own = [entry for entry in shown if entry.system == system]
-        style = {"color": PALETTE[index % len(PALETTE)], "marker": "osD^vPX<"[index % 8], "linestyle": "", "ms": 6}
-        axes.plot([e.cost.ms for e in own], [e.corrupted for e in own], label=system, **style)
+        places = [e.cost.ms for e in own], [e.corrupted for e in own]
+        colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+        axes.plot(*places, label=system, color=colour, marker=marker, linestyle="", ms=6)
     linear = min((entry.cost.ms for entry in shown if entry.cost.ms > 0), default=1.0)
     best = frontier(shown)
     axes.step([e.cost.ms for e in best], [e.corrupted for e in best], where="post", color=INK, linewidth=1, zorder=0)

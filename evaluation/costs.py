@@ -89,10 +89,10 @@ def view_cost(view: str) -> Cost | None:
 
 def _noted(line: Mapping[str, Any], path: Path) -> Cost:
     passes, ms, further = line.get("passes"), line["ms_an_image_and_rank"], (line.get("parameters", 0), line.get("peak_mb", 0.0))
-    counts = [*passes.values(), further[0]] if isinstance(passes, dict) else [None]
-    if not all(isinstance(count, int) for count in counts) or not all(isinstance(value, float) for value in (ms, further[1])):
+    counts: list[Any] = list(passes.values()) if isinstance(passes, dict) else [None]
+    if not all(isinstance(n, int) for n in (*counts, further[0])) or not all(isinstance(v, float) for v in (ms, further[1])):
         raise ValueError(f"{path} is damaged (passes {passes!r}, ms {ms!r} are no numbers): {_MEND}")
-    return Cost(sum(passes.values()), ms, *further)
+    return Cost(sum(counts), ms, *further)
 
 
 def system_costs(members: Mapping[str, Sequence[str]], views: Mapping[str, str], adapting: Mapping[str, float]) -> dict[str, Cost]:

@@ -62,6 +62,7 @@ class Evaluation:
         costs: what the adaptation of the images of systems took, where that is known.
         adapting: members whose classifier is adapted, and what that takes.
         plots: names of the files.
+        rules: of systems with a fitted rule.
     """
 
     config: EvaluationConfig
@@ -75,6 +76,7 @@ class Evaluation:
     costs: dict[str, Cost]
     adapting: dict[str, PredictorCost]
     plots: list[str]
+    rules: dict[str, FittedRule]
 
 
 def evaluate(config: EvaluationConfig, device: torch.device, interruption: Interruption | None = None) -> Evaluation:
@@ -120,7 +122,9 @@ def evaluate(config: EvaluationConfig, device: torch.device, interruption: Inter
         adapting = {name: scorer.cost(member) for name, member in members.items() if not isinstance(member.predictor, Frozen)}
         costs = system_costs(of, seen, {name: cost.ms for name, cost in adapting.items()})
         plots = save_plots(out, rows, costs)
-    return Evaluation(config, rows, files.correct, list(needed), members, checkpoints, source, scorer, costs, adapting, plots)
+    return Evaluation(
+        config, rows, files.correct, list(needed), members, checkpoints, source, scorer, costs, adapting, plots, rules
+    )
 
 
 def result_facts(

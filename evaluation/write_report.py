@@ -15,9 +15,12 @@ from torch import Tensor
 from undegrade.evaluation.costs import shows_costs
 from undegrade.evaluation.ensemble import Member
 from undegrade.evaluation.evaluate import Evaluation, gains
+from undegrade.evaluation.fitted.apply import fitted_scores
+from undegrade.evaluation.fitted.rule import first_other, two_sides
 from undegrade.evaluation.opening import member_view
 from undegrade.evaluation.report.html import write_report
 from undegrade.evaluation.report.plots import Picture, cost_plot, heat_map, image_grid, severity_plot
+from undegrade.evaluation.report.plots_gates import gated, restored_plot
 from undegrade.evaluation.results import MEAN, Result, percent
 from undegrade.evaluation.robustness import collapsed
 from undegrade.utils.config import dump_yaml, to_tree
@@ -41,6 +44,12 @@ def write_evaluation_report(path: str | Path, evaluation: Evaluation) -> None:
     if shows_costs(evaluation.rows, evaluation.costs):
         figures["Accuracy against what adaptation costs"] = cost_plot(evaluation.rows, evaluation.costs)
     figures["Test images as each view shows them, with the predictions made on them (green: right)"] = _pictures(evaluation)
+    if gated(evaluation.rows):
+        figures["What gates restore"] = restored_plot(evaluation.rows)
+        for name, rule in evaluation.rules.items():
+            if rule.gate is not None:
+                heading = f"{name}: the image as it is and adapted, what each side says of it, and which one the gate takes"
+                figures[heading] = _decisions(evaluation, name)
     origin = {
         "command": " ".join(["python", *(_relative(a) for a in sys.argv)]),
         "seed": config.data.seed,
@@ -82,12 +91,17 @@ def _summary(rows: list[Result]) -> str:
     )
 
 
+def _shown(evaluation: Evaluation) -> list[Cell]:
+    """Cells of which an image is shown."""
+    cells = [cell for cell in evaluation.cells if cell.corruption != CLEAN] or [Cell(CLEAN, 0)]
+    return [cells[i] for i in np.unique(np.linspace(0, len(cells) - 1, min(EXAMPLE_ROWS, len(cells))).astype(int))]
+
+
 def _pictures(evaluation: Evaluation) -> Figure:
     """One image a row: clean, then every view with the prediction of the first member that looks at
     it.
     """
-    cells = [cell for cell in evaluation.cells if cell.corruption != CLEAN] or [Cell(CLEAN, 0)]
-    shown = [cells[i] for i in np.unique(np.linspace(0, len(cells) - 1, min(EXAMPLE_ROWS, len(cells))).astype(int))]
+    shown = _shown(evaluation)
     looks: dict[str, Member] = {}
     for member in evaluation.members.values():
         looks.setdefault(member.view.name, member)
@@ -103,6 +117,27 @@ def _pictures(evaluation: Evaluation) -> Figure:
         columns[f"{heading} ({member.name})" if heading in columns else heading] = _column(member, shown, picks, evaluation)
     places = zip(shown, picks, strict=True)
     labels = [f"{c.corruption}\nseverity {level_text(c.severity)}, {source.classes[int(source.labels[i])]}" for c, i in places]
+    return image_grid(columns, labels)
+
+
+def _decisions(evaluation: Evaluation, system: str) -> Figure:
+    """One image a row, one that is restored where there is any."""
+    rule, source = evaluation.rules[system], evaluation.source
+    members = [evaluation.members[name] for name in evaluation.config.systems[system].members]
+    labels: list[str] = []
+    columns: dict[str, list[Picture]] = {"as it is": [], "adapted": []}
+    for cell in _shown(evaluation):
+        logits = torch.stack([evaluation.scorer.logits(member, cell) for member in members])
+        _, restored = fitted_scores(rule, members, evaluation.scorer, cell)
+        assert restored is not None
+        pick = int(restored.nonzero()[0]) if restored.any() else 7 * len(labels) % len(source)
+        label = int(source.labels[pick])
+        sides = zip(columns.values(), two_sides(rule.members, rule.pool, logits), (0, first_other(rule.members)), strict=True)
+        for pictures, p, place in sides:
+            image, said = members[place].view.source(cell).images([pick])[0], int(p[pick].argmax())
+            pictures.append(Picture(image.permute(1, 2, 0).numpy(), source.classes[said], said == label))
+        decision = "restored" if restored[pick] else "kept"
+        labels.append(f"{cell.corruption}\n{source.classes[label]}, {decision}")
     return image_grid(columns, labels)
 
 
