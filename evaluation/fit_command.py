@@ -11,6 +11,7 @@ written to the folder `rules` (--rules), where test_ensemble.py finds it.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,7 @@ from undegrade.evaluation.config import EvaluationConfig, SystemConfig, expand, 
 from undegrade.evaluation.ensemble import Member, Scorer
 from undegrade.evaluation.fitted.apply import image_digests, members_in, rule_path, signals_of
 from undegrade.evaluation.fitted.gate import Observed, accuracies, fit_gate, guaranteed
+from undegrade.evaluation.fitted.guarantee import images_needed
 from undegrade.evaluation.fitted.pool import Pool, fit_pool, fit_sides
 from undegrade.evaluation.fitted.rule import FittedMember, FittedRule, class_digest, first_other, two_sides, write_rule
 from undegrade.evaluation.fitted.signals import GROUPS, member_signals, signal_names
@@ -125,6 +127,11 @@ def fit(
         check_view(member_view(config, name))
     folder = rule_path(config, next(iter(systems.values()))).parent / "validation" if config.cache else None
     source = without_broken(open_source(config, checkpoints), folder)
+    if check is not None and max_loss is not None and len(source) < 4 * images_needed(max_loss):
+        raise ValueError(
+            f"--check fits on a half of the images what the other half judges: {len(source)} validation images are too few, give "
+            f"{4 * images_needed(max_loss)} or leave it out"
+        )
     members = open_members(config, checkpoints, source, device)
     with tqdm(
         total=len(cells) * len(members) * len(source), unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0
@@ -162,8 +169,8 @@ def _known_cells(config: EvaluationConfig) -> list[Cell]:
     data = config.data if config.data.corruptions else dataclasses.replace(config.data, corruptions=KNOWN.split(","))
     cells = data.cells()
     for cell in cells:
-        rows = find_perturbation(cell.corruption).stages
-        if unknown := [row.name for row in rows if row.by_severity or row.name == WATERMARK]:
+        stages = re.split("[+~]", cell.corruption)
+        if unknown := [name for name in stages if find_perturbation(name).by_severity or name == WATERMARK]:
             raise ValueError(
                 f"--corruption {cell.corruption}: {unknown[0]} is a corruption of tests, rules are fitted on known degradations "
                 f"and their sequences alone, such as {KNOWN}"

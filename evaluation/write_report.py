@@ -130,7 +130,8 @@ def _decisions(evaluation: Evaluation, system: str) -> Figure:
         logits = torch.stack([evaluation.scorer.logits(member, cell) for member in members])
         _, restored = fitted_scores(rule, members, evaluation.scorer, cell)
         assert restored is not None
-        pick = int(restored.nonzero()[0]) if restored.any() else 7 * len(labels) % len(source)
+        places = restored.nonzero()[:, 0] if restored.any() else torch.arange(len(source))
+        pick = int(places[7 * len(labels) % len(places)])
         label = int(source.labels[pick])
         sides = zip(columns.values(), two_sides(rule.members, rule.pool, logits), (0, first_other(rule.members)), strict=True)
         for pictures, p, place in sides:

@@ -68,13 +68,13 @@ def fit_gate(cells: Sequence[Observed], names: Sequence[str]) -> Gate:
     weights = np.abs(gains) * np.concatenate([np.full(len(cell.labels), 1 / len(cell.labels)) for cell in cells])
     weights *= len(gains) / max(weights.sum(), 1e-12)  # so that the strength of the penalty is that of n images
     means, scales = signals.mean(0), signals.std(0)
-    scales[scales < 1e-9] = 1.0  # a signal that is the same everywhere
+    scales[scales < 1e-6] = 1.0  # a signal that is the same everywhere
     if gains.max() <= 0 or gains.min() >= 0:
         coefficients, intercept = np.zeros(len(names)), -_ALWAYS if gains.max() <= 0 else _ALWAYS
     else:
         model = LogisticRegression(max_iter=1000).fit((signals - means) / scales, gains > 0, sample_weight=weights)
         coefficients, intercept = model.coef_[0], float(model.intercept_[0])
-    m, s, w = ([round(float(v), 6) for v in values] for values in (means, scales, coefficients))
+    m, s, w = ([float(f"{v:.6g}") for v in values] for values in (means, scales, coefficients))
     return Gate(list(names), m, s, w, round(intercept, 6))
 
 
