@@ -72,9 +72,8 @@ def fit(root: Path, *words: object, adapter: str = "clahe") -> Done:
 
 
 def score(root: Path, out: Path, *words: object) -> Done:
-    return run_script(
-        "test_ensemble.py", "-c", root / "gate.yaml", "--runs", root / "runs", "--corruption", ",".join(TEST), "--severity", 5, "--out", out, *words
-    )  # fmt: skip
+    cells = ("--corruption", ",".join(TEST), "--severity", 5, "--out", out)
+    return run_script("test_ensemble.py", "-c", root / "gate.yaml", "--runs", root / "runs", *cells, *words)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from undegrade.evaluation.fitted.rule import FittedMember, FittedRule, Gate, cla
 from undegrade.evaluation.fitted.signals import GROUPS, member_signals, pixel_signals, signal_names
 
 CLASSES = 4
+FITTED = {"a": FittedMember("1", kept=True), "b": FittedMember("2", {"adapter": "dda"})}
 
 
 def logits_of(labels: Tensor, skill: float, seed: int) -> Tensor:
@@ -32,9 +33,8 @@ def labels_of(count: int) -> Tensor:
 
 
 def rule_of(**changes: object) -> FittedRule:
-    members = {"a": FittedMember("1", kept=True), "b": FittedMember("2", {"adapter": "dda"})}
     gate = Gate(["noise", "disagreement"], [0.0, 0.0], [1.0, 1.0], [1.0, 0.0], 0.0)
-    facts = {"rule": "gate", "members": members, "classes": "c", "frame": "32 px", "fitted_on": {}, "gate": gate}
+    facts = {"rule": "gate", "members": FITTED, "classes": "c", "frame": "32 px", "fitted_on": {}, "gate": gate}
     return FittedRule(**{**facts, "pool": Pool([1.0, 1.0], [1.0, 1.0]), **changes})  # type: ignore[arg-type]
 
 
@@ -211,15 +211,15 @@ def test_a_rule_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"a": FittedMember("9", kept=True), "b": FittedMember("2", {"adapter": "dda"})}, ["x"], "32 px", "another member 'a'"),
         ({"a": FittedMember("1", kept=True), "b": FittedMember("2", {"adapter": "ilvr"})}, ["x"], "32 px",
          "member 'b' on images of dda .* which looks at images of ilvr"),
-        ({"a": FittedMember("1", kept=True), "b": FittedMember("2", {"adapter": "dda"})}, ["y"], "32 px", "other classes"),
-        ({"a": FittedMember("1", kept=True), "b": FittedMember("2", {"adapter": "dda"})}, ["x"], "64 px", "32 px there, 64 px here"),
+        (FITTED, ["y"], "32 px", "other classes"),
+        (FITTED, ["x"], "64 px", "32 px there, 64 px here"),
     ],
 )  # fmt: skip
 def test_a_rule_is_for_its_members_images_and_classes(
     members: dict[str, FittedMember], classes: list[str], frame: str, message: str
 ) -> None:
     rule = rule_of(classes=class_digest(["x"]))
-    rule.check("the rule", {"a": FittedMember("1", kept=True), "b": FittedMember("2", {"adapter": "dda"})}, ["x"], "32 px")
+    rule.check("the rule", FITTED, ["x"], "32 px")
     with pytest.raises(ValueError, match=f"the rule was fitted for .*{message}|{message}"):
         rule.check("the rule", members, classes, frame)
 

@@ -92,10 +92,9 @@ def test_pairs_are_the_degraded_image_and_what_was_made_of_it(adapted: Path, pai
     places = {key: i for i, key in enumerate(still["key"][:8])}
     for i, key in enumerate(moved["key"]):
         row = places[key] + 8 * (i >= 8)
-        shifts = [
-            torch.roll(torch.stack([still[view][row].flip(-1) if flip else still[view][row] for view in ("degraded", "adapted")]), by, (-2, -1))
-            for flip in (False, True) for by in [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
-        ]  # fmt: skip
+        pair = torch.stack([still["degraded"][row], still["adapted"][row]])
+        steps = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+        shifts = [torch.roll(image, by, (-2, -1)) for image in (pair, pair.flip(-1)) for by in steps]
         now = torch.stack([moved["degraded"][i], moved["adapted"][i]])
         assert any(torch.equal(now[inside], shifted[inside]) for shifted in shifts), "both moved alike"
 
