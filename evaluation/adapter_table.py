@@ -25,16 +25,18 @@ from undegrade.evaluation.approach_table import result_paths
 from undegrade.evaluation.costs import Cost, evaluation_costs
 from undegrade.evaluation.report.html import write_report
 from undegrade.evaluation.report.plots import MARKERS
-from undegrade.evaluation.results import CLEAN, Correct, mean_result, paired_difference, percent
+from undegrade.evaluation.results import CLEAN, MEAN, Result, paired_difference, percent
 from undegrade.evaluation.seeds import Seeds, read_seeds
 from undegrade.evaluation.tables import markdown_grid
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
+from undegrade.utils.data.cells import Cell
 from undegrade.utils.errors import run_main
 from undegrade.utils.figures import INK, PALETTE, new_figure, save, tidy
 from undegrade.utils.files import write_atomic
 from undegrade.utils.provenance import provenance
 
+Right = Mapping[tuple[int, Cell], np.ndarray]
 _NONE = "no adapter"
 
 
@@ -57,7 +59,7 @@ class Entry:
     clean: float
     half: float
     cost: Cost
-    right: Correct
+    right: Right
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -105,13 +107,19 @@ def entries(found: Mapping[str, tuple[Sequence[str | Path], Seeds]], dataset: st
             right = {place: r for place, r in seeds.correct.get(system, {}).items() if place[1].corruption != CLEAN}
             own = [row for run in seeds.runs for row in run if row.system == system]
             clean, corrupted = ([100 * r.accuracy for r in own if (r.corruption == CLEAN) is c] for c in (True, False))
-            mean = mean_result(system, dataset, own[0].rule, right) if right else None  # type: ignore[arg-type]
+            low, high = _interval(right) if right else (float("nan"),) * 2
             made[adapter, system] = Entry(
                 adapter, system, float(np.mean(corrupted)) if corrupted else float("nan"),
-                float(np.mean(clean)) if clean else float("nan"),
-                float("nan") if mean is None else 50 * (mean.ci95_high - mean.ci95_low), cost, right,  # type: ignore[arg-type]
+                float(np.mean(clean)) if clean else float("nan"), 50 * (high - low), cost, right,
             )  # fmt: skip
     return sorted(made.values(), key=lambda entry: entry.adapter != _NONE)
+
+
+def _interval(right: Right) -> tuple[float, float]:
+    """Ends of the 95 % interval of the mean accuracy over images, as shares."""
+    nothing = {place: np.zeros(len(values), bool) for place, values in right.items()}
+    _, low, high = paired_difference(right, nothing)
+    return low, high
 
 
 def _mean_cost(costs: Sequence[Cost]) -> Cost:
@@ -216,10 +224,11 @@ def frontier_plot(every: Sequence[Entry]) -> Figure:
 def report(path: Path, every: Sequence[Entry], dataset: str, figure: Figure, gained: str) -> None:
     """All of it as one HTML file."""
     rows = []
-    for entry in every:
-        if entry.right:
-            mean = mean_result(f"{entry.adapter}: {entry.system}", dataset, "", entry.right)  # type: ignore[arg-type]
-            rows.append(mean)
+    for entry in (entry for entry in every if entry.right):
+        every_image = np.concatenate(list(entry.right.values()))
+        low, high = _interval(entry.right)
+        n, correct = len(every_image), int(every_image.sum())
+        rows.append(Result(f"{entry.adapter}: {entry.system}", dataset, MEAN, None, "", n, correct, correct / n, low, high))
     best = max(every, key=lambda entry: entry.corrupted)
     cheap = frontier(every)
     write_report(

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.adapting import opened
 from tests.scripts import ROOT
 from tests.shipped import COMPOSED
+from undegrade.image_adapt.adapters import ADAPTERS
 from undegrade.image_adapt.config import adapt_schema
 from undegrade.models.classification.classifier import build_classifier
 from undegrade.models.dense.backbone import build_backbone
@@ -24,11 +25,12 @@ from undegrade.models.dense.segmentation import BiSeNet
 from undegrade.models.diffusion.denoiser import build_denoiser
 from undegrade.trainers.autoencoder import AutoencoderConfig, autoencoder_network
 from undegrade.trainers.editing import EditorConfig, editor_network
+from undegrade.trainers.restoration import RestorerConfig, build_restorer
 from undegrade.utils.config import build, read_yaml
 from undegrade.utils.cost_table import plan
 from undegrade.utils.costs import Cost, costs
 from undegrade.utils.data.sources.registry import open_source
-from undegrade.utils.known_sizes import NETWORKS, SIZES
+from undegrade.utils.known_sizes import NETWORKS, SIZES, WITHOUT_NETWORK
 from undegrade.utils.pipeline import main
 from undegrade.utils.stages import PipelineConfig, commands
 
@@ -60,6 +62,10 @@ PUBLISHED = {
         "clean": (45_000, 2000 / 9, 200), "degraded-blur": (45_000, 1000 / 9, 100), "degraded_distill": (135_000, 1000 / 9, 50),
         "adapt_known-train": (135_000, 50, 50), "adapt_known-validation": (15_000, 50, 50), "adapt_test": (150_000, 50, 50),
         "evaluate": (150_000, 4, 0),
+    },
+    ("adapters", "CIFAR10"): {
+        "chain-train": (405_000, 50, 50), "adapt_tests-distilled": (160_000, 1, 0), "filter_fit-clahe": (45_000, 0, 0),
+        "fit_rules-clahe": (45_000, 5, 0), "evaluate_adapters-dda": (160_000, 5, 0),
     },
     ("sda", "CIFAR10"): {"generate": (1000, 250, 0), "align": (1000, 50, 50), "finetune": (900, 50 / 9, 5)},
     # 229 levels and 15 unseen corruptions x 3 severities and clean images
@@ -214,20 +220,29 @@ def diffusion_network(name: str, side: int) -> tuple[nn.Module, list[torch.Tenso
 @pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if " " in name or network.side < 256])
 def test_arithmetic_of_networks_is_what_torch_counts(name: str) -> None:
     expected, side = NETWORKS[name], NETWORKS[name].side
+    network: nn.Module
     with torch.device("meta"):
         inputs = [torch.empty(1, 3, side, side)]
-        if " x" in name:
+        if name.startswith(("ffdnet", "nafnet")):
+            kind, channels, size = name.split(" ")
+            shape = {"layers": int(size[1:])} if kind == "ffdnet" else {"blocks": [int(count) for count in size.split("-")]}
+            network = build_restorer(RestorerConfig(kind, int(channels), **shape))
+        elif " x" in name:
             network, inputs = diffusion_network(name, side)
         elif " " in name:
             network, inputs = dense_network(name), [torch.empty(2, 3, side, side)]
         elif side == 32:
-            network: nn.Module = build_classifier(name, 10, (0.5,) * 3, (0.2,) * 3).network
+            network = build_classifier(name, 10, (0.5,) * 3, (0.2,) * 3).network
         else:
             network = timm.create_model(name)
         network = network.to("meta")
         assert (gflop(network, *inputs) / len(inputs[0]), weights(network)) == pytest.approx(
             (expected.gflop, expected.weights), rel=0.02
         )
+
+
+def test_filters_are_those_adapters_that_have_no_network() -> None:
+    assert set(WITHOUT_NETWORK) == {name for name, adapter in ADAPTERS.items() if not adapter.needs_model}
 
 
 def test_a_network_that_is_not_known_and_a_folder_that_is_not_there_are_named_in_the_plan() -> None:

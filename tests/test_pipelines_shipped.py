@@ -61,6 +61,7 @@ UNFIT = {
     "decorruptor": ("CIFAR100", "TinyImagenet", "Imagenet"),
     "repfusion": ("CIFAR100", "TinyImagenet", "Imagenet"),
     "repfusion_start": ("CIFAR100", "TinyImagenet", "Imagenet"),
+    "adapters": ("CIFAR100", "TinyImagenet", "Imagenet"),
     "fusiondistill": ("Imagenet",),
     "soups": ("Imagenet",),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.pixels import to_unit
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.views import FolderTree
+
+log = logging.getLogger(__name__)
 
 _PART = 256  # images whose pixels are looked at at a time
 
@@ -89,7 +92,9 @@ def check_rules(
     for name, rule in rules.items():
         where = f"the rule of system {name!r}"
         rule.check(where, members_in(config, config.systems[name], members, cell), source.classes, source.frame)
-    if rules and source.listing_of is None:
+    if rules and source.listing_of is not None:
+        log.warning("the clean images are not there: that no rule was fitted on them, %s, cannot be checked", ", ".join(rules))
+    elif rules:
         digests = image_digests(source)
         for name, rule in rules.items():
             rule.check_unseen(f"the rule of system {name!r}", digests)
