@@ -18,6 +18,8 @@ from tests.photo_like import photo_like, save_all
 from tests.scripts import Done, run_script
 from undegrade.image_adapt.adapters import ADAPTERS, Adapter
 from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser
+from undegrade.models.restoration.ffdnet import FFDNet
+from undegrade.models.restoration.restorer import Restorer
 from undegrade.utils.data.manifest import PROVENANCE
 
 SCRIPT = "image_adapt/scripts/image_sample.py"
@@ -82,11 +84,15 @@ def generators(*seeds: int) -> list[torch.Generator]:
 
 def opened(config: Any) -> Adapter:
     """The adapter of a configuration on a small network; of an editor the distilled one, since that
-    is shipped.
+    is shipped; of a restorer FFDNet.
     """
     options = getattr(config, config.adapter)
     if config.adapter == "decorruptor":
         return ADAPTERS[config.adapter](tiny_editor(6), options)
+    if config.adapter == "restoration":
+        return ADAPTERS[config.adapter](Restorer(FFDNet(4, 2), "FFDNet", True), options)
+    if not ADAPTERS[config.adapter].needs_model:
+        return ADAPTERS[config.adapter](options)
     denoiser = build_denoiser(32, [8])
     denoiser.consistency = {"respacing": "trailing50", "levels": 30}
     return ADAPTERS[config.adapter](denoiser, **vars(options))

@@ -39,7 +39,7 @@ NETWORKS = {
     "resnet50 landmarks": Network(14.64, 34.0, 256),
     "hrnet_w18 landmarks": Network(9.387, 9.66, 256),
     # restorers by width and layers, or blocks of the encoder
-    "ffdnet 48 x8": Network(0.0692, 0.14, 32),
+    "ffdnet 48 x8": Network(0.0692, 0.136, 32),
     "ffdnet 96 x12": Network(0.4362, 0.85, 32),
     "nafnet 16 1-1-2": Network(0.0356, 0.32, 32),
     # latent editors, whose side is that of the latents, and autoencoders there and back
