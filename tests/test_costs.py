@@ -145,8 +145,9 @@ def test_what_the_command_line_changes_is_counted() -> None:
 def test_passes_are_those_that_the_adapter_counts(path: str) -> None:
     stage = {"script": "image_adapt/scripts/image_sample.py", "config": path, "args": {"corruption": "fog", "save_dir": "x"}}
     adapter = opened(build(adapt_schema(), read_yaml(path)))
-    recipes = ("editor/Digits/vae", "editor/Digits/dpm", "editor/Digits/cm", "restoration/Digits/ffdnet", "restoration/Digits/distilled")
-    before = {recipe.split("/")[-1]: {"script": "train.py", "config": f"configs/{recipe}.yaml"} for recipe in recipes}
+    parts = {"editor": ("vae", "dpm", "cm"), "restoration": ("ffdnet", "distilled")}
+    recipes = {name: f"configs/{family}/Digits/{name}.yaml" for family, names in parts.items() for name in names}
+    before = {name: {"script": "train.py", "config": recipe} for name, recipe in recipes.items()}
     cost = costs(commands(build(PipelineConfig, {"stages": {**before, "a": stage}}), {}))[-1]
     if "ImageFolder" in path:
         assert cost.unknown == "path/to/images is not there: its images cannot be counted"
