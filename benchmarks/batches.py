@@ -29,7 +29,8 @@ from torchvision.transforms import functional as F
 from benchmarks.measure import Row
 from benchmarks.networks import images as random_images
 from undegrade.utils.data.augmentation import AugmentConfig
-from undegrade.utils.data.batches import BatchLoader, BatchSet
+from undegrade.utils.data.batch_loader import BatchLoader
+from undegrade.utils.data.batches import BatchSet
 from undegrade.utils.data.perturbations.degradations import DEGRADATIONS, REFERENCE
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions
 from undegrade.utils.data.sources.image_source import array_source

@@ -30,7 +30,8 @@ from undegrade.trainers.config import LoopConfig, OptimizerConfig, TrainConfig
 from undegrade.trainers.distillation import Distillation, DistillationConfig
 from undegrade.trainers.method import Context
 from undegrade.trainers.trainer import Trainer
-from undegrade.utils.data.batches import AugmentConfig, BatchLoader, BatchSet
+from undegrade.utils.data.batch_loader import BatchLoader
+from undegrade.utils.data.batches import AugmentConfig, BatchSet
 from undegrade.utils.data.perturbations.degradations import DEGRADATIONS
 from undegrade.utils.data.sources.image_source import array_source
 from undegrade.utils.data.training import DataConfig

@@ -125,6 +125,7 @@ STOPS: dict[str, dict[str, Callable]] = {
         "undegrade.models.diffusion.loading.load_denoiser": lambda path: _denoiser(),
         "undegrade.image_adapt.decorruptor.find_checkpoint": _checkpoint,
         "undegrade.image_adapt.decorruptor.open_editor": lambda path: tiny_editor(None if "dpm" in str(path).lower() else 6),
+        "undegrade.image_adapt.restoration.find_checkpoint": _checkpoint,
         "undegrade.image_adapt.restoration.open_restorer": lambda path: Restorer(FFDNet(4, 3), "FFDNet", True),
         "undegrade.image_adapt.work.plan_jobs": _stop(lambda config: config.input.cells()),
     },

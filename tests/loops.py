@@ -15,7 +15,8 @@ from undegrade.trainers.config import LoopConfig, OptimizerConfig
 from undegrade.trainers.pauses import Pauses
 from undegrade.trainers.supervised import Supervised
 from undegrade.trainers.trainer import Trainer
-from undegrade.utils.data.batches import AugmentConfig, Batch, BatchLoader, BatchSet
+from undegrade.utils.data.batch_loader import BatchLoader
+from undegrade.utils.data.batches import AugmentConfig, Batch, BatchSet
 from undegrade.utils.interruption import Interruption
 
 AUGMENT = AugmentConfig(flip=True, crop_padding=1, cutout=2)

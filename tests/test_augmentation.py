@@ -23,7 +23,8 @@ from undegrade.utils.data.augmentation import (
     fill_holes,
     resized_crop,
 )
-from undegrade.utils.data.batches import BatchLoader, BatchSet
+from undegrade.utils.data.batch_loader import BatchLoader
+from undegrade.utils.data.batches import BatchSet
 from undegrade.utils.seeding import global_streams
 
 RECIPE = AugmentConfig(

@@ -15,7 +15,8 @@ import torch
 
 from tests.perturbing import corrupt, degrade, draw, perturb
 from tests.test_batches import COUNT, SIDE, SOURCE, TRAINING, assert_equal, assert_same_images, by_key, holes
-from undegrade.utils.data.batches import AugmentConfig, Batch, BatchLoader, BatchSet
+from undegrade.utils.data.batch_loader import BatchLoader
+from undegrade.utils.data.batches import AugmentConfig, Batch, BatchSet
 from undegrade.utils.data.perturbations.corruptions import CORRUPTIONS
 from undegrade.utils.data.perturbations.degradations import DEGRADATIONS, REFERENCE
 from undegrade.utils.data.perturbations.perturbation import PerturbationOptions

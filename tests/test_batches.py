@@ -13,7 +13,8 @@ import torch
 
 from tests.perturbing import degrade, draw
 from tests.photo_like import photo_like
-from undegrade.utils.data.batches import AugmentConfig, Batch, BatchLoader, BatchSet
+from undegrade.utils.data.batch_loader import BatchLoader
+from undegrade.utils.data.batches import AugmentConfig, Batch, BatchSet
 from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.sources.image_source import ImageSource, array_source
 

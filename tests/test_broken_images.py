@@ -15,7 +15,8 @@ from tests.checkpoints import save_random
 from tests.scripts import run_script
 from tests.test_folders import write_images
 from undegrade.utils.data.augmentation import AugmentConfig
-from undegrade.utils.data.batches import BatchLoader, BatchSet
+from undegrade.utils.data.batch_loader import BatchLoader
+from undegrade.utils.data.batches import BatchSet
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.sources import folders
 from undegrade.utils.data.sources.folders import folder_source

@@ -35,9 +35,11 @@ from undegrade.trainers.method import Context
 from undegrade.trainers.methods import METHODS
 from undegrade.trainers.optimizer import build_optimizer
 from undegrade.trainers.repfusion import RepFusionConfig
+from undegrade.trainers.restoration import RestorerConfig
 from undegrade.trainers.soups import SoupConfig
 from undegrade.utils.config import Tree, build, merge, read_yaml, to_tree
-from undegrade.utils.data.batches import BatchLoader, BatchSet
+from undegrade.utils.data.batch_loader import BatchLoader
+from undegrade.utils.data.batches import BatchSet
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.sources.registry import TEST_ONLY, open_source
 from undegrade.utils.pipeline import check_files
@@ -67,7 +69,9 @@ def _builds_training(tree: Tree, parents: Parents, source: ImageSource) -> None:
     context = Context(source, degradations, config)
     kind = METHODS[config.method["name"]]
     width = 16 if kind.model is EditorConfig else 8
-    tiny: Tree = {"channels": [width] * len(config.model["channels"])} if "channels" in config.model else {}
+    tiny: Tree = {"channels": [width] * len(config.model["channels"])} if isinstance(config.model.get("channels"), list) else {}
+    if kind.model is RestorerConfig:
+        tiny = {"channels": 4, "layers": 3}
     if config.model.get("pretrained"):  # a small network stands in for one whose weights would be downloaded
         assert timm.models.is_model_pretrained(config.model["arch"])
         tiny = {"arch": "test_convnext", "pretrained": False}
@@ -97,7 +101,8 @@ def _builds_training(tree: Tree, parents: Parents, source: ImageSource) -> None:
     model, method_config = build(kind.model, {**config.model, **tiny}, "model"), build(kind.method, config.method, "method")
     method = kind.build(model, method_config, context).train()
     config.optimizer.by_part(method.parts)
-    batch = next(BatchLoader(BatchSet(source, degradations, 2, 0, config.data.augment)).epoch(0))
+    beside = dict.fromkeys(degradations, source) if config.data.adapted_view == "adapted" else None
+    batch = next(BatchLoader(BatchSet(source, degradations, 2, 0, config.data.augment, beside=beside)).epoch(0))
     method(batch)["loss"].backward()
     build_optimizer(config.optimizer, method.student).step()
     assert all(torch.isfinite(p).all() for p in method.student.parameters())
@@ -120,7 +125,7 @@ def _builds_adaptation(tree: Tree, parents: Parents, source: ImageSource) -> Non
     config = build(adapt_schema(), merge(tree, {"input": {"corruptions": ["all", "jpeg"]}}))
     assert len(config.input.cells()) == 16
     assert opened(config).adapt(torch.zeros(1, 3, 32, 32), [torch.Generator()]).shape == (1, 3, 32, 32)
-    assert "{" not in config.fill(config.save_dir) + config.fill(config.model)
+    assert "{" not in config.fill(config.save_dir) + config.fill(config.model or "")
 
 
 def _builds_generation(tree: Tree, parents: Parents, source: ImageSource) -> None:
@@ -171,6 +176,7 @@ FAMILIES: dict[str, Callable[[Tree, Parents, ImageSource], None]] = {
     "segmentation": _builds_dense,
     "landmark": _builds_dense,
     "repfusion": _builds_training,
+    "restoration": _builds_training,
     "adapt": _builds_adaptation,
     "generate": _builds_generation,
     "ensemble": _builds_evaluation,

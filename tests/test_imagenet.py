@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from tests.photo_like import photo_like
-from undegrade.utils.data.batches import AugmentConfig, BatchLoader, BatchSet
+from undegrade.utils.data.batch_loader import BatchLoader
+from undegrade.utils.data.batches import AugmentConfig, BatchSet
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.sources import folders
 from undegrade.utils.data.sources.imagenet import read_classes

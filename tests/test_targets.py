@@ -16,7 +16,8 @@ from tests.test_batches import COUNT, SIDE, SOURCE, assert_equal
 from tests.tiny import tiny_classifier, tiny_context
 from undegrade.trainers.supervised import Supervised, SupervisedConfig
 from undegrade.utils.data.augmentation import AugmentConfig, random_window, resized_crop
-from undegrade.utils.data.batches import Batch, BatchLoader, BatchSet
+from undegrade.utils.data.batch_loader import BatchLoader
+from undegrade.utils.data.batches import Batch, BatchSet
 from undegrade.utils.data.sources.image_source import ImageSource, array_reader
 from undegrade.utils.data.sources.splits import concatenated
 from undegrade.utils.data.targets import Mask, Points, Target

@@ -40,6 +40,7 @@ def of(changes: Tree) -> Tree:
         ({"data.levels": "shared"}, {}, "data.degradations are none"),
         ({"data.adapted": "x"}, {}, "data.degradations are none"),
         ({"method.view": "clean"}, {}, "data.degradations are none"),
+        ({"data.adapted_view": "adapted"}, {"data.degradations": ["blur"]}, "data.adapted is null"),
         ({"data.compat.rounding": "truncate"}, {}, "it is not for clean images, leave it out"),
         ({"data.compat.rounding": "truncate"}, {"data.degradations": ["jpeg"]}, "it is not for jpeg, leave it out"),
         ({"data.constants": "tiny"}, {"data.degradations": ["blur", "noise"]}, "it is not for blur, noise, leave it out"),
@@ -112,4 +113,5 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             entry.run(build(TrainConfig, merge(merge(small, {"name": "x", "method": method}), more)), "cpu")
     # names are read before the section is built; the network's are handed on as they are
     elsewhere = {f"{kind}Config.name" for kind in ("Supervised", "Denoising", "Distillation")} | keys_of(DenoiserConfig)
-    assert keys_of(*OF_TRAINING, *OF_OTHERS) - read - elsewhere == set()
+    adapted = {"DataConfig.adapted_view"}  # of adapted images alone: tests/test_restorer_training.py
+    assert keys_of(*OF_TRAINING, *OF_OTHERS) - read - elsewhere - adapted == set()

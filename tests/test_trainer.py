@@ -15,7 +15,8 @@ from tests.tiny import supervised, tiny_source
 from undegrade.trainers.config import LoopConfig, OptimizerConfig
 from undegrade.trainers.optimizer import learning_rate_factor
 from undegrade.utils.checkpoint import load_checkpoint
-from undegrade.utils.data.batches import BatchLoader, BatchSet
+from undegrade.utils.data.batch_loader import BatchLoader
+from undegrade.utils.data.batches import BatchSet
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

@@ -31,7 +31,7 @@ from undegrade.trainers.trainer import Trainer
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.config import Tree, build, dotted_keys, dump_yaml, merge, read_all, read_yaml, to_tree
-from undegrade.utils.data.batches import BatchLoader
+from undegrade.utils.data.batch_loader import BatchLoader
 from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.training import DataConfig

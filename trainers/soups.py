@@ -29,7 +29,7 @@ from undegrade.utils.checkpoint import file_digest, read_description, save_check
 from undegrade.utils.command_line import ScriptParser, check_effect
 from undegrade.utils.composition import compositions
 from undegrade.utils.config import Tree, build, dotted_keys, dump_yaml, merge, read_all, to_tree
-from undegrade.utils.data.batches import BatchLoader
+from undegrade.utils.data.batch_loader import BatchLoader
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.training import DataConfig
 from undegrade.utils.files import write_atomic

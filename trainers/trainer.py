@@ -23,7 +23,8 @@ from undegrade.trainers.pauses import STOP, Pauses
 from undegrade.trainers.processes import largest
 from undegrade.trainers.state import Progress, RunState
 from undegrade.utils.checkpoint import save_checkpoint
-from undegrade.utils.data.batches import Batch, BatchLoader
+from undegrade.utils.data.batch_loader import BatchLoader
+from undegrade.utils.data.batches import Batch
 from undegrade.utils.device import move_batch
 from undegrade.utils.errors import Stopped
 from undegrade.utils.figures import save

@@ -154,7 +154,8 @@ class _Books:
     def _adaptation(self, tree: Tree) -> Cost:
         adapter, (images, side, classes) = tree.get("adapter", "dda"), self._inputs(tree)
         options, edited = tree.get(adapter, {}), adapter == "decorruptor" and tree.get("model") in self.editors
-        once = self.models.get(tree.get("model", "")) if adapter == "restoration" else None
+        name = self._model(tree) if adapter == "restoration" else ""
+        once = name if name in NETWORKS else None
         if once or adapter in WITHOUT_NETWORK:
             self.made[tree["save_dir"]] = images, side, classes
             disk = images * side**2 * BYTES_A_PIXEL[tree.get("output", "png")]
@@ -307,7 +308,7 @@ def _limited(count: int, limit: int | None) -> int:
 
 
 def _stem(path: str) -> str:
-    return Path(path).name.removesuffix(".pt").removesuffix(".safetensors")
+    return Path(path).name.removesuffix(".pt").removesuffix(".pth").removesuffix(".safetensors")
 
 
 def costs(stages: Sequence[Command]) -> list[Cost]:

@@ -41,6 +41,7 @@ NETWORKS = {
     # restorers by width and layers, or blocks of the encoder
     "ffdnet 48 x8": Network(0.0692, 0.136, 32),
     "ffdnet 96 x12": Network(0.4362, 0.85, 32),
+    "ffdnet_color": Network(0.4362, 0.85, 32),  # as published
     "nafnet 16 1-1-2": Network(0.0356, 0.32, 32),
     # latent editors, whose side is that of the latents, and autoencoders there and back
     "editor 32-64 x1": Network(0.1923, 0.80, 16),
