@@ -25,7 +25,7 @@ from undegrade.evaluation.approach_table import result_paths
 from undegrade.evaluation.costs import Cost, evaluation_costs
 from undegrade.evaluation.report.html import write_report
 from undegrade.evaluation.report.plots import MARKERS
-from undegrade.evaluation.results import CLEAN, MEAN, Result, paired_difference, percent
+from undegrade.evaluation.results import CLEAN, Result, paired_difference, percent
 from undegrade.evaluation.seeds import Seeds, read_seeds
 from undegrade.evaluation.tables import markdown_grid
 from undegrade.utils.choices import check_choice
@@ -222,13 +222,13 @@ def frontier_plot(every: Sequence[Entry]) -> Figure:
 
 
 def report(path: Path, every: Sequence[Entry], dataset: str, figure: Figure, gained: str) -> None:
-    """All of it as one HTML file."""
+    """All of it as one HTML file; its table has a line for each adapter."""
     rows = []
     for entry in (entry for entry in every if entry.right):
         every_image = np.concatenate(list(entry.right.values()))
         low, high = _interval(entry.right)
         n, correct = len(every_image), int(every_image.sum())
-        rows.append(Result(f"{entry.adapter}: {entry.system}", dataset, MEAN, None, "", n, correct, correct / n, low, high))
+        rows.append(Result(entry.system, dataset, entry.adapter, None, "", n, correct, correct / n, low, high))
     best = max(every, key=lambda entry: entry.corrupted)
     cheap = frontier(every)
     write_report(
@@ -242,8 +242,10 @@ def report(path: Path, every: Sequence[Entry], dataset: str, figure: Figure, gai
         notes=[
             "On the frontier, by rising cost: "
             + "; ".join(f"{e.system}, {e.adapter} ({percent(e.corrupted)} %, {percent(e.cost.ms)} ms)" for e in cheap) + ".",
-            *(line for line in gained.splitlines() if line),
+            *gained.replace(":\n\n- ", ": ").replace("\n- ", "; ").split("\n\n"),
         ],
+        lines="adapter",
+        about="Accuracy in %, mean over degraded test sets",
     )  # fmt: skip
 
 

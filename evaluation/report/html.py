@@ -30,6 +30,8 @@ def write_report(
     configs: Mapping[str, str],
     provenance: Mapping[str, object],
     notes: Sequence[str] = (),
+    lines: str = "corruption",
+    about: str = "",
 ) -> None:
     """Write the report atomically.
 
@@ -46,6 +48,8 @@ def write_report(
         provenance: name -> value (command, commit, seed, ...); a mapping or list fills one line,
             None is a dash.
         notes: paragraphs on what to keep in mind when reading the numbers.
+        lines: what the lines of the table are.
+        about: what its numbers are ("": as the rows say it).
 
     Raises:
         ValueError: no or doubled rows, or bytes that are not a PNG.
@@ -54,7 +58,7 @@ def write_report(
     means = [line for line in table.lines if table.is_mean(line)]
     tiles = {system: row for (line, system), row in table.cells.items() if [line] == means}  # none of several means
     page = _environment().get_template("report.html.j2").render(
-        title=title, summary=summary, table=table, colours=system_colours(rows), caption=caption(rows), tiles=tiles,
+        title=title, summary=summary, table=table, colours=system_colours(rows), caption=about or caption(rows), heading=lines, tiles=tiles,
         mean=means[0] if tiles else None, figures={text: _png(text, picture) for text, picture in figures.items()},
         notes=notes, configs=configs, provenance=provenance,
     )  # fmt: skip
