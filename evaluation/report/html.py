@@ -58,7 +58,8 @@ def write_report(
     means = [line for line in table.lines if table.is_mean(line)]
     tiles = {system: row for (line, system), row in table.cells.items() if [line] == means}  # none of several means
     page = _environment().get_template("report.html.j2").render(
-        title=title, summary=summary, table=table, colours=system_colours(rows), caption=about or caption(rows), heading=lines, tiles=tiles,
+        title=title, summary=summary, table=table, colours=system_colours(rows), caption=about or caption(rows),
+        heading=lines, tiles=tiles,
         mean=means[0] if tiles else None, figures={text: _png(text, picture) for text, picture in figures.items()},
         notes=notes, configs=configs, provenance=provenance,
     )  # fmt: skip
