@@ -24,7 +24,6 @@ from matplotlib.figure import Figure
 from undegrade.evaluation.approach_table import result_paths
 from undegrade.evaluation.costs import Cost, evaluation_costs
 from undegrade.evaluation.report.html import write_report
-from undegrade.evaluation.report.plots import MARKERS
 from undegrade.evaluation.results import CLEAN, Result, paired_difference, percent
 from undegrade.evaluation.seeds import Seeds, read_seeds
 from undegrade.evaluation.tables import markdown_grid
@@ -32,7 +31,7 @@ from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.errors import run_main
-from undegrade.utils.figures import INK, PALETTE, new_figure, save, tidy
+from undegrade.utils.figures import INK, MARKERS, PALETTE, new_figure, save, tidy
 from undegrade.utils.files import write_atomic
 from undegrade.utils.provenance import provenance
 

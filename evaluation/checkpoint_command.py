@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         check_keys_of_prediction(build(EvaluationConfig, tree), overrides, None)
         with interruption.listening():
             asked = args.predict, args.out, choose_device(args.device), args.top
-            return print_predictions(build(EvaluationConfig, tree), *asked, interruption=interruption)
+            return print_predictions(build(EvaluationConfig, tree), *asked, None, interruption, args.report)
     if not any(tree["data"].get(k) for k in ("corruptions", "sweep")):
         known = trained.get("degradations", [])
         swept = [deg for deg in known if len(sweep_cells(deg)) > 1]
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
             evaluate_dense(config, choose_device(args.device), args.pictures or 0, interruption)
         return 0
     with interruption.listening():
-        print_outcome(evaluate(config, choose_device(args.device), interruption))
+        print_outcome(evaluate(config, choose_device(args.device), interruption), args.report)
     return 0
 
 
@@ -116,6 +116,8 @@ def _check_kind(args: argparse.Namespace, dense: bool) -> None:
         raise ValueError("--pictures shows masks and points, a classifier has neither: leave it out, --predict writes classes")
     if dense and args.arch is not None:
         raise ValueError(f"--arch {args.arch}: {args.resume} says itself which network it holds, leave it out")
+    if dense and args.report is not None:
+        raise ValueError(f"--report {args.report} shows classes, {args.resume} finds masks or points: use --pictures 8")
     if dense and args.predict is not None:
         raise ValueError(
             f"--predict {args.predict} writes classes of images, {args.resume} finds masks or points: use --pictures 8"

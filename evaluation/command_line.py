@@ -50,6 +50,11 @@ def evaluation_parser(description: str | None) -> ScriptParser:
         "--predict", help="label the images below a folder, or one image, instead; --out is then the CSV (predictions.csv)"
     )
     p.add_argument("--top", type=typed(Count), help="with --predict: so many classes an image, best first (1)")
+    p.add_argument(
+        "--report",
+        help="also write one self-contained HTML file: table, plots, pictures, configs; with --predict the images with what is "
+        "said of them",
+    )
     p.add_argument("--runs", default="runs", help="root of the runs, for checkpoints by name")
     p.add_argument("--max_time", help="stop after so much time, such as 3h50m, with what is done, and the status 75")
     return p
@@ -62,12 +67,14 @@ def interruption_of(args: argparse.Namespace) -> Interruption:
 
 def check_prediction(parser: ScriptParser, args: argparse.Namespace, given: Tree, flags: Sequence[str] = ()) -> None:
     """Raise ValueError where `--predict` meets what is about labelled or corrupted images, or what
-    goes with it stands alone.
+    goes with it stands alone, or `--report` is a folder.
 
     Args:
         parser, args, given: the command line, its own flags and its configuration keys.
         flags: the script's own that have no meaning with it.
     """
+    if args.report is not None and Path(args.report).is_dir():
+        raise ValueError(f"--report {args.report} is a folder: name a file in it, such as {Path(args.report) / 'report.html'}")
     if args.predict is None:
         alone = [name for name in ("top", "system") if getattr(args, name, None) is not None]
         if alone:

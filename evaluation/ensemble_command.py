@@ -64,10 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--system", help="with --predict: the system whose classes are written (default: the last one of the config)"
     )
-    parser.add_argument("--report", help="also write one self-contained HTML file: table, plots, pictures, configs")
     parser.add_argument("--metrics", default="accuracy", choices=["accuracy"], help="what is reported")
     args, overrides = parser.parse(argv)
-    check_prediction(parser, args, overrides, ("datatype", "report"))
+    check_prediction(parser, args, overrides, ("datatype",))
     interruption = interruption_of(args)
     for flag, usual in DATATYPES.get(args.datatype, {}).items():
         setattr(args, flag, getattr(args, flag) or usual)
@@ -93,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         check_keys_of_prediction(build(EvaluationConfig, tree), overrides, args.system)
         with interruption.listening():
             asked = args.predict, args.out, choose_device(args.device), args.top, args.system
-            return print_predictions(build(EvaluationConfig, tree), *asked, interruption=interruption)
+            return print_predictions(build(EvaluationConfig, tree), *asked, interruption, args.report)
     if args.out:
         tree["out"] = args.out
     config = build(EvaluationConfig, tree)
@@ -102,12 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     check_keys(config, given)
     with interruption.listening():
         evaluation = evaluate(config, choose_device(args.device), interruption)
-    print_outcome(evaluation)
-    if args.report:
-        from undegrade.evaluation.write_report import write_evaluation_report  # half a second, with matplotlib
-
-        write_evaluation_report(args.report, evaluation)
-        print(f"report: {args.report}")
+    print_outcome(evaluation, args.report)
     return 0
 
 

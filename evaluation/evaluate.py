@@ -26,7 +26,7 @@ from undegrade.evaluation.opening import member_view, needed_members, open_membe
 from undegrade.evaluation.predictors import Frozen
 from undegrade.evaluation.report.save_plots import save_plots
 from undegrade.evaluation.result_files import ResultFiles
-from undegrade.evaluation.results import Result, cell_result, paired_difference, percent
+from undegrade.evaluation.results import Result, cell_result, difference_words
 from undegrade.evaluation.robustness import CARTON, collapsed, further_metrics, outcomes, outside_of_mce, summary_table
 from undegrade.evaluation.tables import table
 from undegrade.utils.config import to_tree
@@ -193,7 +193,7 @@ def _score(
             scorer.prepare([members[n] for n in names], cell)
             for name, system in config.systems.items():
                 if chosen := [members[m] for m in members_of(system, cell, members)]:
-                    scores, restored = _scores(scorer, system, rules.get(name), chosen, cell)
+                    scores, restored = system_scores(scorer, system, rules.get(name), chosen, cell)
                     found = outcomes(scores, source.labels, carton)
                     metrics = further_metrics(found, source.labels.numpy(), carton) | restored
                     files.add(cell_result(name, dataset, *cell, system.rule, found.right, metrics), found.right)
@@ -212,7 +212,7 @@ def _score(
     return scorer
 
 
-def _scores(
+def system_scores(
     scorer: Scorer, system: SystemConfig, rule: FittedRule | None, members: Sequence[Member], cell: Cell
 ) -> tuple[Iterator[Tensor], dict[str, float]]:
     """Scores of a system on a cell, some images at a time, and what share a gate restores."""
@@ -227,8 +227,10 @@ def _exact(config: EvaluationConfig) -> bool:
     return any(system.double_softmax for system in config.systems.values())
 
 
-def print_outcome(evaluation: Evaluation) -> None:
-    """The table on standard output, and what each system gains over the first (paired by image)."""
+def print_outcome(evaluation: Evaluation, report: str | None = None) -> None:
+    """The table on standard output, and what each system gains over the first (paired by image);
+    `report`: an HTML file to be written, too.
+    """
     print(table(evaluation.rows))
     source = evaluation.source
     print(summary_table(evaluation.rows, outside_of_mce(source.classes, source.image_size, evaluation.config.data.constants)))
@@ -239,6 +241,11 @@ def print_outcome(evaluation: Evaluation) -> None:
     for name, cost in evaluation.adapting.items():
         print(f"{name}: {cost.moved:,} numbers of the classifier move, {cost.ms:.1f} ms an image")
     print(f"written: {evaluation.config.out}/{', '.join(['results.json', 'results.csv', *evaluation.plots])}")
+    if report is not None:
+        from undegrade.evaluation.write_report import write_evaluation_report  # half a second, with matplotlib
+
+        write_evaluation_report(report, evaluation)
+        print(f"report: {report}")
 
 
 def gains(correct: Mapping[str, Mapping[Cell, np.ndarray]]) -> list[str]:
@@ -251,6 +258,5 @@ def gains(correct: Mapping[str, Mapping[Cell, np.ndarray]]) -> list[str]:
         cells = [c for c in correct[first] if c.corruption != CLEAN and c in correct[other]]
         if cells:
             a, b = ({c: correct[s][c] for c in cells} for s in (other, first))
-            difference, low, high = (percent(100 * v, "+") for v in paired_difference(a, b))
-            lines.append(f"{other} minus {first}: {difference} points, 95 % interval [{low}, {high}]")
+            lines.append(f"{other} minus {first}: {difference_words(a, b, ', 95 % interval')}")
     return lines

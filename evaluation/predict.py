@@ -1,5 +1,5 @@
 """Classes and confidences of images without labels: a system's members and rule on the files of a
-folder, as a CSV.
+folder, as a CSV and as a page.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from undegrade.evaluation.rules import RULES, combine, mixing_weights
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.cells import CLEAN, Cell
 from undegrade.utils.data.pixels import to_unit
+from undegrade.utils.data.sources.class_names import class_words
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.files import write_atomic
 from undegrade.utils.interruption import Interrupted, Interruption
@@ -42,13 +44,28 @@ _SHOWN = 20  # classes of the table, files of a warning
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """An image's file, relative to its folder, and its best classes with their shares of the scores
-    in [0, 1], best first; of a system with a gate whether the image was restored.
+    """What a system says of an image.
+
+    Attributes:
+        file: relative to its folder.
+        classes: the best ones with their shares of the scores in [0, 1], best first.
+        restored: of a system with a gate, whether the image was restored.
+        words: for each of `classes` (`class_words`).
+        members: the word of the best class of each member of the system, and its probability.
+        row: the image's place among those that every view has.
     """
 
     file: str
     classes: list[tuple[str, float]]
     restored: bool | None = None
+    words: list[str] = dataclasses.field(default_factory=list)
+    members: list[tuple[str, float]] = dataclasses.field(default_factory=list)
+    row: int = 0
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every member says what the system says."""
+        return all(word == self.words[0] for word, _ in self.members)
 
 
 def predict(
@@ -59,6 +76,7 @@ def predict(
     system: str | None = None,
     top: int = 1,
     interruption: Interruption | None = None,
+    report: Path | None = None,
 ) -> tuple[list[Prediction], int]:
     """Classify every image below a folder and write `out`: a row an image, in the sorted order of
     the files, which is also that in which a predictor that adapts itself sees them.
@@ -75,11 +93,14 @@ def predict(
             folder writes it.
         path: a folder, or one image.
         out: CSV with the columns file, class, confidence, class_2, confidence_2, ..., and, of a
-            system with a gate, restored (yes or no).
+            system with a gate, restored (yes or no). Classes that are called by their numbers in
+            WordNet are written in words, the numbers behind them (wnid, wnid_2, ...).
         device: of the members.
         system: its name (default: the last one of `config`).
         top: classes an image.
         interruption: asked after each batch.
+        report: HTML file that shows the images with what is said of them (None: none); written
+            when all images are done.
 
     Raises:
         Interrupted: `out` has the images so far.
@@ -110,7 +131,9 @@ def predict(
         raise ValueError(f"--top {top}: there are {len(classes)} classes, choose 1 to {len(classes)}")
     if len(config.systems) > 1:
         log.info("system %s: %s of %s", name, chosen.rule, ", ".join(names))
-    out.parent.mkdir(parents=True, exist_ok=True)  # now, since an error at the end would cost all of the work
+    for file in filter(None, (out, report)):
+        file.parent.mkdir(parents=True, exist_ok=True)  # now, since an error at the end would cost all of the work
+    words = class_words(classes)
     done: list[Prediction] = []
     broken: list[str] = []
     try:
@@ -118,8 +141,8 @@ def predict(
             predictor.reset()
         for rows, images in _batches(sources, _batch_size(config, predictors, sources), broken):
             seen = {m: images[views[m]] for m in predictors}
-            scores, restored = _scores(chosen, predictors, seen, names, rule)
-            done += _best(scores, [files[i] for i in rows], classes, top, restored)
+            answers = _answers(chosen, predictors, seen, names, rule)
+            done += _best(answers, rows, files, classes, words, top)
             if interruption is not None and interruption.due and len(done) + len(broken) < len(files):
                 stop = Interrupted(f"{interruption.reason} after {len(done)} of {len(files)} images, which are in {out}")
                 stop.go_on = "the same command begins anew"
@@ -131,6 +154,11 @@ def predict(
         raise ValueError(f"none of the {len(files)} images of --predict {path} can be read, e.g. {broken[0]}")
     if broken:
         log.warning("left out %d of %d images that cannot be read:\n  %s", len(broken), len(files), "\n  ".join(broken))
+    if report is not None:
+        from undegrade.evaluation.prediction_report import Labelled, write_prediction_report  # jinja2 and pictures take a while
+
+        shown = {member: (config.members[member].view, sources[views[member]]) for member in names}
+        write_prediction_report(report, Labelled(path, name, chosen.rule, shown, done, broken))
     return done, len(broken)
 
 
@@ -159,14 +187,24 @@ def _batches(
             bar.update(len(batch))
 
 
-def _scores(
+class _Answers(NamedTuple):
+    """Of a system on a batch: logits [M,B,K] of its members, its scores [B,K], and bool [B], which
+    images a gate restored (None: there is no gate).
+    """
+
+    logits: Tensor
+    scores: Tensor
+    restored: Tensor | None = None
+
+
+def _answers(
     system: SystemConfig,
     predictors: Mapping[str, Predictor],
     images: Mapping[str, Tensor],
     names: Sequence[str],
     fitted: FittedRule | None,
-) -> tuple[Tensor, Tensor | None]:
-    """(scores [B,K] of a system with the members `names`; bool [B], which a gate restored).
+) -> _Answers:
+    """Of a system with the members `names`.
 
     Args:
         images: uint8 [B,3,S,S] of each member.
@@ -178,35 +216,58 @@ def _scores(
     if fitted is not None:
         image, adapted = unit[names[0]], unit[names[first_other(fitted.members)]]
         restored = fitted.restored(logits, pixel_signals(fitted.signals, image, adapted, predictors[names[0]]))
-        return fitted.scores(logits, restored), restored
+        return _Answers(logits, fitted.scores(logits, restored), restored)
     if not RULES[system.rule].mixes_images:
-        return combine(system.rule, logits, system.double_softmax), None
+        return _Answers(logits, combine(system.rule, logits, system.double_softmax))
     weights = mixing_weights(system.rule, logits, system.double_softmax)
     mixed = mix(weights, *(unit[name] for name in names))
-    return logits_of(names[0], predictors[names[0]], mixed).softmax(1), None
+    return _Answers(logits, logits_of(names[0], predictors[names[0]], mixed).softmax(1))
 
 
 def _best(
-    scores: Tensor, files: Sequence[str], classes: Sequence[str], top: int, restored: Tensor | None = None
+    answers: _Answers, rows: Sequence[int], files: Sequence[str], classes: Sequence[str], words: Sequence[str], top: int
 ) -> list[Prediction]:
+    """Of the images `rows`; `words` are those of `classes`."""
+    scores = answers.scores
     values, order = (scores / scores.sum(1, keepdim=True)).sort(dim=1, descending=True, stable=True)
-    ways = [None] * len(files) if restored is None else restored.tolist()
+    ways = [None] * len(rows) if answers.restored is None else answers.restored.tolist()
+    shares, said = answers.logits.softmax(2).max(2)
     return [
-        Prediction(file, [(classes[k], p) for k, p in zip(labels, shares, strict=True)], way)
-        for file, labels, shares, way in zip(files, order[:, :top].tolist(), values[:, :top].tolist(), ways, strict=True)
+        Prediction(
+            files[row],
+            [(classes[k], p) for k, p in zip(best, found, strict=True)],
+            way,
+            [words[k] for k in best],
+            [(words[k], p) for k, p in zip(their_best, theirs, strict=True)],
+            row,
+        )
+        for row, best, found, way, their_best, theirs in zip(
+            rows, order[:, :top].tolist(), values[:, :top].tolist(), ways, said.T.tolist(), shares.T.tolist(), strict=True
+        )
     ]
 
 
 def _write(out: Path, predictions: Sequence[Prediction], top: int) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    further = [f"{name}_{place}" for place in range(2, top + 1) for name in ("class", "confidence")]
+    named = in_words(predictions)
+    columns = ("class", *(["wnid"] if named else []), "confidence")
     gated = any(row.restored is not None for row in predictions)
-    writer.writerow(["file", "class", "confidence", *further, *(["restored"] if gated else [])])
+    further = [f"{name}_{place}" for place in range(2, top + 1) for name in columns]
+    writer.writerow(["file", *columns, *further, *(["restored"] if gated else [])])
     for row in predictions:
-        way = [("no", "yes")[row.restored]] if row.restored is not None else []
-        writer.writerow([row.file, *(cell for name, share in row.classes for cell in (name, f"{share:.6f}")), *way])
+        cells = [
+            cell
+            for (name, share), word in zip(row.classes, row.words, strict=True)
+            for cell in (word, *([name] if named else []), f"{share:.6f}")
+        ]
+        writer.writerow([row.file, *cells, *([("no", "yes")[row.restored]] if row.restored is not None else [])])
     write_atomic(out, text.getvalue())
+
+
+def in_words(predictions: Sequence[Prediction]) -> bool:
+    """Whether some class has a word that is not its name."""
+    return any(name != word for row in predictions for (name, _), word in zip(row.classes, row.words, strict=True))
 
 
 def print_predictions(
@@ -217,28 +278,32 @@ def print_predictions(
     top: int | None,
     system: str | None = None,
     interruption: Interruption | None = None,
+    report: str | None = None,
 ) -> int:
     """Predict as the command line says; then images and mean confidence of each class on standard
     output, the most frequent first. Returns the status: 1 if images could not be read.
 
     Args:
-        config, path, device, system, interruption: see `predict`.
+        config, path, device, system, interruption, report: see `predict`.
         out: the CSV, or a folder for it (None: `predictions.csv` in the working folder).
         top: see `predict` (None: 1).
     """
     file = Path(out or PREDICTIONS)
     file = file / PREDICTIONS if file.is_dir() else file
-    predictions, broken = predict(config, Path(path), file, device, system, 1 if top is None else top, interruption)
+    asked = system, 1 if top is None else top, interruption, None if report is None else Path(report)
+    predictions, broken = predict(config, Path(path), file, device, *asked)
     shares = collections.defaultdict(list)
     for row in predictions:
-        name, share = row.classes[0]
-        shares[name].append(share)
+        shares[row.words[0], row.classes[0][0]].append(row.classes[0][1])
     ordered = sorted(shares.items(), key=lambda item: -len(item[1]))
-    width = max(len(name) for name in ["class", *shares])
-    print(f"{'class'.ljust(width)}  images  mean confidence")
-    for name, found in ordered[:_SHOWN]:
-        print(f"{name.ljust(width)}  {len(found):6d}  {sum(found) / len(found):15.3f}")
+    width = max(len("class"), *(len(word) for word, _ in shares))
+    named = in_words(predictions)
+    print(f"{'class'.ljust(width)}{'  wnid     ' * named}  images  mean confidence")
+    for (word, name), found in ordered[:_SHOWN]:
+        print(f"{word.ljust(width)}{f'  {name:9}' * named}  {len(found):6d}  {sum(found) / len(found):15.3f}")
     if len(ordered) > _SHOWN:
         print(f"... and {len(ordered) - _SHOWN} classes more")
     print(f"written: {file} ({len(predictions)} image{'s' * (len(predictions) != 1)})")
+    if report is not None:
+        print(f"report: {report}")
     return int(broken > 0)

@@ -179,6 +179,31 @@ def paired_difference(correct_a: Mapping[Any, np.ndarray], correct_b: Mapping[An
     return difference, max(-1.0, low), min(1.0, high)
 
 
+def difference_words(correct_a: Mapping[Any, np.ndarray], correct_b: Mapping[Any, np.ndarray], name: str = "") -> str:
+    """`paired_difference` in words: `+1.2 points [+0.3, +2.1]`.
+
+    Where d_i is the same for every image, an interval of no width would read as certainty. The
+    words then say what n images without an exception show: with 95 % confidence at most a share
+    1 - 0.05^(1/n), about 3/n, of all images has another d (the "rule of three", Hanley and
+    Lippman-Hand 1983).
+
+    Args:
+        correct_a, correct_b: see `paired_difference`.
+        name: what stands before the interval, such as `, 95 % interval`.
+
+    Raises:
+        ValueError: see `paired_difference`.
+    """
+    difference, low, high = paired_difference(correct_a, correct_b)
+    points = f"{percent(100 * difference, '+')} points"
+    if high - low > 1e-9:
+        return f"{points}{name} [{percent(100 * low, '+')}, {percent(100 * high, '+')}]"
+    n = len(next(iter(correct_a.values())))
+    bound = f"{100 * (1 - 0.05 ** (1 / n)):.2g}"
+    seen, other = ("no image gains or loses", "do") if abs(difference) < 1e-9 else ("every image changes alike", "do not")
+    return f"{points}, {seen}: {n} of them show, with 95 % confidence, that at most {bound} % of all images {other}"
+
+
 def average_rows(rows: Sequence[Result], corruption: str, severity: float | None) -> Result:
     """Mean of rows of one system, each row counting the same; of the metrics those that all know.
 

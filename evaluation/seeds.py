@@ -14,7 +14,7 @@ import pandas as pd
 
 from undegrade.evaluation.published import AVERAGE, CLEAN_HEADING, UNSEEN
 from undegrade.evaluation.result_files import CORRECT, read_correct, read_json
-from undegrade.evaluation.results import CLEAN, MEAN, Result, paired_difference, percent
+from undegrade.evaluation.results import CLEAN, MEAN, Result, difference_words, paired_difference, percent
 from undegrade.evaluation.tables import column_names, levels_by_corruption
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.cells import Cell, level_text
@@ -139,11 +139,10 @@ def gains(seeds: Seeds, against: str, clean: bool = False) -> list[str]:
         cells = [place for place in base if place in right and (place[1].corruption == CLEAN) == clean]
         if system == against or not cells:
             continue
-        difference, *interval = paired_difference({c: right[c] for c in cells}, {c: base[c] for c in cells})
+        ours, theirs = ({c: found[c] for c in cells} for found in (right, base))
         each = [np.mean([right[c].mean() - base[c].mean() for c in cells if c[0] == seed]) for seed in range(len(seeds.runs))]
         told = f" (by seed {', '.join(percent(100 * float(v), '+') for v in each)})" if len(each) > 1 else ""
-        low, high = (percent(100 * v, "+") for v in interval)
-        lines[f"{system} minus {against}: {percent(100 * difference, '+')} points [{low}, {high}]{told}"] = difference
+        lines[f"{system} minus {against}: {difference_words(ours, theirs)}{told}"] = paired_difference(ours, theirs)[0]
     return sorted(lines, key=lambda line: -lines[line])
 
 

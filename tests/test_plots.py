@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from undegrade.evaluation.report import plots
-from undegrade.evaluation.report.plots import RIGHT, WRONG, Picture, heat_map, image_grid, severity_plot, system_colours
+from undegrade.evaluation.report.plots import heat_map, severity_plot, system_colours
+from undegrade.evaluation.report.plots_pictures import Picture, image_grid
 from undegrade.evaluation.report.save_plots import save_plots
 from undegrade.evaluation.results import Result
-from undegrade.utils.figures import PALETTE, png_bytes, sample_grid, save
+from undegrade.utils.figures import PALETTE, RIGHT, WRONG, png_bytes, sample_grid, save
 
 
 def row(system: str, corruption: str, severity: float | None, accuracy: float) -> Result:

@@ -282,7 +282,6 @@ def test_a_rule_that_mixes_the_images_works_by_batches(ensemble: Path, photos: P
         ),
         (("--system", "bot"), "unknown system 'bot': did you mean 'both'?"),
         (("--system", "told"), "system 'told' is told the corruption of an image"),
-        (("--report", "r.html"), "--report has no meaning"),
     ],
 )
 def test_mistakes_with_ensembles_are_said(

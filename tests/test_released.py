@@ -22,7 +22,7 @@ from tests.checkpoints import finished_run, save_random
 from tests.photo_like import photo_like, save_all, to_array
 from tests.scoring import logits_by_hand, rows_of
 from tests.scripts import run_script
-from undegrade.evaluation.report.plots import image_grid
+from undegrade.evaluation.report.plots_pictures import image_grid
 from undegrade.utils.data.cells import Cell
 from undegrade.utils.data.sources.registry import open_source
 from undegrade.utils.data.sources.released import CIFAR, array_cell, is_released
@@ -214,7 +214,7 @@ def test_published_command_takes_keys_and_labels_from_the_first_tree(tmp_path: P
     right = (first.softmax(1) + second.softmax(1)).argmax(1) == torch.tensor([0, 0, 1, 1, 2, 2])
     assert (row["rule"], row["n"], row["correct"]) == ("sum", 6, int(right.sum()))
     assert json.loads((tmp_path / "out/results.json").read_text())["meta"]["images"] == 6
-    assert list(grid.call_args[0][0]) == ["corrupted", "adapted"]  # columns of pictures in the report
+    assert list(grid.call_args[0][0]) == ["corrupted", "adapted", "sum says"]  # columns of pictures in the report
 
 
 def test_two_checkpoints_are_tested_on_arrays(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from undegrade.evaluation.report.plots import heat_map
 from undegrade.evaluation.results import Result
 from undegrade.utils.figures import png_bytes
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "input"}
 
 
 class Page(HTMLParser):

@@ -20,6 +20,7 @@ from undegrade.evaluation.results import (
     Result,
     average_rows,
     cell_result,
+    difference_words,
     mean_result,
     paired_difference,
     percent,
@@ -180,6 +181,23 @@ def test_halves_of_a_percentage_are_rounded_up_wherever_it_is_written() -> None:
     assert gains({"a": {Cell("fog", 1): right("10" * 1000)}, "b": {Cell("fog", 1): right("1" * 1261 + "0" * 739)}})[0].startswith(
         "b minus a: +13.1 points"  # 50 to 63.05
     )
+
+
+def test_a_difference_that_no_image_shows_is_not_printed_as_certain() -> None:
+    same = {Cell("fog", 1): right("1" * 20 + "0" * 10)}
+    assert difference_words(same, same, ", 95 % interval") == (
+        "+0.0 points, no image gains or loses: 30 of them show, with 95 % confidence, that at most 9.5 % of all images do"
+    )
+    worse = {Cell("fog", 1): right("0" * 30)}
+    better = {Cell("fog", 1): right("1" * 30)}
+    assert difference_words(better, worse).startswith("+100.0 points, every image changes alike: 30 of them show")
+    one = {Cell("fog", 1): right("1" * 21 + "0" * 9)}
+    assert difference_words(one, same, ", 95 % interval") == "+3.3 points, 95 % interval [-3.2, +9.9]"
+    assert difference_words(one, same) == "+3.3 points [-3.2, +9.9]"
+    for n in (5, 30, 359, 10_000):  # so many in a row have a probability of 5 %
+        same = {Cell("fog", 1): right("1" * n)}
+        bound = float(difference_words(same, same).split("at most ")[1].split(" ")[0])
+        assert 100 * (1 - 0.05 ** (1 / n)) == pytest.approx(bound, rel=0.05)
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import os
@@ -17,8 +18,29 @@ from undegrade.utils.files import write_atomic
 # Okabe and Ito (2008), "Color universal design": told apart by colour-blind readers. Its yellow is
 # too pale on white. The last two are of Tol's muted scheme.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#333333", "#882255", "#999933")
+MARKERS = "osD^vPX<"  # one fewer than the colours: curves stay distinct when the colours begin again
+_DASHES, _HATCHES = ("-", "--", ":", "-."), ("", "////", "....", "xxxx")  # when they have begun again so often
 INK, QUIET, RIGHT, WRONG = "#222222", "#777777", "#00734F", "#C03A00"
 DPI = 160
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """How something is drawn: colour, marker, line style, and hatching of bars."""
+
+    colour: str
+    marker: str
+    dashes: str
+    hatch: str
+
+
+def style_of(index: int) -> Style:
+    """A look for each of many things in one figure: where the nine colours begin again, lines and
+    areas change, too.
+    """
+    turn = index // len(PALETTE)
+    colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+    return Style(colour, marker, _DASHES[turn % len(_DASHES)], _HATCHES[turn % len(_HATCHES)])
 
 
 def sample_grid(images: np.ndarray, columns: int | None = None, scale: int = 1) -> np.ndarray:

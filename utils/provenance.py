@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,17 @@ def provenance() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpu": _gpu_models(),
     }
+
+
+def command() -> str:
+    """The command line of this process, without the folders of this machine."""
+    return " ".join(["python", *map(without_folders, sys.argv)])
+
+
+def without_folders(word: str) -> str:
+    """A word of a command line; of an absolute path its last part."""
+    path = Path(word)
+    return path.name if path.is_absolute() else word
 
 
 def made_by(configuration: Mapping[str, Any]) -> dict[str, Any]:

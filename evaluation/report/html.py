@@ -57,7 +57,7 @@ def write_report(
     table = pivot(rows)
     means = [line for line in table.lines if table.is_mean(line)]
     tiles = {system: row for (line, system), row in table.cells.items() if [line] == means}  # none of several means
-    page = _environment().get_template("report.html.j2").render(
+    page = environment().get_template("report.html.j2").render(
         title=title, summary=summary, table=table, colours=system_colours(rows), caption=about or caption(rows),
         heading=lines, tiles=tiles,
         mean=means[0] if tiles else None, figures={text: _png(text, picture) for text, picture in figures.items()},
@@ -66,15 +66,16 @@ def write_report(
     write_atomic(path, page)
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """For the templates beside this file: all text is escaped, an unknown name is an error."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters["percent"] = lambda share: percent(100 * share)
-    environment.filters["interval"] = lambda row: f"{percent(100 * row.ci95_low)} – {percent(100 * row.ci95_high)}"
-    environment.filters["words"] = _words
-    return environment
+    made.filters["percent"] = lambda share: percent(100 * share)
+    made.filters["interval"] = lambda row: f"{percent(100 * row.ci95_low)} – {percent(100 * row.ci95_high)}"
+    made.filters["words"] = _words
+    return made
 
 
 def _png(text: str, picture: Figure | np.ndarray | bytes) -> str:

@@ -7,31 +7,21 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from undegrade.evaluation.costs import Cost
 from undegrade.evaluation.results import CLEAN, MEAN, Result, average_rows, percent
 from undegrade.evaluation.tables import caption, column_names, levels_by_corruption, pivot
-from undegrade.utils.figures import DPI, INK, PALETTE, QUIET, RIGHT, WRONG, checked_image, new_figure, tidy
+from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS
+from undegrade.utils.figures import INK, PALETTE, QUIET, Style, new_figure, style_of, tidy
 
-MARKERS = "osD^vPX<"  # one fewer than the colours: curves stay distinct when the colours begin again
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One cell of `image_grid`: uint8 [H,W,3], the text below it, whether the prediction is right
-    (None: neither).
-    """
-
-    image: np.ndarray
-    text: str = ""
-    right: bool | None = None
+_LETTER = 0.075  # inches of a letter of 10 points, of most texts
+_APART = 0.1  # inches between systems of one cost
 
 
 def system_colours(rows: Sequence[Result]) -> dict[str, str]:
@@ -53,7 +43,10 @@ def heat_map(rows: Sequence[Result]) -> Figure:
         values[arranged.systems.index(system), arranged.lines.index(line)] = 100 * row.accuracy
     height, width = values.shape
     names = 0.09 * max(len(name) for name in arranged.systems)
-    figure = new_figure(max(6.5, 1.5 + names + 0.56 * width), 2.2 + 0.42 * height)
+    legend = "; best of each column in bold" if height > 1 else ""
+    across = max(6.5, 1.7 + names + 0.56 * width)
+    title = textwrap.fill(caption(rows) + legend, int(across / _LETTER))
+    figure = new_figure(across, 2.4 + 0.42 * height + 0.17 * title.count("\n"))
     axes = figure.add_subplot()
     lowest = min(float(np.nanmin(values)), 50.0)
     dark = lowest + 0.6 * (100 - lowest)
@@ -72,8 +65,9 @@ def heat_map(rows: Sequence[Result]) -> Figure:
     axes.spines[:].set_visible(False)
     for x in (index for index, line in enumerate(arranged.lines) if arranged.is_mean(line)):
         axes.axvline(x - 0.5, color="white", linewidth=6)
-    legend = "; best of each column in bold" if height > 1 else ""
-    axes.set_title(caption(rows) + legend, fontsize=10, loc="left", color=QUIET)
+    axes.set_xlabel("corruption", fontsize=10)
+    axes.set_ylabel("system", fontsize=10)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=QUIET)
     return figure
 
 
@@ -111,23 +105,24 @@ def severity_plot(
     down = math.ceil(len(panels) / across)
     figure = new_figure(2.9 * across + 0.3, (2.15 if down > 1 else 3.7) * down + 0.7)
     grid = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
-    columns, colours = column_names(rows), system_colours(rows)
+    columns, units = column_names(rows), {name: _unit(name, panels) for name in panels}
+    common = None if titles or len(set(units.values())) > 1 else units[next(iter(units))]
     for axes, (name, panel) in zip(grid, panels.items(), strict=False):
         for index, (key, column) in enumerate(columns.items()):
             own = [sorted((r for r in run if (r.system, r.rule) == key), key=_severity) for run in panel]
-            _curve(axes, own, column, colours[column], index)
-        title, axis = (titles or {}).get(name, (_label(name), "severity"))
+            _curve(axes, own, column, index)
+        title, axis = (titles or {}).get(name, (_label(name), units[name]))
         axes.set_title(title, fontsize=10, weight="bold" if name == MEAN else "normal")
         if len(ticks := sorted({_severity(row) for row in panel[0]})) <= 6:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        if titles:
+        if common is None:
             axes.set_xlabel(textwrap.fill(axis, 40), fontsize=9, color=INK)
         tidy(axes)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     grid[0].set_ylim(top=102)
-    if not titles:
-        figure.supxlabel("severity", fontsize=10)
+    if common is not None:
+        figure.supxlabel(common, fontsize=10)
     band = f", mean ± standard deviation of {1 + len(further)} seeds" if further else ""
     figure.supylabel(f"accuracy in %{band}", fontsize=10)
     _legend(figure)
@@ -136,7 +131,8 @@ def severity_plot(
 
 def cost_plot(rows: Sequence[Result], costs: Mapping[str, Cost]) -> Figure:
     """Mean accuracy with its 95 % interval against what adaptation costs: passes of networks, and
-    milliseconds of a rank, both on a logarithmic axis that begins at 0.
+    milliseconds of a rank, both on a logarithmic axis that begins at 0. Systems of one cost stand
+    side by side.
 
     Args:
         rows: with the mean rows of the systems.
@@ -151,16 +147,19 @@ def cost_plot(rows: Sequence[Result], costs: Mapping[str, Cost]) -> Figure:
     }  # that over severities, if there is one
     if not means:
         raise ValueError(f"cost plot: none of the systems {sorted(costs)} has a mean over corruptions")
-    columns, colours = column_names(rows), system_colours(rows)
+    columns = column_names(rows)
     figure = new_figure(11.5, max(4.2, 1.2 + 0.19 * len(means)))
-    panels = ("passes", "passes of networks an image"), ("ms", "ms an image, one rank")
+    panels = ("passes", "passes of networks an image"), ("ms", "time an image in ms, one rank")
     for axes, (field, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         values = {system: getattr(costs[system], field) for system in means}
-        for index, (system, row) in enumerate(means.items()):
+        for system, row in means.items():
             errors = [[100 * (row.accuracy - row.ci95_low)], [100 * (row.ci95_high - row.accuracy)]]
-            colour = colours[columns[row.system, row.rule]]
-            style = {"color": colour, "marker": MARKERS[index % len(MARKERS)], "ms": 6, "elinewidth": 0.8, "linestyle": ""}
-            axes.errorbar([values[system]], [100 * row.accuracy], yerr=errors, label=system, **style)
+            look = style_of(list(columns.values()).index(columns[row.system, row.rule]))
+            style = {"color": look.colour, "marker": look.marker, "ms": 6, "elinewidth": 0.8, "linestyle": ""}
+            alike = [other for other in values if values[other] == values[system]]
+            shift = _APART * (alike.index(system) - (len(alike) - 1) / 2)
+            place = axes.transData + ScaledTranslation(shift, 0, figure.dpi_scale_trans)
+            axes.errorbar([values[system]], [100 * row.accuracy], yerr=errors, label=system, transform=place, **style)
         linear = min((value for value in values.values() if value > 0), default=1)
         axes.set_xscale("symlog", linthresh=linear)
         axes.set_xlim(left=-0.2 * linear, right=2 * max(values.values()))
@@ -173,60 +172,11 @@ def cost_plot(rows: Sequence[Result], costs: Mapping[str, Cost]) -> Figure:
     return figure
 
 
-def image_grid(columns: Mapping[str, Sequence[Picture]], labels: Sequence[str], side: int = 128) -> Figure:
-    """Pictures in a grid: one row an example, one column a view (such as clean, corrupted,
-    adapted).
-
-    Pixels are enlarged by a whole factor without smoothing; the text under a picture is green with
-    a tick when the prediction is right, red with a cross when wrong.
-
-    Args:
-        columns: heading -> one picture a row.
-        labels: the text left of each row, such as the corruption.
-        side: pixels of the longer side of a picture at least wanted in the figure.
-
-    Raises:
-        ValueError: no pictures, a column whose length differs from `labels`, or an image that is
-            not uint8 [H,W,3].
-    """
-    counts = {heading: len(pictures) for heading, pictures in columns.items()}
-    if not labels or not columns or set(counts.values()) != {len(labels)}:
-        raise ValueError(f"image grid of {len(labels)} labels and columns of {counts}: needs one picture for each label")
-    longest = max(max(checked_image(p.image).shape[:2]) for pictures in columns.values() for p in pictures)
-    cell = longest * math.ceil(side / longest)
-    # Pixels throughout, so that every image pixel covers whole figure pixels. 11 pixels hold a
-    # letter.
-    texts = [*columns, *(picture.text + "✓ " for pictures in columns.values() for picture in pictures)]
-    left, top, under = 24 + 11 * max(map(len, labels)), 36, 30
-    pitch = max(cell, 11 * max(map(len, texts))) + 14
-    width, height = left + len(columns) * pitch, top + len(labels) * (cell + under)
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-
-    def write(x: float, y: float, text: str, size: float = 8, colour: str = INK, **style: Any) -> None:
-        place = {"ha": "center", "va": "center"} | style
-        figure.text(x / width, y / height, text, fontsize=size, color=colour, **place)
-
-    for row, label in enumerate(labels):
-        write(left - 12, height - top - row * (cell + under) - cell / 2, _label(label), ha="right")
-    for column, (heading, pictures) in enumerate(columns.items()):
-        middle = left + column * pitch + pitch // 2
-        write(middle, height - top / 2, heading, weight="bold")
-        for row, picture in enumerate(pictures):
-            y = height - top - row * (cell + under) - cell
-            axes = figure.add_axes(((middle - cell // 2) / width, y / height, cell / width, cell / height))
-            axes.imshow(picture.image, interpolation="nearest")
-            axes.set_axis_off()
-            mark, colour = {None: ("", INK), True: ("✓ ", RIGHT), False: ("✗ ", WRONG)}[picture.right]
-            write(middle, y - under / 2 + 3, mark + picture.text, 7.5, colour)
-    return figure
-
-
 def _bar_chart(rows: Sequence[Result]) -> Figure:
     """Accuracy of every system as grouped bars, at most nine groups and about 75 bars a panel so
     that both stay readable.
     """
-    arranged, colours = pivot(rows), system_colours(rows)
+    arranged = pivot(rows)
     down = math.ceil(len(arranged.lines) / min(9, max(1, 75 // len(arranged.systems))))
     across = math.ceil(len(arranged.lines) / down)
     figure = new_figure(11.5, 2.9 * down + 0.6)
@@ -241,8 +191,8 @@ def _bar_chart(rows: Sequence[Result]) -> Figure:
                 [100 * (r.accuracy - r.ci95_low) for _, r in shown],
                 [100 * (r.ci95_high - r.accuracy) for _, r in shown],
             ]
-            style = {"elinewidth": 1, "ecolor": INK}
-            axes.bar(places, heights, width * 0.92, yerr=errors, color=colours[system], label=system, error_kw=style)
+            error_style = {"elinewidth": 1, "ecolor": INK}
+            axes.bar(places, heights, width * 0.92, yerr=errors, label=system, error_kw=error_style, **bar_style(style_of(rank)))
         axes.set_xticks(range(len(lines)), [_label(line) for line in lines])
         for tick, line in zip(axes.get_xticklabels(), lines, strict=True):
             tick.set_weight("bold" if arranged.is_mean(line) else "normal")
@@ -251,6 +201,7 @@ def _bar_chart(rows: Sequence[Result]) -> Figure:
         axes.tick_params(axis="x", length=0)
         tidy(axes)
     _legend(figure)
+    figure.supxlabel("corruption", fontsize=10)
     figure.supylabel("accuracy in %, error bars: 95 % interval", fontsize=10)
     return figure
 
@@ -285,7 +236,8 @@ def _panels(runs: Sequence[Sequence[Result]], names: Iterable[str] | None) -> di
     return panels
 
 
-def _curve(axes: Axes, runs: Sequence[Sequence[Result]], label: str, colour: str, index: int) -> None:
+def _curve(axes: Axes, runs: Sequence[Sequence[Result]], label: str, index: int) -> None:
+    style = style_of(index)
     x = [_severity(row) for row in runs[0]]
     accuracy, low, high = (
         100 * np.array([[getattr(row, field) for row in run] for run in runs]) for field in ("accuracy", "ci95_low", "ci95_high")
@@ -295,8 +247,9 @@ def _curve(axes: Axes, runs: Sequence[Sequence[Result]], label: str, colour: str
         bottom, top = y - accuracy.std(0, ddof=1), y + accuracy.std(0, ddof=1)
     step = max(1, math.ceil(len(x) / 10))  # markers of a long sweep would hide the curves; each system has its own places
     places, width = (index % step, step), 1.6 if step == 1 else 1.2
-    axes.plot(x, y, color=colour, marker=MARKERS[index % len(MARKERS)], markevery=places, ms=4, linewidth=width, label=label)
-    axes.fill_between(x, bottom, top, color=colour, alpha=0.15, linewidth=0)
+    look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "linestyle": style.dashes, "linewidth": width}
+    axes.plot(x, y, markevery=places, ms=4, label=label, **look)
+    axes.fill_between(x, bottom, top, color=style.colour, alpha=0.15, linewidth=0)
 
 
 def _legend(figure: Figure) -> None:
@@ -307,6 +260,17 @@ def _legend(figure: Figure) -> None:
     columns = max(1, min(5, int(figure.get_figwidth() / (0.6 + 0.085 * max(len(label) for label in labels)))))
     figure.set_figheight(figure.get_figheight() + 0.2 * max(0, math.ceil(len(labels) / columns) - 2))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=10)
+
+
+def bar_style(style: Style) -> dict[str, Any]:
+    """Keywords of matplotlib's bars; hatching is drawn in the colour of their edge."""
+    return {"color": style.colour, "hatch": style.hatch, "edgecolor": "white", "linewidth": 0}
+
+
+def _unit(name: str, panels: Iterable[str]) -> str:
+    """What the levels of a panel are; the mean's are those of the others."""
+    known = [PERTURBATIONS[n].axis if n in PERTURBATIONS else "severity" for n in ([name] if name != MEAN else panels) if n != MEAN]
+    return known[0]
 
 
 def _severity(row: Result) -> float:
