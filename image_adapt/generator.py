@@ -26,12 +26,12 @@ from undegrade.utils.data.sources.imagenet import read_classes
 from undegrade.utils.ranges import Count, Seed, Whole
 from undegrade.utils.runs import find_checkpoint
 from undegrade.utils.training_commands import training_command
+from undegrade.utils.weights import how_to_download, located
 
 _LATENT_STEPS = "250"  # of the published DiT
 _SIZES = {"XL": (28, 1152), "L": (24, 1024), "B": (12, 768), "S": (12, 384)}
 # published DiT -> blocks, width, side of a patch
 NETWORKS = {f"DiT-{size}/{patch}": (*shape, patch) for size, shape in _SIZES.items() for patch in (2, 4, 8)}
-_DIT_FILES = "https://dl.fbaipublicfiles.com/DiT/models"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,12 +222,10 @@ def open_generator(config: GenerateConfig, device: torch.device) -> Opened:
     """
     reference = config.fill(config.model)
 
-    name, folder = Path(reference).name, dit_folder(reference)
-    published = f"wget {_DIT_FILES}/{name}" if name.startswith("DiT-") else ""
-    path = folder or diffusers_folder(reference)
-    path = path or find_checkpoint(reference, config.runs, dataset=config.dataset, made_by=published)
+    folder = dit_folder(reference)
+    path = folder or diffusers_folder(reference) or find_checkpoint(reference, config.runs, dataset=config.dataset)
     description = {} if path.is_dir() else read_description(path)
-    decoder, vae = None, None if config.vae is None else Path(config.vae)
+    decoder, vae = None, None if config.vae is None else located(config.vae)
     if folder or not (path.is_dir() or description):
         if path.is_dir() and config.num_heads is not None:
             raise ValueError(f"num_heads {config.num_heads}: {path} says how many it has, leave it out")
@@ -240,6 +238,7 @@ def open_generator(config: GenerateConfig, device: torch.device) -> Opened:
             raise FileNotFoundError(
                 f"--vae: there is no folder {vae}; needed is one of diffusers with an AutoencoderKL (config.json and "
                 "diffusion_pytorch_model.safetensors), for the published DiT stabilityai/sd-vae-ft-ema of the Hugging Face Hub"
+                f"{how_to_download(vae) or how_to_download('sd-vae-ft-ema')}"
             )
         decoder = open_decoder(vae, denoiser).to(device)
         digest = functools.partial(dit_digest, path, vae, config.embedding, config.num_heads)

@@ -13,6 +13,7 @@ from unittest import mock
 
 from tests.editing import tiny_editor
 from tests.scripts import ROOT, run_script
+from undegrade.__main__ import COMMANDS
 from undegrade.evaluation.config import EvaluationConfig, expand
 from undegrade.image_adapt.generate import parse_classes
 from undegrade.models.diffusion.denoiser import Denoiser, build_denoiser
@@ -119,6 +120,10 @@ STOPS: dict[str, dict[str, Callable]] = {
     "evaluation/fit_command.py": {"undegrade.evaluation.opening.needed_members": _stop()},
     "evaluation/protocol_table.py": {"undegrade.evaluation.approach_table.result_paths": _stop()},
     "evaluation/linear_probe.py": {"undegrade.utils.data.sources.registry.SourceConfig.open": _stop()},
+    "utils/download_command.py": {
+        "undegrade.utils.weights.weights_folder": _stop(),
+        "undegrade.utils.downloads.download": _stop(),
+    },
     "utils/pipeline.py": {"undegrade.utils.files.write_atomic": _stop()},
     "image_adapt/scripts/image_sample.py": {
         "undegrade.image_adapt.reverse.find_checkpoint": _checkpoint,
@@ -156,6 +161,9 @@ def check_command(words: Sequence[str]) -> None:
         return _check_make(rest[1:])
     if program == "pip":
         return None
+    if program == "undegrade":
+        assert rest[1] in COMMANDS, f"undegrade knows no {rest[1]}: {words}"
+        program, rest = "python", ["python", f"{COMMANDS[rest[1]][0].replace('.', '/')}.py", *rest[2:]]
     if program in ("mpiexec", "torchrun"):
         place = next((i for i, word in enumerate(rest) if word.endswith(".py")), 0)
         launcher, rest = rest[:place], ["python", *rest[place:]]

@@ -36,6 +36,12 @@ def _in_the_repository() -> Iterator[None]:
     os.chdir(before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _without_downloads(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No weights that somebody downloaded on this machine."""
+    os.environ["UNDEGRADE_WEIGHTS"] = str(tmp_path_factory.mktemp("weights"))
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Root of runs with a trained classifier, `ind/Digits/ResNet20_clean/one`, and a fresh DDPM,

@@ -50,8 +50,9 @@ def test_published_weights_that_are_not_there_are_reported_before_anything_runs(
         "sd-vae-ft-ema (see",
     ):
         assert f"ckpt/{file}" in str(raised.value)
+    assert str(raised.value).endswith("; download with: undegrade download 256x256_diffusion_uncond DiT-XL-2-256x256 sd-vae-ft-ema")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(FileNotFoundError, match=r"are not there: ckpt/DiT-XL-2-256x256\.pt \([^,]*\)$"):
+    with pytest.raises(FileNotFoundError, match=r"are not there: ckpt/DiT-XL-2-256x256\.pt \([^,]*\); download with: .*DiT-\S+$"):
         main([*words, "--adapt.model_path", "mine", "--generate.vae", "mine"])
 
 

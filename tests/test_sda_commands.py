@@ -126,7 +126,7 @@ def test_flags_of_the_published_generation_need_the_weights(place: Path) -> None
     for words, message in (
         (("--model", "DiT-XL/2", "--save_dir", "x"), "--model DiT-XL/2 names a network: give its weights with --ckpt"),
         (("--model_path", "x", "--sample-dir", "data"), "--sample-dir names its folder after the weights of --ckpt"),
-        (("--ckpt", place / "x/DiT-XL-2-256x256.pt", "--sample-dir", "data"), "with: wget https://dl.fbaipublicfiles.com/DiT/"),
+        (("--ckpt", place / "x/DiT-XL-2-256x256.pt", "--sample-dir", "data"), "with: undegrade download DiT-XL-2-256x256\n"),
     ):
         done = run_script(GENERATE, *words)
         assert done.status == 2 and message in done.err

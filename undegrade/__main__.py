@@ -9,6 +9,7 @@ from undegrade.utils.choices import check_choice
 from undegrade.utils.errors import run_main
 
 COMMANDS = {  # word -> (module that has the `main`, what it does)
+    "download": ("utils.download_command", "weights that others published: what there is, and bringing it"),
     "train": ("trainers.entry", "train one network from a YAML"),
     "soup": ("trainers.soups", "average the weights of several runs"),
     "adapt": ("image_adapt.scripts.image_sample", "adapt images, on any number of MPI ranks"),

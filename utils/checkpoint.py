@@ -20,6 +20,7 @@ from torch import Tensor
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.files import replacing
+from undegrade.utils.weights import how_to_download
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
     """
     path, entry = split_entry(path)
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
+        raise FileNotFoundError(f"checkpoint {path} does not exist{how_to_download(path)}")
     if entry and path.suffix == ".safetensors":
         raise ValueError(f"{path}#{entry}: a safetensors file holds one state dict, leave out #{entry}")
     state, description = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path, entry), {})

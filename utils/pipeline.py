@@ -37,6 +37,7 @@ from undegrade.utils.interruption import STATUS, Interrupted, Interruption, pars
 from undegrade.utils.processes import TORCHRUN
 from undegrade.utils.ranges import Positive
 from undegrade.utils.stages import COUNTS, SCRIPTS, Command, PipelineConfig, all_variables, commands, escaped, unused
+from undegrade.utils.weights import how_to_download, located
 
 log = logging.getLogger("pipeline")
 
@@ -63,9 +64,9 @@ def check_files(config: PipelineConfig, stages: Sequence[Command], family: str =
         raise FileNotFoundError(f"nothing was run, since stages need files that do not exist: {'; '.join(missing)}")
 
 
-def missing_weights(stages: Sequence[Command]) -> list[str]:
-    """Published weights below ckpt/ that configurations of stages name and that are not there, a
-    line each.
+def missing_weights(stages: Sequence[Command]) -> dict[str, str]:
+    """Published weights below ckpt/ that configurations of stages name and that are not there: path
+    -> the configuration.
     """
     given = {"model": "--model_path", "vae": "--vae"}  # flags that name others
     named: dict[str, str] = {}
@@ -74,7 +75,7 @@ def missing_weights(stages: Sequence[Command]) -> list[str]:
         for key, flag in given.items():
             if flag not in stage.words and str(tree.get(key)).startswith("ckpt/"):
                 named.setdefault(tree[key], stage.configs[0])
-    return [f"{path} (see {config})" for path, config in named.items() if not Path(path).exists()]
+    return {path: config for path, config in named.items() if not located(path).exists()}
 
 
 def run_stages(stages: Sequence[Command], out: Path, interruption: Interruption) -> dict[str, float]:
@@ -166,17 +167,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     stages, out = commands(config, given, variables), Path(variables["out"])
     check_effect(given | arguments, unused(config, given | arguments, variables.used))
     check_files(config, stages, variables["family"])
+    missing = missing_weights(stages)
     if args.dry_run:
         print("\n".join(f"{stage.name}: {shlex.join(stage.words)}" for stage in stages))
         print(
             "\n"
             + plan(stages, args.speed or USUAL_SPEED)
-            + "".join(f"not there yet: {line}\n" for line in missing_weights(stages)),
+            + "".join(f"not there yet: {path} (see {file}){how_to_download(path)}\n" for path, file in missing.items()),
             end="",
         )
         return
-    if missing := missing_weights(stages):
-        raise FileNotFoundError(f"nothing was run, since published weights are not there: {', '.join(missing)}")
+    if missing:
+        lacking = ", ".join(f"{path} (see {file})" for path, file in missing.items())
+        raise FileNotFoundError(f"nothing was run, since published weights are not there: {lacking}{how_to_download(*missing)}")
     with interruption.listening("SIGHUP"):
         seconds = run_stages(stages, out, interruption)
     slowest = sorted(seconds.items(), key=lambda item: -item[1])[:3]

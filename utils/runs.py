@@ -18,6 +18,7 @@ from undegrade.utils.files import remove_litter
 from undegrade.utils.lock import locked
 from undegrade.utils.published_commands import published_run
 from undegrade.utils.training_commands import training_command
+from undegrade.utils.weights import how_to_download, located
 
 BEST, CONFIG = "best.safetensors", "config.yaml"
 DONE = "DONE"
@@ -80,8 +81,8 @@ def resolve_checkpoint(
 
     Args:
         reference: a checkpoint file (`file.pth#entry` for one of several state dicts in it), a run
-            folder, or the name of a run under `save_dir` (its latest finished run is taken;
-            `name/run_id` names one run).
+            folder, the name of a run under `save_dir` (its latest finished run is taken;
+            `name/run_id` names one run), or downloaded weights (`utils.weights.located`).
         save_dir: where runs are stored.
         made_by: the command that makes it, for the message; or what finds that out, called when it
             is needed.
@@ -89,7 +90,8 @@ def resolve_checkpoint(
             folders are taken as they are.
 
     Raises:
-        FileNotFoundError: says where it looked, which names exist, and the command that makes it.
+        FileNotFoundError: says where it looked, which names exist, and the command that makes or
+            downloads it.
     """
     for path in (Path(reference), Path(save_dir) / reference):
         if split_entry(path)[0].is_file():
@@ -108,6 +110,10 @@ def resolve_checkpoint(
         runs = chosen
     if runs:
         return runs[-1] / BEST
+    file, entry = split_entry(reference)
+    downloaded = located(file)
+    if downloaded != file and downloaded.is_file():
+        return downloaded.with_name(f"{downloaded.name}#{entry}") if entry else downloaded
     folder = Path(save_dir) / reference
     unfinished = sorted([*folder.glob("config.yaml"), *folder.glob("*/config.yaml")])
     if unfinished:
@@ -121,21 +127,20 @@ def resolve_checkpoint(
         f"no checkpoint {str(reference)!r}: it is no file, no run folder and no finished run under {save_dir}/"
         + (f" (finished there: {', '.join(known[:20])})" if known else " (nothing has finished there)")
         + (f"; did you mean --runs {' or '.join(deeper)} (in training --save_dir)?" if deeper else "")
-        + (f"; make it with: {command}" if command else "")
+        + (f"; make it with: {command}" if command else how_to_download(file))
     )
 
 
-def find_checkpoint(name: str, save_dir: str | Path, run_id: str | None = None, dataset: str = "", made_by: str = "") -> Path:
-    """Checkpoint that `name` means: a file, a run folder, or a run's name (its latest finished
-    run, or the run `run_id`); `dataset` and `made_by`, the data set in use and the command that
-    makes it where none trains it, are for the message.
+def find_checkpoint(name: str, save_dir: str | Path, run_id: str | None = None, dataset: str = "") -> Path:
+    """Checkpoint that `name` means: a file, a run folder, a run's name (its latest finished run, or
+    the run `run_id`), or downloaded weights; `dataset`, the data set in use, is for the message.
 
     Raises:
-        FileNotFoundError: says where it looked and which command makes it.
+        FileNotFoundError: says where it looked and which command makes or downloads it.
     """
 
     def command() -> str:
-        return made_by or training_command(published_run(name) or name, str(save_dir), dataset)
+        return training_command(published_run(name) or name, str(save_dir), dataset)
 
     return resolve_checkpoint(name, save_dir, command, run_id)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from undegrade.utils.checkpoint import load_checkpoint
 from undegrade.utils.choices import check_choice
 from undegrade.utils.files import read_object
+from undegrade.utils.weights import how_to_download, located
 
 CONFIG = "config.json"
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin")
@@ -21,10 +22,11 @@ _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".pro
 
 
 def network_folder(reference: str | Path, part: str = "") -> Path | None:
-    """The folder of a network: `reference` itself, or `part` of it where it is a pipeline; None if
-    there is none.
+    """The folder of a network: `reference` itself, or downloaded weights of that name
+    (`utils.weights.located`), or `part` of it where it is a pipeline; None if there is none.
     """
-    return next((f for f in (Path(reference), Path(reference) / part) if (f / CONFIG).is_file()), None)
+    folder = located(reference)
+    return next((f for f in (folder, folder / part) if (f / CONFIG).is_file()), None)
 
 
 def weights_file(folder: Path) -> Path:
@@ -44,7 +46,9 @@ def read_network(folder: Path, classes: Sequence[str]) -> tuple[dict[str, Any], 
         ValueError: another class; a file that cannot be read.
     """
     if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"folder {folder} holds no {CONFIG}: give a folder that diffusers wrote, or a checkpoint file")
+        raise FileNotFoundError(
+            f"folder {folder} holds no {CONFIG}: give a folder that diffusers wrote, or a checkpoint file{how_to_download(folder)}"
+        )
     config = read_json(folder / CONFIG)
     if config.get("_class_name") not in classes:
         raise ValueError(f"folder {folder} holds a {config.get('_class_name')}, a {' or '.join(classes)} is needed here")

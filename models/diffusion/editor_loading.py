@@ -22,6 +22,7 @@ from undegrade.models.diffusion.unet import assign_weights
 from undegrade.models.diffusion.vae import LatentAutoencoder, build_vae
 from undegrade.utils.checkpoint import file_digest, load_checkpoint, save_checkpoint
 from undegrade.utils.files import replacing
+from undegrade.utils.weights import located
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +108,8 @@ def with_scale_embedding(unet: Any, width: int) -> Any:
 
 
 def editor_folder(reference: str | Path) -> Path | None:
-    """The folder if `reference` is one of a diffusers pipeline, else None."""
-    path = Path(reference)
+    """The folder if `reference` is one of a diffusers pipeline, or a downloaded one, else None."""
+    path = located(reference)
     return path if path.is_dir() and any((path / part).is_dir() for part in ("unet", "vae", "scheduler")) else None
 
 

@@ -28,6 +28,7 @@ from undegrade.models.diffusion.openai_flags import WITHOUT_EFFECT, ModelFlags, 
 from undegrade.utils.checkpoint import file_digest, load_checkpoint
 from undegrade.utils.files import replacing
 from undegrade.utils.runs import resolve_checkpoint
+from undegrade.utils.weights import located
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def diffusers_folder(reference: str | Path) -> Path | None:
     pipeline), else None. Of a pipeline with averaged weights, `unet_ema/`, these are taken, and a
     line says so; name its `unet/` for the raw ones.
     """
-    averaged = network_folder(Path(reference) / "unet_ema")
+    averaged = network_folder(located(reference) / "unet_ema")
     if averaged is not None and network_folder(reference) is None:
         log.info("%s holds averaged weights, which are taken (for the raw ones name %s/unet)", averaged, reference)
         return averaged
