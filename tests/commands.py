@@ -153,7 +153,7 @@ def check_command(words: Sequence[str]) -> None:
     program = Path(rest[0]).name
     if program == "make":
         return _check_make(rest[1:])
-    if program == "pip":
+    if program in ("pip", "wget", "hf"):
         return None
     if program in ("mpiexec", "torchrun"):
         place = next((i for i, word in enumerate(rest) if word.endswith(".py")), 0)
