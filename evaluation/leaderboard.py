@@ -16,6 +16,7 @@ from undegrade.utils.composition import SHIPPED, read_yaml
 from undegrade.utils.files import read_object
 from undegrade.utils.known_sizes import SIZES
 
+RESULTS = "results.json"
 NOT_RUN, AGREES = "not run here", "agrees"
 
 
@@ -44,6 +45,24 @@ class Entry:
     cost: Cost | None
     made_by: str
     results: Path
+
+
+def find_results(folders: Sequence[str], out: Path) -> list[Path]:
+    """The results.json files below folders, sorted, each once; not those below `out`.
+
+    Raises:
+        FileNotFoundError: a folder is not there, or there is no such file.
+    """
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"folder {folder} does not exist: give one that evaluations wrote to, such as runs")
+    found = {path.resolve(): path for folder in folders for path in sorted(Path(folder).rglob(RESULTS))}
+    paths = [path for resolved, path in found.items() if out.resolve() not in resolved.parents]
+    if not paths:
+        raise FileNotFoundError(
+            f"no {RESULTS} below {', '.join(folders)}: python test_ensemble.py -c ... --out <folder below it> writes one"
+        )
+    return paths
 
 
 def read_entries(path: Path) -> list[Entry]:

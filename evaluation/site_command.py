@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jinja2
 
-from undegrade.evaluation.leaderboard import Entry, LedgerLine, ledger, read_entries
+from undegrade.evaluation.leaderboard import Entry, LedgerLine, find_results, ledger, read_entries
 from undegrade.evaluation.published import PublishedConfig
 from undegrade.evaluation.results import percent
 from undegrade.utils.command_line import ScriptParser
@@ -29,7 +29,7 @@ from undegrade.utils.yaml_trees import load_yaml
 
 log = logging.getLogger("site")
 
-RESULTS, REPORT = "results.json", "report.html"
+REPORT = "report.html"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,24 +52,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"none of the {len(paths)} results files below {', '.join(args.folders)} has systems of classifiers")
     write_site(Path(args.out), args.title, entries, left_out)
     print(f"{len(entries)} systems of {len(paths) - len(left_out)} evaluations: {args.out}/index.html, {args.out}/ledger.html")
-
-
-def find_results(folders: Sequence[str], out: Path) -> list[Path]:
-    """The results.json files below folders, sorted, each once; not those below `out`.
-
-    Raises:
-        FileNotFoundError: a folder is not there, or there is no such file.
-    """
-    for folder in folders:
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(f"folder {folder} does not exist: give one that evaluations wrote to, such as runs")
-    found = {path.resolve(): path for folder in folders for path in sorted(Path(folder).rglob(RESULTS))}
-    paths = [path for resolved, path in found.items() if out.resolve() not in resolved.parents]
-    if not paths:
-        raise FileNotFoundError(
-            f"no {RESULTS} below {', '.join(folders)}: python test_ensemble.py -c ... --out <folder below it> writes one"
-        )
-    return paths
 
 
 def write_site(out: Path, title: str, entries: Sequence[Entry], left_out: Sequence[str] = ()) -> None:
