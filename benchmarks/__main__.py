@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.measure import Row, peaks
 from benchmarks.report import describe, plot, table, write
@@ -20,6 +19,7 @@ from undegrade.utils.choices import check_choice
 from undegrade.utils.device import keep_freed_memory
 from undegrade.utils.errors import run_main
 from undegrade.utils.figures import save
+from undegrade.utils.progress import progress_bar
 
 # name -> module with `rows(quick)`; a module is imported when its rows are asked for
 ROWS = {
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     print(describe(measured))
     keep_freed_memory()  # as every entry of the project does
     rows: list[Row] = []
-    with tqdm(functions.items(), unit="part", dynamic_ncols=True) as bar:
+    with progress_bar(functions.items(), unit="part") as bar:
         for name, function in bar:
             bar.set_postfix_str(name)
             rows += function(args.quick)

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from benchmarks.measure import core_seconds
 from benchmarks.memory import evaluation, with_files
@@ -42,6 +41,7 @@ from undegrade.utils.data.views import OnTheFly
 from undegrade.utils.device import keep_freed_memory
 from undegrade.utils.errors import run_main
 from undegrade.utils.figures import INK, PALETTE, new_figure, save, tidy
+from undegrade.utils.progress import progress_bar
 from undegrade.utils.provenance import provenance
 from undegrade.utils.seeding import seed_everything
 
@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> list[Curve]:
     torch.set_num_threads(1)
     keep_freed_memory()
     curves: list[Curve] = []
-    with tqdm(PARTS.items(), unit="part", dynamic_ncols=True) as bar:
+    with progress_bar(PARTS.items(), unit="part") as bar:
         for name, part in bar:
             bar.set_postfix_str(name)
             curves += part(args.quick)

@@ -36,6 +36,7 @@ from undegrade.utils.checkpoint import read_description
 from undegrade.utils.command_line import typed
 from undegrade.utils.config import Tree, build, merge, read_yaml
 from undegrade.utils.data.cells import sweep_cells
+from undegrade.utils.data.perturbations.degradations import COMBINED
 from undegrade.utils.data.views import RAW
 from undegrade.utils.device import choose_device
 from undegrade.utils.ranges import Count
@@ -89,11 +90,17 @@ def main(argv: list[str] | None = None) -> int:
         with interruption.listening():
             asked = args.predict, args.out, choose_device(args.device), args.top
             return print_predictions(build(EvaluationConfig, tree), *asked, None, interruption, args.report)
-    if not any(tree["data"].get(k) for k in ("corruptions", "sweep")):
-        known = trained.get("degradations", [])
+    known = trained.get("degradations", [])
+    if args.dt == COMBINED and not known:
+        raise ValueError(
+            f"--dt {COMBINED} means the degradations that {args.resume} was trained on, and it names none: "
+            "give them, --dt jpeg,blur, or --dt all for the four"
+        )
+    if args.dt == COMBINED or not any(tree["data"].get(k) for k in ("corruptions", "sweep")):
         swept = [deg for deg in known if len(sweep_cells(deg)) > 1]
         drawn = [deg for deg in known if deg not in swept]  # sequences: levels are drawn for each image
-        tree["data"] |= {"sweep": swept, "corruptions": drawn if known else ["clean"]}
+        listed = tree["data"].get("corruptions", []) + (drawn if known else ["clean"])
+        tree["data"] |= {"sweep": swept, "corruptions": listed}
     what = "-".join(dict.fromkeys(tree["data"].get("sweep", []) + tree["data"].get("corruptions", [])))
     what += "" if args.view == RAW else f"-{Path(args.view).name}"
     what += "" if args.tta is None else f"-{args.tta}"

@@ -13,6 +13,7 @@ from undegrade.evaluation.protocols import read_protocol
 from undegrade.utils.command_line import ScriptParser, typed
 from undegrade.utils.config import Tree, dotted_keys, read_yaml
 from undegrade.utils.data.cells import parse_severities
+from undegrade.utils.data.perturbations.degradations import COMBINED
 from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.data.sources.released import is_released
 from undegrade.utils.data.training import DataConfig
@@ -28,7 +29,10 @@ def evaluation_parser(description: str | None) -> ScriptParser:
     """Flags that say what to evaluate on and where results go."""
     p = ScriptParser(description, dotted_keys(EvaluationConfig))
     p.add_argument("-d", "--device", help="cpu, cuda, cuda:N, or GPU numbers such as 0,1")
-    p.add_argument("--dt", "--deg_type", dest="dt", help="sweep all levels of a degradation; several joined by commas, or all")
+    p.add_argument(
+        "--dt", "--deg_type", dest="dt",
+        help="sweep all levels of a degradation; several joined by commas, or all; combined_deg: those of the run or configuration",
+    )  # fmt: skip
     p.add_argument(
         "--corruption",
         help="corruptions joined by commas; all: the 15 of ImageNet-C; imagenet-c-bar: its 10; imagenet-3dcc-2d: its 3 without "
@@ -93,7 +97,7 @@ def check_prediction(parser: ScriptParser, args: argparse.Namespace, given: Tree
 def data_overrides(args: argparse.Namespace) -> Tree:
     """The given flags as keys of the `data:` section."""
     data: Tree = {}
-    if args.dt is not None:
+    if args.dt not in (None, COMBINED):
         data["sweep"] = args.dt.split(",")
     if args.corruption is not None:
         data["corruptions"] = args.corruption.split(",")

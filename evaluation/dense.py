@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from undegrade.evaluation.config import EvaluationConfig
 from undegrade.evaluation.dense_pictures import points_shown, shown
@@ -38,6 +37,7 @@ from undegrade.utils.data.views import open_view
 from undegrade.utils.figures import save
 from undegrade.utils.interruption import Interrupted, Interruption
 from undegrade.utils.lock import locked
+from undegrade.utils.progress import progress_bar
 from undegrade.utils.provenance import listing_digest, provenance
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def evaluate_dense(
     metric, dataset = MIOU if isinstance(network, BiSeNet) else NME, Path(config.data.dataset).name
     size = min(config.batch_size, cpu_batch(source.image_size)) if device.type == "cpu" else config.batch_size
     found: dict[Cell, Ratios] = {}
-    with locked(out, "evaluation"), tqdm(total=len(cells) * len(source), unit="img", desc="judging", dynamic_ncols=True) as bar:
+    with locked(out, "evaluation"), progress_bar(total=len(cells) * len(source), unit="img", desc="judging") as bar:
 
         def on_images(count: int) -> None:
             bar.update(count)

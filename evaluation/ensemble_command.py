@@ -30,6 +30,7 @@ from undegrade.evaluation.rules import RULES
 from undegrade.utils.checkpoint import read_description
 from undegrade.utils.command_line import LISTS
 from undegrade.utils.config import Tree, build, merge, read_yaml
+from undegrade.utils.data.perturbations.degradations import COMBINED
 from undegrade.utils.data.perturbations.watermark import WATERMARK
 from undegrade.utils.data.views import RAW
 from undegrade.utils.device import choose_device
@@ -98,6 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     config = build(EvaluationConfig, tree)
     if args.positional:
         config = keys_of_view(config, "first", overrides)
+    if args.dt == COMBINED and not config.data.sweep:
+        raise ValueError(f"--dt {COMBINED} keeps the sweep of the configuration, and {paths[0]} has none: give --dt all, or names")
     check_keys(config, given)
     with interruption.listening():
         evaluation = evaluate(config, choose_device(args.device), interruption)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from undegrade.evaluation.config import EvaluationConfig, SystemConfig, expand, fill_names, members_of
 from undegrade.evaluation.costs import Cost, PredictorCost, cost_lines, system_costs
@@ -37,6 +36,7 @@ from undegrade.utils.data.sources.readable import without_broken
 from undegrade.utils.data.views import check_view
 from undegrade.utils.interruption import Interrupted, Interruption
 from undegrade.utils.lock import locked
+from undegrade.utils.progress import progress_bar
 from undegrade.utils.provenance import listing_digest, provenance
 from undegrade.utils.runs import find_checkpoint
 
@@ -177,7 +177,7 @@ def _score(
     in_w = CARTON in source.classes and any(cell.corruption == WATERMARK for cell in needed)
     carton = source.classes.index(CARTON) if in_w else None
     done, total, added, last = 0, sum(map(len, needed.values())) * len(source), 0, time.monotonic()
-    bar = tqdm(total=total, unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0)
+    bar = progress_bar(total=total, unit="img", desc="scoring")
 
     def on_images(count: int) -> None:
         bar.update(count)

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from annotated_types import Interval
 from torch import Tensor
-from tqdm import tqdm
 
 from undegrade.evaluation.config import EvaluationConfig, SystemConfig, expand, fill_names
 from undegrade.evaluation.ensemble import Member, Scorer
@@ -42,6 +41,7 @@ from undegrade.utils.data.sources.readable import without_broken
 from undegrade.utils.data.views import check_view
 from undegrade.utils.device import choose_device
 from undegrade.utils.errors import run_main
+from undegrade.utils.progress import progress_bar
 from undegrade.utils.provenance import provenance
 from undegrade.utils.ranges import Count
 from undegrade.utils.runs import find_checkpoint
@@ -133,9 +133,7 @@ def fit(
             f"{4 * images_needed(max_loss)} or leave it out"
         )
     members = open_members(config, checkpoints, source, device)
-    with tqdm(
-        total=len(cells) * len(members) * len(source), unit="img", desc="scoring", dynamic_ncols=True, mininterval=1.0
-    ) as bar:
+    with progress_bar(total=len(cells) * len(members) * len(source), unit="img", desc="scoring") as bar:
         asked = dict.fromkeys(members, cells)
         scorer = Scorer(folder, config.batch_size, bar.update, protocol=config.protocol, cells=asked)
         fitted = {name: members_in(config, system, members, cells[0]) for name, system in systems.items()}

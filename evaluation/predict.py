@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from undegrade.evaluation.config import EvaluationConfig, SystemConfig, expand, fill_names, members_of
 from undegrade.evaluation.ensemble import check_rule, cpu_batch, logits_of, mix
@@ -33,6 +32,7 @@ from undegrade.utils.data.sources.class_names import class_words
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.files import write_atomic
 from undegrade.utils.interruption import Interrupted, Interruption
+from undegrade.utils.progress import progress_bar
 from undegrade.utils.runs import find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ def _batches(
     added to `broken`.
     """
     count = len(next(iter(sources.values())))
-    with tqdm(total=count, unit="img", desc="classifying", dynamic_ncols=True, mininterval=1.0) as bar:
+    with progress_bar(total=count, unit="img", desc="classifying") as bar:
         for start in range(0, count, batch_size):
             batch = list(range(start, min(start + batch_size, count)))
             read = {view: source.readable(batch) for view, source in sources.items()}

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from undegrade.image_adapt.job import Job
 from undegrade.image_adapt.launch import LaunchOptions
@@ -27,6 +26,7 @@ from undegrade.utils.data.sources.image_source import Broken
 from undegrade.utils.errors import Stopped
 from undegrade.utils.interruption import Interrupted
 from undegrade.utils.paths import escaped
+from undegrade.utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -157,8 +157,8 @@ def share_out(
     names = [f"{len(rows)} images of {jobs[j].folder}, from {escaped(jobs[j].source.keys[rows[0]])} on" for j, rows in pieces]
     found = sum(map(len, there))
     start = time.perf_counter()
-    with tqdm(total=sum(len(job.source) for job in jobs), initial=found, desc=doing, unit="img", disable=world.rank != 0,
-              dynamic_ncols=True, mininterval=1.0) as bar:  # fmt: skip
+    with progress_bar(total=sum(len(job.source) for job in jobs), initial=found, desc=doing, unit="img", disable=world.rank != 0,
+              ) as bar:  # fmt: skip
         board = distribute(world, names, work, options, lambda images: bar.update(found + images - bar.n) and None)
     seconds = time.perf_counter() - start
     if board is None:

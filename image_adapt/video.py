@@ -46,7 +46,7 @@ def _av() -> Any:
     try:
         import av  # noqa: PLC0415  an extra
     except ImportError as error:
-        raise ValueError("reading and writing videos needs the package av: install undegrade[video]") from error
+        raise ValueError("reading and writing videos needs the package av: pip install 'undegrade[video]'") from error
     return av
 
 

@@ -117,6 +117,7 @@ STOPS: dict[str, dict[str, Callable]] = {
     "evaluation/approach_table.py": {"undegrade.evaluation.seeds.read_seeds": _stop()},
     "evaluation/dense_table.py": {"undegrade.evaluation.approach_table.result_paths": _stop()},
     "evaluation/adapter_table.py": {"undegrade.evaluation.approach_table.result_paths": _stop()},
+    "evaluation/site_command.py": {"undegrade.evaluation.leaderboard.find_results": _stop()},
     "evaluation/fit_command.py": {"undegrade.evaluation.opening.needed_members": _stop()},
     "evaluation/protocol_table.py": {"undegrade.evaluation.approach_table.result_paths": _stop()},
     "evaluation/linear_probe.py": {"undegrade.utils.data.sources.registry.SourceConfig.open": _stop()},
@@ -159,7 +160,7 @@ def check_command(words: Sequence[str]) -> None:
     program = Path(rest[0]).name
     if program == "make":
         return _check_make(rest[1:])
-    if program == "pip":
+    if program in ("pip", "wget", "hf"):
         return None
     if program == "undegrade":
         assert rest[1] in COMMANDS, f"undegrade knows no {rest[1]}: {words}"

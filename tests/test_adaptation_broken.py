@@ -137,6 +137,6 @@ def test_a_full_disk_ends_the_launch_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr("undegrade.utils.files.os.replace", full)
         done = adapt(ddpm, tmp_path / "out", "--base_samples", tmp_path / "in", "--batch_size", 2)
-    assert done.status == 2 and "error: [Errno 28] No space left on device" in done.err
+    assert done.status == 2 and "the disk is full: free some space, and start the same command again" in done.err
     assert list(pngs(tmp_path / "out")) == ["0.png", "1.png"]
     assert "adapted 2 images" in adapt(ddpm, tmp_path / "out", "--base_samples", tmp_path / "in").check().err

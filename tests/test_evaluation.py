@@ -36,6 +36,18 @@ def digits() -> OnTheFly:
     return OnTheFly(open_source("Digits", "test", limit=LIMIT))
 
 
+def test_combined_deg_means_the_degradations_of_the_run_beside_the_corruptions_that_are_named(tmp_path: Path) -> None:
+    data = {"dataset": "Digits", "degradations": ["saltpepper", "weak_seq"]}
+    path = finished_run(tmp_path, "deg_all/Digits/x", config={"data": data})
+    run_script("test.py", "-r", path, "--dt", "combined_deg", "--corruption", "clean", "--limit", 2, "--out", tmp_path).check()
+    assert Counter(row["corruption"] for row in rows_of(tmp_path)) == {"saltpepper": 26, "weak_seq": 1, "clean": 1, "mean": 1}
+    done = run_script("test.py", "-r", save_random(tmp_path / "x.safetensors"), "--dt", "combined_deg")
+    assert done.status == 2 and "it names none: give them, --dt jpeg,blur, or --dt all for the four" in done.err
+    words = ("-c", "configs/ensemble/Digits/ResNet20_diffaud.yaml", "--dt", "combined_deg")
+    done = run_script("test_ensemble.py", *words)
+    assert done.status == 2 and "keeps the sweep of the configuration" in done.err
+
+
 def test_clean_images_are_the_default_and_rows_equal_the_network_by_hand(classifier: Path, tmp_path: Path) -> None:
     done = run_script("test.py", "-r", classifier, "--out", tmp_path).check()
     source = open_source("Digits", "test")

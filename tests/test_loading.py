@@ -56,7 +56,7 @@ def test_a_classifier_is_loaded_by_run_name_in_eval_mode_with_its_weights_and_no
 
 def test_a_missing_checkpoint_is_reported_with_the_finished_runs(tmp_path: Path) -> None:
     save_run(tmp_path, make_classifier())
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint 'ind/claen'.*\(finished there: ind/clean\)"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 'ind/claen'.*; did you mean ind/clean\?"):
         load_classifier("ind/claen", tmp_path)
 
 

@@ -145,7 +145,7 @@ def test_without_mpiexec_stages_run_alone_and_a_warning_says_so(
     monkeypatch.setattr(stages, "find_mpiexec", lambda: None)
     with caplog.at_level(logging.WARNING):
         assert texts({"stages": {"a": {"script": "adapt.py", "mpi": True}}}) == {"a": "adapt.py"}
-    assert caplog.messages == ["no mpiexec found: adaptation runs as a single process (pip install mpich brings one)"]
+    assert caplog.messages == ["no mpiexec found: adaptation runs as a single process (pip install 'undegrade[mpich]' brings one)"]
 
 
 def test_with_mpiexec_stages_run_on_as_many_ranks_as_asked_for_and_are_the_same_stages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from undegrade.models.classification.classifier import build_classifier
+from undegrade.models.classification.classifier import as_map, build_classifier
 from undegrade.models.classification.resnet import build_small_network
 from undegrade.models.classification.wide_resnet import WideBlock
 
@@ -138,6 +138,15 @@ def test_the_small_mobile_network_keeps_small_images_large_and_has_timms_names()
         theirs = timm.create_model("mobilenetv2_100", num_classes=10).state_dict()
     assert [t.shape[-1] for name, t in found.items() if name != "pooled"] == [32, 32, 16, 8, 4]
     assert {n: t.shape for n, t in built.network.state_dict().items()} == {n: t.shape for n, t in theirs.items()}
+
+
+@pytest.mark.parametrize("arch", ["swinT_CIFAR", "convnextT_CIFAR"])
+def test_networks_of_patches_end_in_two_by_two_places(arch: str) -> None:
+    with torch.device("meta"):
+        built = build_classifier(arch, 10, (0.5,) * 3, (0.25,) * 3)
+        logits, found = built.forward_features(torch.zeros(3, 3, 32, 32))
+    assert logits.shape == (3, 10) and found["pooled"].shape == (3, 768)
+    assert [as_map(built, name, found[name]).shape[-1] for name in ("stage1", "stage4")] == [16, 2]
 
 
 def test_wide_networks_differ_from_timms_by_the_stem_alone() -> None:

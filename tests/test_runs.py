@@ -89,12 +89,13 @@ def test_a_name_whose_runs_have_not_finished_is_reported_with_the_command_that_g
 def test_a_name_that_does_not_exist_is_reported_with_those_that_do_and_the_command_that_makes_it(tmp_path: Path) -> None:
     make_run(tmp_path, "ind/clean", "r", finished_at=1)
     make_run(tmp_path, "sl/jpeg", "r", finished_at=1)
-    message = (
-        f"no checkpoint 'ind/claen': it is no file, no run folder and no finished run under {tmp_path}/ "
-        "(finished there: ind/clean, sl/jpeg); make it with: python train.py"
-    )
-    with pytest.raises(FileNotFoundError, match=re.escape(message)):
-        resolve_checkpoint("ind/claen", tmp_path, made_by="python train.py")
+    message = f"no checkpoint {{!r}}: it is no file, no run folder and no finished run under {tmp_path}/"
+    for reference, rest in (
+        ("ind/claen", "; did you mean ind/clean?; make it with: python train.py"),
+        ("dda", "; make it with: python train.py; finished there: ind/clean, sl/jpeg"),
+    ):
+        with pytest.raises(FileNotFoundError, match=re.escape(message.format(reference) + rest) + "$"):
+            resolve_checkpoint(reference, tmp_path, made_by="python train.py")
 
 
 def test_a_run_that_has_finished_deeper_is_proposed_with_its_root(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_font_that_is_not_there_or_none_is_reported_with_what_brings_one(monke
     with pytest.raises(FileNotFoundError, match=r"data\.compat\.watermark_font gone\.ttf does not exist"):
         watermark(grey(0, 32), ["a"], "gone.ttf")
     monkeypatch.setattr(module, "_FONTS", (("/nowhere", "x.ttf"), ("no_such_package", "x.ttf"), ("numpy", "x.ttf")))
-    with pytest.raises(FileNotFoundError, match="none is installed: pip install imagenet-w .* fonts-noto-cjk-extra"):
+    with pytest.raises(FileNotFoundError, match="none is installed: pip install 'undegrade.watermark.' .* fonts-noto-cjk-extra"):
         watermark(grey(0, 32), ["a"])
 
 

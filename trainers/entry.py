@@ -32,6 +32,7 @@ from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.config import Tree, build, dotted_keys, dump_yaml, merge, read_all, read_yaml, to_tree
 from undegrade.utils.data.batch_loader import BatchLoader
+from undegrade.utils.data.perturbations.degradations import COMBINED
 from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.training import DataConfig
@@ -43,8 +44,6 @@ from undegrade.utils.runs import CONFIG, create_run, holding
 from undegrade.utils.seeding import seed_everything
 
 log = logging.getLogger(__name__)
-
-COMBINED = "combined_deg"  # --dt of the all-degradation runs: keep the config's list
 
 
 def parser(description: str | None) -> ScriptParser:

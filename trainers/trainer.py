@@ -29,6 +29,7 @@ from undegrade.utils.device import move_batch
 from undegrade.utils.errors import Stopped
 from undegrade.utils.figures import save
 from undegrade.utils.interruption import Interrupted
+from undegrade.utils.progress import progress_bar
 from undegrade.utils.run_log import RunLog
 from undegrade.utils.runs import BEST, DONE, mark_done
 from undegrade.utils.seeding import derive_seed, seed_everything
@@ -108,9 +109,9 @@ class Trainer:
             log.info("resuming %s %s", self.run, self.progress.words(self.loop.epochs, steps))
         finished = (self.run / DONE).is_file() and not self._is_work_left()
         self.log = RunLog(self.run if main else None, self.progress.epoch)
-        bar = tqdm(
+        bar = progress_bar(
             total=self.loop.epochs * steps, initial=self.progress.epoch * steps + self.progress.batch, disable=not main,
-            desc=self.run.parent.name, unit="step", dynamic_ncols=True, mininterval=1.0,
+            desc=self.run.parent.name, unit="step",
         )  # fmt: skip
         best: dict[str, float] = {}
         if main and not finished:

@@ -111,6 +111,8 @@ class ScriptParser(argparse.ArgumentParser):
                 others.append(words.pop(0))
         known, left = self.parse_known_args(own)
         if left:
+            if left[0].endswith(".yaml") and "--config" in self._option_string_actions and not known.config:
+                raise ValueError(f"{left[0]} stands alone, a configuration goes after -c: {self.prog} -c {left[0]} ...")
             raise ValueError(f"unexpected arguments {left}: {LISTS}; --help names the flags")
         overrides = read_overrides(others, self.keys)
         if known.print_config:

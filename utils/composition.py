@@ -72,7 +72,7 @@ def read_yaml(path: str | Path) -> Tree:
     one.
 
     Raises:
-        FileNotFoundError: names the path, the closest one and those that are near it.
+        FileNotFoundError: names the path, and the closest one or those that are near it.
         ValueError: not a mapping, a syntax error (file, line, column), a key given twice, a circle
             of bases, a recipe without its keys.
     """
@@ -90,7 +90,7 @@ def find_config(path: str | Path) -> Path | Composition:
     """The file or the composition that a path means.
 
     Raises:
-        FileNotFoundError: names the path, the closest one and those that are near it.
+        FileNotFoundError: names the path, and the closest one or those that are near it.
     """
     path = Path(path)
     if path.is_file():
@@ -237,19 +237,26 @@ def _split(path: Path) -> tuple[Path, str, str]:
 
 
 def _near(path: Path) -> str:
-    """What there is in the place of a path that does not exist, for the message."""
+    """What a path that does not exist may mean, for the message: the closest one where it is
+    misspelt, what there is where its parts are known but do not go together.
+    """
     root, family, place = _split(path)
     composed = {name: compositions(name, root) for name in ([family] if family else families(root))}
     folder = path.parent if path.parent.is_dir() else path.parent.parent
-    files = sorted(str(file) for pattern in ("*.yaml", "*/*.yaml") for file in folder.glob(pattern))  # no deeper: it may be /
+    files = sorted(file for pattern in ("*.yaml", "*/*.yaml") for file in folder.glob(pattern))  # no deeper: it may be /
+    beside = {str(file.relative_to(folder).with_suffix("")): str(file) for file in files}
     paths = [f"configs/{name}" for name in composed] + [found.path for known in composed.values() for found in known.values()]
-    close = [] if str(path) in ("configs", *paths) else difflib.get_close_matches(str(path), [*paths, *files], n=1, cutoff=0.6)
-    meant = f"; did you mean {close[0]}?" if close else ""
+    known = list(composed[family]) if family else []
+    dataset, _, rest = place.partition("/")
+    listed = any(name.startswith(f"{place}/") or rest and name.endswith(f"/{rest}") for name in known)
+    if str(path) not in ("configs", *paths) and not listed:
+        close = [] if family else difflib.get_close_matches(str(path.relative_to(folder).with_suffix("")), beside, n=1)
+        meant = [beside[name] for name in close] or difflib.get_close_matches(str(path), paths, n=1)
+        if meant:
+            return f"; did you mean {meant[0]}?"
     if family:
-        known = list(composed[family])
-        dataset, _, rest = place.partition("/")
         near = [name for name in known if name.startswith(f"{dataset}/") or rest and name.endswith(f"/{rest}")]
-        return f"{meant or ';'} {family} has {', '.join(near or dict.fromkeys(name.partition('/')[0] for name in known))}"
+        return f"; {family} has {', '.join(near or dict.fromkeys(name.partition('/')[0] for name in known))}"
     near = [f"configs/{name}/<data set>/..." for name in composed] if "configs" in path.parts else []
-    near += files[:12]
-    return meant + (f"{' ' if meant else '; '}near it: {', '.join(near)}" if near else "")
+    near += [*beside.values()][:12]
+    return f"; near it: {', '.join(near)}" if near else ""

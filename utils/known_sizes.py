@@ -21,6 +21,8 @@ NETWORKS = {
     "ResNet18_CIFAR": Network(1.111, 11.2, 32),
     "ResNet50_CIFAR": Network(2.596, 23.5, 32),
     "MobileNetV2_CIFAR": Network(0.176, 2.24, 32),
+    "swinT_CIFAR": Network(0.716, 27.5, 32),
+    "convnextT_CIFAR": Network(0.726, 27.8, 32),
     "WRN28_10": Network(10.49, 36.5, 32),
     "resnet50": Network(8.18, 25.6, 224),
     "convnext_tiny": Network(8.91, 28.6, 224),

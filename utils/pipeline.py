@@ -30,7 +30,7 @@ from undegrade.utils.command_line import check_effect, typed
 from undegrade.utils.composition import find_config
 from undegrade.utils.config import build, read_all, read_yaml
 from undegrade.utils.cost_table import USUAL_SPEED, plan
-from undegrade.utils.data.sources.registry import DENSE, TEST_ONLY
+from undegrade.utils.data.sources.registry import DENSE, TEST_ONLY, check_dataset
 from undegrade.utils.errors import Stopped, run_main
 from undegrade.utils.files import read_object, write_atomic
 from undegrade.utils.interruption import STATUS, Interrupted, Interruption, parse_duration
@@ -164,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         given["out"] = args.out
     variables = all_variables(config, given)
+    if "/" not in (dataset := given.get("dataset", "Digits")):  # a folder may be there by the time it is needed
+        check_dataset(dataset)
     stages, out = commands(config, given, variables), Path(variables["out"])
     check_effect(given | arguments, unused(config, given | arguments, variables.used))
     check_files(config, stages, variables["family"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import difflib
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,11 +124,13 @@ def resolve_checkpoint(
     known = sorted({str(marker.parent.parent.relative_to(save_dir)) for marker in Path(save_dir).rglob(DONE)})
     command = made_by if isinstance(made_by, str) else made_by()
     deeper = sorted({str(Path(save_dir) / name[: -len(f"/{reference}")]) for name in known if name.endswith(f"/{reference}")})
+    meant = [f"--runs {' or '.join(deeper)} (in training --save_dir)"] if deeper else []
+    meant = meant or difflib.get_close_matches(str(reference), known, n=1, cutoff=0.8)
     raise FileNotFoundError(
         f"no checkpoint {str(reference)!r}: it is no file, no run folder and no finished run under {save_dir}/"
-        + (f" (finished there: {', '.join(known[:20])})" if known else " (nothing has finished there)")
-        + (f"; did you mean --runs {' or '.join(deeper)} (in training --save_dir)?" if deeper else "")
+        + (f"; did you mean {meant[0]}?" if meant else "" if known else "; nothing has finished there")
         + (f"; make it with: {command}" if command else how_to_download(file))
+        + (f"; finished there: {', '.join(known[:20])}" if known and not meant else "")
     )
 
 

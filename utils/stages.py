@@ -170,7 +170,7 @@ def commands(config: PipelineConfig, given: Mapping[str, str], variables: Variab
     """
     variables = all_variables(config, given) if variables is None else variables
     if any(stage.mpi for stage in config.stages.values()) and not find_mpiexec():
-        log.warning("no mpiexec found: adaptation runs as a single process (pip install mpich brings one)")
+        log.warning("no mpiexec found: adaptation runs as a single process (pip install 'undegrade[mpich]' brings one)")
     if (processes := variables.get("processes")) != "1":
         log.info("training runs on %s processes, which share each batch out (--processes)", processes)
     if len(config.repeat) > 1:

@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from undegrade.image_adapt.adapters import ADAPTERS
 from undegrade.image_adapt.config import adapt_schema
@@ -33,6 +32,7 @@ from undegrade.utils.config import build, dotted_keys, merge
 from undegrade.utils.data.pixels import to_unit
 from undegrade.utils.device import choose_device
 from undegrade.utils.errors import run_main
+from undegrade.utils.progress import progress_bar
 from undegrade.utils.ranges import Count, Seed
 from undegrade.utils.run_log import setup_logging
 
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     classifier = load_classifier(args.classifier, config.runs) if args.classifier is not None else None
     opened = open_adapter(config, model_flags, choose_device(args.device))
     parts = []
-    bar = tqdm(total=len(clip.frames), unit="frame", dynamic_ncols=True)
+    bar = progress_bar(total=len(clip.frames), unit="frame")
     for part in edit_clip(opened, clip, args.seed, args.chunk, not args.no_cross_frame):
         parts.append(part)
         bar.update(len(part))

@@ -11,6 +11,10 @@ WRN28_10, WRN40_2: wide ResNets (wide_resnet.py).
 
 MobileNetV2_CIFAR: timm's MobileNetV2, with its names, but stride 1 in its stem and in the second of
 its stages, so that 32 pixels become 4 and not 1.
+
+swinT_CIFAR, convnextT_CIFAR: timm's Swin-T and ConvNeXt-T, with their names, for images of 32
+pixels: patches of 2 in place of 4, so that the last stage has 2 x 2 places, and windows of 4 in
+place of Swin's 7.
 """
 
 from __future__ import annotations
@@ -30,7 +34,11 @@ _WIDE = {
     "ResNet50_CIFAR": ("Bottleneck", (3, 4, 6, 3)),
 }  # timm's block, blocks a stage
 _MOBILE = "MobileNetV2_CIFAR"
-ARCHS = (*BLOCKS_PER_STAGE, *_WIDE, _MOBILE, *SIZES)
+_PATCHES: dict[str, dict[str, Any]] = {
+    "swinT_CIFAR": {"model_name": "swin_tiny_patch4_window7_224", "img_size": 32, "patch_size": 2, "window_size": 4},
+    "convnextT_CIFAR": {"model_name": "convnext_tiny", "patch_size": 2},
+}  # timm's name and its options
+ARCHS = (*BLOCKS_PER_STAGE, *_WIDE, _MOBILE, *_PATCHES, *SIZES)
 
 
 class BasicBlock(nn.Module):
@@ -103,6 +111,13 @@ def build_small_network(arch: str, num_classes: int) -> nn.Module:
         return CifarResNet(BLOCKS_PER_STAGE[arch], num_classes)
     if arch in SIZES:
         return WideResNet(*SIZES[arch], num_classes)
+    if arch in _PATCHES:
+        import timm  # noqa: PLC0415  as below
+
+        network = timm.create_model(**_PATCHES[arch], num_classes=num_classes)
+        if arch == "convnextT_CIFAR":
+            network.stages[0].downsample = nn.Identity()  # timm halves the map there when patches are 2
+        return network
     if arch == _MOBILE:
         import timm  # noqa: PLC0415  as below
 

@@ -26,8 +26,8 @@ def transformers() -> Any:
         import transformers  # noqa: PLC0415  importing it takes seconds
     except ImportError as error:
         raise ValueError(
-            "the text encoder of a latent editor needs the package transformers: install undegrade[editor]. Folders with "
-            "prompt_embeds.safetensors and our own checkpoints run without it"
+            "the text encoder of a latent editor needs the package transformers: pip install 'undegrade[editor]'. Folders "
+            "with prompt_embeds.safetensors and our own checkpoints run without it"
         ) from error
     return transformers
 

@@ -21,6 +21,7 @@ from undegrade.utils.data.perturbations.degradation_functions import Degradation
 from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS, Perturbation, PerturbationOptions, changed_fields
 from undegrade.utils.random_fields import RandomFields
 
+COMBINED = "combined_deg"  # --dt of the published commands: all degradations of the configuration, or of the run
 CHUNK = 2**20  # channel values that are degraded at once: memory for a few numbers each
 
 REFERENCE = DegradationCompat(rounding="truncate", salt_value=1, blur_intermediate="uint8")

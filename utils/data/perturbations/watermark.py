@@ -83,8 +83,9 @@ def font_file(font: str | None = None) -> Path:
     found = next((path for path in _installed() if path.is_file()), None)
     if found is None:
         raise FileNotFoundError(
-            "the watermark needs a font with Chinese characters, and none is installed: pip install imagenet-w (which has the "
-            "published one), or the system package fonts-noto-cjk-extra, or name a font file with data.compat.watermark_font"
+            "the watermark needs a font with Chinese characters, and none is installed: pip install 'undegrade[watermark]' (which "
+            "has the published one), or the system package fonts-noto-cjk-extra, or name a font file with "
+            "data.compat.watermark_font"
         )
     return found
 

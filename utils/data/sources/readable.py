@@ -8,12 +8,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
 from undegrade.utils.data.sources.folders import say_broken
 from undegrade.utils.data.sources.image_source import Broken, ImageSource
 from undegrade.utils.data.sources.images import FileSlice
 from undegrade.utils.files import read_texts, write_atomic
+from undegrade.utils.progress import progress_bar
 
 _AT_ONCE = 32  # images that a thread decodes at a time
 
@@ -48,7 +47,7 @@ def _broken(source: ImageSource) -> list[Broken]:
     broken = []
     with (
         ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(source), unit="img", desc=f"decoding {source.name} once", dynamic_ncols=True, mininterval=1.0) as bar,
+        progress_bar(total=len(source), unit="img", desc=f"decoding {source.name} once") as bar,
     ):
         for rows, (_, _, bad) in zip(steps, pool.map(source.readable, steps), strict=True):
             broken += bad

@@ -99,6 +99,19 @@ class SourceConfig(PerturbationOptions):
         )  # fmt: skip
 
 
+def check_dataset(dataset: str) -> None:
+    """Raise ValueError or FileNotFoundError unless this is the name of a data set, whose files need
+    not be there, or an image folder.
+    """
+    if dataset in DATASETS or _is_folder(dataset):
+        return
+    if "/" in dataset:
+        raise FileNotFoundError(
+            f"image folder {dataset} does not exist; expected {dataset}/<class>/* or {dataset}/<split>/<class>/*"
+        )
+    check_choice(dataset, [*DATASETS, "<path of an image folder>"], "dataset")
+
+
 def open_source(
     dataset: str,
     split: str,
@@ -162,12 +175,8 @@ def open_source(
             if value is not None and name not in sized:
                 raise ValueError(f"data.{name} is for Imagenet and image folders, {dataset} has its own: leave it out")
         source = DATASETS[dataset](split, Path(root), **sized)
-    elif "/" in dataset:
-        raise FileNotFoundError(
-            f"image folder {dataset} does not exist; expected {dataset}/<class>/* or {dataset}/<split>/<class>/*"
-        )
     else:
-        check_choice(dataset, [*DATASETS, "<path of an image folder>"], "dataset")
+        check_dataset(dataset)
     if classes is not None:
         source = dataclasses.replace(source, class_order=f"by data.classes {classes}")
     if subset is not None:

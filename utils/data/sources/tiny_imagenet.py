@@ -20,7 +20,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from undegrade.utils.data.sources.folders import say_broken
 from undegrade.utils.data.sources.image_files import Kinds, entries_of, found_at, keys_of, say_left_out
@@ -28,6 +27,7 @@ from undegrade.utils.data.sources.image_source import ImageSource, MappedReader,
 from undegrade.utils.data.sources.images import BrokenImageError, read_image
 from undegrade.utils.data.sources.splits import train_validation_test
 from undegrade.utils.files import read_lines, read_texts, replacing, write_atomic
+from undegrade.utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _decoded(folder: Path, name: str, files: Sequence[_File], broken: dict[int, 
     """uint8 [3, 64, 64] of each file; black where it cannot be decoded, which is noted in
     `broken`.
     """
-    for row, file in enumerate(tqdm(files, desc=f"decoding TinyImagenet/{name}", unit="img", dynamic_ncols=True, mininterval=1.0)):
+    for row, file in enumerate(progress_bar(files, desc=f"decoding TinyImagenet/{name}", unit="img")):
         try:
             yield read_image(folder / file.path, SIDE)
         except BrokenImageError as error:
