@@ -118,7 +118,7 @@ def predict(
             predictor.reset()
         for rows, images in _batches(sources, _batch_size(config, predictors, sources), broken):
             seen = {m: images[views[m]] for m in predictors}
-            scores, restored = _scores(chosen, predictors, seen, names, rule)
+            scores, restored = system_scores(chosen, predictors, seen, member_logits(predictors, seen), names, rule)
             done += _best(scores, [files[i] for i in rows], classes, top, restored)
             if interruption is not None and interruption.due and len(done) + len(broken) < len(files):
                 stop = Interrupted(f"{interruption.reason} after {len(done)} of {len(files)} images, which are in {out}")
@@ -159,30 +159,38 @@ def _batches(
             bar.update(len(batch))
 
 
-def _scores(
+def member_logits(predictors: Mapping[str, Predictor], images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Float32 [B,K] of each member on its images, uint8 [B,3,S,S]."""
+    return {name: logits_of(name, predictor, to_unit(images[name])) for name, predictor in predictors.items()}
+
+
+def system_scores(
     system: SystemConfig,
     predictors: Mapping[str, Predictor],
     images: Mapping[str, Tensor],
+    logits: Mapping[str, Tensor],
     names: Sequence[str],
     fitted: FittedRule | None,
 ) -> tuple[Tensor, Tensor | None]:
     """(scores [B,K] of a system with the members `names`; bool [B], which a gate restored).
 
     Args:
+        system: its rule.
+        predictors: of each member.
         images: uint8 [B,3,S,S] of each member.
+        logits: of `member_logits`.
+        names: members in the rule's order.
         fitted: the system's rule, where it has numbers.
     """
-    unit = {name: to_unit(pixels) for name, pixels in images.items()}
-    by_name = {name: logits_of(name, predictor, unit[name]) for name, predictor in predictors.items()}
-    logits = torch.stack([by_name[name] for name in names])
+    stacked = torch.stack([logits[name] for name in names])
     if fitted is not None:
-        image, adapted = unit[names[0]], unit[names[first_other(fitted.members)]]
-        restored = fitted.restored(logits, pixel_signals(fitted.signals, image, adapted, predictors[names[0]]))
-        return fitted.scores(logits, restored), restored
+        image, adapted = to_unit(images[names[0]]), to_unit(images[names[first_other(fitted.members)]])
+        restored = fitted.restored(stacked, pixel_signals(fitted.signals, image, adapted, predictors[names[0]]))
+        return fitted.scores(stacked, restored), restored
     if not RULES[system.rule].mixes_images:
-        return combine(system.rule, logits, system.double_softmax), None
-    weights = mixing_weights(system.rule, logits, system.double_softmax)
-    mixed = mix(weights, *(unit[name] for name in names))
+        return combine(system.rule, stacked, system.double_softmax), None
+    weights = mixing_weights(system.rule, stacked, system.double_softmax)
+    mixed = mix(weights, *(to_unit(images[name]) for name in names))
     return logits_of(names[0], predictors[names[0]], mixed).softmax(1), None
 
 
