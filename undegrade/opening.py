@@ -17,9 +17,6 @@ from undegrade.evaluation.fitted.rule import FittedRule, adapter_facts
 from undegrade.evaluation.opening import member_view
 from undegrade.evaluation.predict_inputs import image_frame, open_predictors
 from undegrade.evaluation.predictors import Frozen
-from undegrade.image_adapt.adapters import ADAPTERS
-from undegrade.image_adapt.config import adapt_schema
-from undegrade.image_adapt.scripts.adapter_flags import open_adapter
 from undegrade.models.classification.classifier import Classifier, check_timm_name, published_normalisation
 from undegrade.models.classification.inputs import timm_inputs
 from undegrade.models.classification.resnet import ARCHS
@@ -118,6 +115,10 @@ def _view_adapter(
     config: EvaluationConfig, view: str, folder: str, given: str | Path | Mapping[str, str] | None, device: torch.device
 ) -> ViewAdapter:
     """What makes the images of a view, whose stored ones lie in `folder`."""
+    from undegrade.image_adapt.adapters import ADAPTERS  # here, since diffusion models take seconds to import
+    from undegrade.image_adapt.config import adapt_schema
+    from undegrade.image_adapt.scripts.adapter_flags import open_adapter
+
     known = given.get(view) if isinstance(given, Mapping) else given
     parts = Path(folder).parts
     if known is None and len(parts) > 2 and parts[0] == "adapted":

@@ -109,7 +109,7 @@ def _perturbed(images: Any, row: Perturbation, level: Any, seed: int, keys: Sequ
         levels = torch.as_tensor(level, dtype=torch.float64)
         levels = levels.expand(len(pixels), len(row.stages)) if len(row.stages) > 1 else levels
     out = row.apply(pixels, levels, names, seed, _OPTIONS[constants])
-    return _as_given(out, images)
+    return _as_given(out.clone() if out.data_ptr() == pixels.data_ptr() else out, images)  # never the caller's own memory
 
 
 def _as_given(pixels: Tensor, images: Tensor | np.ndarray) -> Tensor | np.ndarray:

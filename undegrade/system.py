@@ -177,6 +177,7 @@ class System:
         self.name, self.classes, self.rule, self.fitted = name, list(classes), rule, fitted
         self.members, self.views, self.adapters = dict(members), dict(views), dict(adapters)
         self.image_size, self.resize, self.batch_size = image_size, resize, batch_size
+        self.reset()
 
     def __repr__(self) -> str:
         looks = ", ".join(f"{member} on {self.views[member]}" for member in self.members)
