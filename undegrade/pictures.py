@@ -100,7 +100,7 @@ def uint8_images(given: Tensor | np.ndarray) -> Tensor:
     Raises:
         ValueError: another shape, dtype or range.
     """
-    pixels = torch.from_numpy(np.require(given, requirements="CW")) if isinstance(given, np.ndarray) else given.detach().cpu()
+    pixels = torch.from_numpy(np.require(given, requirements=["C", "W"])) if isinstance(given, np.ndarray) else given.detach().cpu()
     if isinstance(given, np.ndarray) and pixels.ndim in (3, 4):
         pixels = pixels.movedim(-1, -3)
     if pixels.ndim not in (3, 4) or pixels.shape[-3] != 3 or not pixels.numel():
