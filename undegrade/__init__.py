@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from undegrade.answers import Explanation, Prediction, Predictions
     from undegrade.listing import list_adapters, list_methods, list_perturbations, list_predictors, list_rules
     from undegrade.opening import load, wrap
     from undegrade.perturbing import corrupt, degrade
     from undegrade.scoring import evaluate
-    from undegrade.system import Explanation, Prediction, Predictions, System
+    from undegrade.system import System
 
 _checkout = Path(__file__).resolve().parents[1]
 if (_checkout / "pyproject.toml").is_file() and (_checkout / "utils" / "config.py").is_file():
@@ -38,7 +39,8 @@ _MODULES = {
     **dict.fromkeys(("load", "wrap"), "opening"),
     **dict.fromkeys(("corrupt", "degrade"), "perturbing"),
     "evaluate": "scoring",
-    **dict.fromkeys(("Explanation", "Prediction", "Predictions", "System"), "system"),
+    **dict.fromkeys(("Explanation", "Prediction", "Predictions"), "answers"),
+    "System": "system",
 }
 
 

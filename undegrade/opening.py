@@ -20,7 +20,7 @@ from undegrade.evaluation.predictors import Frozen
 from undegrade.models.classification.classifier import Classifier, check_timm_name, published_normalisation
 from undegrade.models.classification.inputs import timm_inputs
 from undegrade.models.classification.resnet import ARCHS
-from undegrade.system import System, ViewAdapter
+from undegrade.system import System
 from undegrade.utils.choices import check_choice
 from undegrade.utils.config import Tree, build, merge, read_yaml
 from undegrade.utils.data.cells import CLEAN, Cell
@@ -30,6 +30,7 @@ from undegrade.utils.data.sources.images import Resize
 from undegrade.utils.data.views import RAW
 from undegrade.utils.device import choose_device
 from undegrade.utils.runs import find_checkpoint
+from undegrade.view_adapter import ViewAdapter
 
 _AS_THEY_ARE = Cell(CLEAN, 0)
 _ADAPTED = "adapted"

@@ -8,14 +8,15 @@ import copy
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from undegrade.answers import Explanation, Prediction, Predictions
 from undegrade.evaluation.config import SystemConfig
 from undegrade.evaluation.ensemble import check_rule, cpu_batch
 from undegrade.evaluation.fitted.rule import FittedRule, first_other, two_sides
@@ -23,119 +24,15 @@ from undegrade.evaluation.fitted.signals import columns, member_signals, pixel_s
 from undegrade.evaluation.predict import member_logits, system_scores
 from undegrade.evaluation.predictors import Frozen, Predictor, build_predictor
 from undegrade.evaluation.surroundings import Surroundings
-from undegrade.image_adapt.adapter import Adapter
 from undegrade.pictures import Images, Picture, pictures
 from undegrade.utils.choices import check_choice
-from undegrade.utils.data.pixels import from_signed, to_signed, to_unit
+from undegrade.utils.data.pixels import to_unit
 from undegrade.utils.data.sources.images import Resize, center_crop
 from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.data.views import RAW
-from undegrade.utils.seeding import torch_generator
-
-if TYPE_CHECKING:
-    import pandas as pd
+from undegrade.view_adapter import ViewAdapter
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """The best classes of an image, best first.
-
-    Attributes:
-        name: the image's file, below a folder relative to it; of other images their place.
-        classes: numbers of the classes, from 0 on.
-        names: of the same classes.
-        confidences: their shares of the system's scores, in [0, 1].
-        way: what the answer was made of: "raw" (the image as it is), "adapted" (the adapted one),
-            or "both". Of a system with a gate what the gate decided for this image.
-    """
-
-    name: str
-    classes: list[int]
-    names: list[str]
-    confidences: list[float]
-    way: str
-
-
-class Predictions(list[Prediction]):
-    """Predictions in the order of the images.
-
-    Attributes:
-        broken: files that could not be read, with the reason; they are left out.
-    """
-
-    def __init__(self, rows: Iterable[Prediction] = (), broken: Sequence[str] = ()) -> None:
-        super().__init__(rows)
-        self.broken = list(broken)
-
-    def table(self) -> pd.DataFrame:
-        """A row an image: name, way, class_1, confidence_1, class_2, ..."""
-        import pandas as pd
-
-        rows: list[dict[str, str | float]] = []
-        for found in self:
-            row: dict[str, str | float] = {"name": found.name, "way": found.way}
-            for place, (name, share) in enumerate(zip(found.names, found.confidences, strict=True), 1):
-                row |= {f"class_{place}": name, f"confidence_{place}": share}
-            rows.append(row)
-        return pd.DataFrame(rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class Explanation:
-    """How a system came to its answer on an image.
-
-    Attributes:
-        prediction: the answer.
-        raw: the image as classifiers see it.
-        adapted: what they see of the adapted one, by view.
-        members: each classifier's own answer.
-        gate: None without one; else its signals by name, `odds` (log odds that restoring helps) and
-            `threshold` (above which the image is restored; None: never).
-    """
-
-    prediction: Prediction
-    raw: Image.Image
-    adapted: dict[str, Image.Image]
-    members: dict[str, Prediction]
-    gate: dict[str, float | None] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class ViewAdapter:
-    """What makes the images of a view.
-
-    Attributes:
-        adapter: opened.
-        facts: settings that its images would be stored with, as JSON takes them.
-        seed: of its noise.
-        batch_size: images at a time.
-        rounding: of grey levels.
-        device: where it works.
-    """
-
-    adapter: Adapter
-    facts: Mapping[str, Any]
-    seed: int
-    batch_size: int
-    rounding: str
-    device: torch.device
-
-    def adapt(self, given: Sequence[Picture]) -> list[Image.Image]:
-        """The adapted images: squares of the adapter's size, or of those that take any size each at
-        its own.
-        """
-        side = self.adapter.image_size
-        step = self.batch_size if side is not None else 1
-        return [image for start in range(0, len(given), step) for image in self._batch(given[start : start + step], side)]
-
-    def _batch(self, batch: Sequence[Picture], side: int | None) -> Iterator[Image.Image]:
-        cut = [one.image if side is None else center_crop(one.image, side) for one in batch]
-        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in cut])).movedim(-1, 1)
-        generators = [torch_generator(self.seed, "adapt", one.key) for one in batch]
-        out = self.adapter.adapt(to_signed(pixels).to(self.device), generators)
-        return (Image.fromarray(image) for image in from_signed(out, self.rounding).movedim(1, -1).cpu().numpy())
 
 
 @dataclasses.dataclass(frozen=True)
