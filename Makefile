@@ -46,7 +46,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p .links/undegrade
-	ln -sfn $(addprefix ../../,undegrade/__init__.py undegrade/__main__.py utils models trainers image_adapt evaluation train.py train_all_deg.py test.py test_ensemble.py) .links/undegrade/
+	ln -sfn $(addprefix ../../,$(wildcard undegrade/*.py) utils models trainers image_adapt evaluation train.py train_all_deg.py test.py test_ensemble.py) .links/undegrade/
 	$(BIN)/mypy
 
 install: $(READY)

@@ -2,6 +2,7 @@
 --help`.
 """
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
 from undegrade.evaluation.ensemble_command import main
 from undegrade.utils.errors import run_main
 

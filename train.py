@@ -1,5 +1,6 @@
 """Train one network from a YAML: `python train.py --help`."""
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
 from undegrade.trainers.entry import main
 from undegrade.utils.errors import run_main
 

@@ -12,6 +12,9 @@ what no cheaper system reaches; report.html all of it.
 
 from __future__ import annotations
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
+
+# isort: split
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence

@@ -9,6 +9,9 @@ table.png and, where degradations are swept, levels.png (accuracy at each level)
 
 from __future__ import annotations
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
+
+# isort: split
 import dataclasses
 import logging
 import math

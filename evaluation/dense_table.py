@@ -9,6 +9,9 @@ table.md and table.csv.
 
 from __future__ import annotations
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
+
+# isort: split
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path

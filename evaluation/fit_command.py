@@ -10,6 +10,9 @@ written to the folder `rules` (--rules), where test_ensemble.py finds it.
 
 from __future__ import annotations
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
+
+# isort: split
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence

@@ -13,6 +13,9 @@ those of several calls come together. Of several time steps there is probe.png.
 
 from __future__ import annotations
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
+
+# isort: split
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence

@@ -141,7 +141,9 @@ def predict(
             predictor.reset()
         for rows, images in _batches(sources, _batch_size(config, predictors, sources), broken):
             seen = {m: images[views[m]] for m in predictors}
-            answers = _answers(chosen, predictors, seen, names, rule)
+            logits = member_logits(predictors, seen)
+            stacked = torch.stack([logits[member] for member in names])
+            answers = _Answers(stacked, *system_scores(chosen, predictors, seen, logits, names, rule))
             done += _best(answers, rows, files, classes, words, top)
             if interruption is not None and interruption.due and len(done) + len(broken) < len(files):
                 stop = Interrupted(f"{interruption.reason} after {len(done)} of {len(files)} images, which are in {out}")
@@ -197,31 +199,39 @@ class _Answers(NamedTuple):
     restored: Tensor | None = None
 
 
-def _answers(
+def member_logits(predictors: Mapping[str, Predictor], images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Float32 [B,K] of each member on its images, uint8 [B,3,S,S]."""
+    return {name: logits_of(name, predictor, to_unit(images[name])) for name, predictor in predictors.items()}
+
+
+def system_scores(
     system: SystemConfig,
     predictors: Mapping[str, Predictor],
     images: Mapping[str, Tensor],
+    logits: Mapping[str, Tensor],
     names: Sequence[str],
     fitted: FittedRule | None,
-) -> _Answers:
-    """Of a system with the members `names`.
+) -> tuple[Tensor, Tensor | None]:
+    """(scores [B,K] of a system with the members `names`; bool [B], which a gate restored).
 
     Args:
+        system: its rule.
+        predictors: of each member.
         images: uint8 [B,3,S,S] of each member.
+        logits: of `member_logits`.
+        names: members in the rule's order.
         fitted: the system's rule, where it has numbers.
     """
-    unit = {name: to_unit(pixels) for name, pixels in images.items()}
-    by_name = {name: logits_of(name, predictor, unit[name]) for name, predictor in predictors.items()}
-    logits = torch.stack([by_name[name] for name in names])
+    stacked = torch.stack([logits[name] for name in names])
     if fitted is not None:
-        image, adapted = unit[names[0]], unit[names[first_other(fitted.members)]]
-        restored = fitted.restored(logits, pixel_signals(fitted.signals, image, adapted, predictors[names[0]]))
-        return _Answers(logits, fitted.scores(logits, restored), restored)
+        image, adapted = to_unit(images[names[0]]), to_unit(images[names[first_other(fitted.members)]])
+        restored = fitted.restored(stacked, pixel_signals(fitted.signals, image, adapted, predictors[names[0]]))
+        return fitted.scores(stacked, restored), restored
     if not RULES[system.rule].mixes_images:
-        return _Answers(logits, combine(system.rule, logits, system.double_softmax))
-    weights = mixing_weights(system.rule, logits, system.double_softmax)
-    mixed = mix(weights, *(unit[name] for name in names))
-    return _Answers(logits, logits_of(names[0], predictors[names[0]], mixed).softmax(1))
+        return combine(system.rule, stacked, system.double_softmax), None
+    weights = mixing_weights(system.rule, stacked, system.double_softmax)
+    mixed = mix(weights, *(to_unit(images[name]) for name in names))
+    return logits_of(names[0], predictors[names[0]], mixed).softmax(1), None
 
 
 def _best(

@@ -12,6 +12,9 @@ are numbers, such as batch sizes, curves.png shows accuracy against them.
 
 from __future__ import annotations
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
+
+# isort: split
 import dataclasses
 import math
 from collections import Counter

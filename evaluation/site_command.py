@@ -10,6 +10,9 @@ reports beside the results are copied to `reports/`. The pages load nothing from
 
 from __future__ import annotations
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
+
+# isort: split
 import logging
 import shutil
 from collections.abc import Sequence

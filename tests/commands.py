@@ -160,7 +160,7 @@ def check_command(words: Sequence[str]) -> None:
     program = Path(rest[0]).name
     if program == "make":
         return _check_make(rest[1:])
-    if program in ("pip", "wget", "hf"):
+    if program == "pip":
         return None
     if program == "undegrade":
         assert rest[1] in COMMANDS, f"undegrade knows no {rest[1]}: {words}"

@@ -7,6 +7,7 @@ import sys
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.errors import run_main
+from undegrade.utils.quick_start import start
 
 COMMANDS = {  # word -> (module that has the `main`, what it does)
     "download": ("utils.download_command", "weights that others published: what there is, and bringing it"),
@@ -36,6 +37,7 @@ def main() -> object:
         print("\n".join(f"  {word.ljust(13)}{text}" for word, (_, text) in COMMANDS.items()))
         return 0
     module, _ = COMMANDS[check_choice(words[0], COMMANDS, "command")]
+    start(f"{module.replace('.', '/')}.py", words[1:])
     sys.argv = [f"undegrade {words[0]}", *words[1:]]
     return importlib.import_module(f"undegrade.{module}").main()
 

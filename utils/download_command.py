@@ -10,6 +10,9 @@ A download that was cut off goes on with the same command.
 
 from __future__ import annotations
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
+
+# isort: split
 import logging
 import sys
 from collections.abc import Iterable, Sequence

@@ -22,10 +22,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import requests
-from tqdm import tqdm
 
 from undegrade.utils.files import replacing
 from undegrade.utils.lock import locked
+from undegrade.utils.progress import progress_bar
 from undegrade.utils.weights import FOLDER, Published, weights_folder
 
 log = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ def _check_room(published: Published, content: Path, needed: int) -> None:
 
 
 def _bar(published: Published, have: int, whole: int | None) -> Any:
-    return tqdm(desc=published.name, initial=have, total=whole, unit="B", unit_scale=True, dynamic_ncols=True, mininterval=1.0)
+    return progress_bar(desc=published.name, initial=have, total=whole, unit="B", unit_scale=True)
 
 
 # --- PyPI

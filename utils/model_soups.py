@@ -1,5 +1,6 @@
 """Average the weights of several runs: `python utils/model_soups.py --help`."""
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
 from undegrade.trainers.soups import main
 from undegrade.utils.errors import run_main
 

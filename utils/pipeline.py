@@ -9,6 +9,9 @@ are passed on to the stage that runs; when it has ended, the pipeline ends with 
 
 from __future__ import annotations
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
+
+# isort: split
 import argparse
 import contextlib
 import dataclasses

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Sequence
-
-import torch
+from pathlib import Path
 
 from undegrade.utils.composition import read_all
 
@@ -15,9 +16,17 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
 _BATCH, _ACCUMULATE = ("--data.batch_size", "--batch_size", "--bs"), ("--loop.accumulate",)
 
 
+_DRIVERS = ("nvidia*", "nvhost*", "kfd", "dxg")  # files in /dev: NVIDIA's, those of its boards, AMD's, Windows' for Linux
+_COUNT = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+
+
 def visible_gpus() -> int:
-    """GPUs that PyTorch sees."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    """GPUs that PyTorch sees, which is asked in a process of its own: the pipeline does without it.
+    Without any driver there are none.
+    """
+    if not any(True for name in _DRIVERS for _ in Path("/dev").glob(name)):
+        return 0
+    return int(subprocess.run([sys.executable, "-c", _COUNT], capture_output=True, text=True, check=True).stdout)
 
 
 def shared_out(name: str, words: Sequence[str], configs: Sequence[str], processes: int, recipe: int = 1) -> tuple[int, list[str]]:

@@ -219,7 +219,11 @@ def write_rule(path: Path, rule: FittedRule) -> None:
 
 def view_facts(folder: Path | None) -> dict[str, Any]:
     """What made the images of a folder, as the adapter noted it; {} for images as they are."""
-    settings = {} if folder is None else read_settings(folder)
+    return adapter_facts({} if folder is None else read_settings(folder))
+
+
+def adapter_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the settings of adapted images what is about the adapter, not about the images."""
     return {key: value for key, value in settings.items() if key not in _OF_IMAGES}
 
 

@@ -86,3 +86,8 @@ _OF_MEMBERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "entropy_adapted": lambda kept, other: torch.special.entr(other).sum(1),
     "disagreement": lambda kept, other: (kept - other).abs().sum(1) / 2,
 }
+
+
+def columns(names: Sequence[str]) -> list[str]:
+    """`names` in the order of the columns of `pixel_signals` and, after them, `member_signals`."""
+    return [name for name in (*_OF_PIXELS, *_OF_MEMBERS) if name in names]

@@ -7,6 +7,9 @@ python image_adapt/scripts/convert_checkpoint.py --model_path <checkpoint.pt> --
 
 from __future__ import annotations
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
+
+# isort: split
 import logging
 from collections.abc import Sequence
 

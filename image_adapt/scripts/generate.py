@@ -12,6 +12,9 @@ false also take yes, no, t, f, y, n, 1, 0; alone: true.
 
 from __future__ import annotations
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
+
+# isort: split
 import argparse
 import dataclasses
 import logging

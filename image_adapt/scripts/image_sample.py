@@ -13,6 +13,9 @@ f, y, n, 1, 0.
 
 from __future__ import annotations
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
+
+# isort: split
 import argparse
 import dataclasses
 import logging

@@ -11,6 +11,9 @@ of neighbouring frames whose label differs.
 
 from __future__ import annotations
 
+import undegrade.utils.quick_start  # noqa: F401  before the rest
+
+# isort: split
 import logging
 from collections.abc import Sequence
 from pathlib import Path

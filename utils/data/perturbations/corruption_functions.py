@@ -15,7 +15,7 @@ mean of few levels is often a whole number, and the last bit decides whether it 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -32,11 +32,6 @@ from undegrade.utils.data.perturbations.opencv import cv2
 Array = NDArray[Any]
 Generator = np.random.Generator
 Generators = Iterable[Generator]
-
-
-def draw(generators: Generators, one: Callable[[Generator], Array], device: torch.device) -> Tensor:
-    """[n, ...] of what `one` draws from each generator."""
-    return torch.from_numpy(np.stack([one(generator) for generator in generators])).to(device)
 
 
 def smooth(plane: Array, sigma: float) -> Array:
@@ -71,7 +66,7 @@ def defocus_blur(images: Tensor, generators: Generators, radius: float, alias_si
     return map_planes(images, lambda plane: cv2.filter2D(plane, -1, kernel))
 
 
-def copy_neighbours(images: Tensor, row_offset: Tensor, column_offset: Tensor, margin: int) -> Tensor:
+def copy_neighbours(images: Tensor, row_offset: Array, column_offset: Array, margin: int) -> Tensor:
     """Visit rows, and columns within a row, from size - margin down to margin + 1; each pixel
     copies a neighbour.
 
@@ -81,39 +76,35 @@ def copy_neighbours(images: Tensor, row_offset: Tensor, column_offset: Tensor, m
     make it this one-way copy, and the released sets are made with it.
     """
     count, channels, height, width = images.shape
-    pixels = torch.arange(count * height * width, device=images.device, dtype=torch.int32).view(count, height, width)
-    visited = slice(margin + 1, height - margin + 1), slice(margin + 1, width - margin + 1)
-    here = pixels[:, visited[0], visited[1]]
-    there = here + row_offset.flip(-1, -2) * width + column_offset.flip(-1, -2)
-    inside = torch.zeros(pixels.shape, dtype=torch.uint8, device=images.device)
-    inside[:, visited[0], visited[1]] = 1
+    pixels = np.arange(count * height * width).reshape(count, height, width)
+    visited = np.s_[:, margin + 1 : height - margin + 1, margin + 1 : width - margin + 1]
+    here = pixels[visited]
+    there = here + row_offset[:, ::-1, ::-1] * width + column_offset[:, ::-1, ::-1]
+    inside = np.zeros(pixels.shape, dtype=bool)
+    inside[visited] = True
 
     # Visited earlier: `there` has a new value, to be followed to where it came from. Else its old
     # value is taken. Following the pointers, twice as far at each round, gives the sequential
     # result without a loop over pixels.
-    earlier = inside.view(-1).index_select(0, there.flatten()).view(there.shape) * (there > here)
-    pointer = pixels.clone()
-    pointer[:, visited[0], visited[1]] += (there - here) * earlier
-    pointer = pointer.flatten()
-    while not torch.equal(followed := pointer.index_select(0, pointer), pointer):
+    pointer, source = pixels.copy(), pixels.copy()
+    pointer[visited] = np.where(inside.ravel().take(there) & (there > here), there, here)
+    pointer = pointer.ravel()
+    while not np.array_equal(followed := pointer.take(pointer), pointer):
         pointer = followed
-    source = pixels.clone()
-    source[:, visited[0], visited[1]] = there
-    source = source.flatten().index_select(0, pointer).view(count, 1, -1)
-    first = torch.arange(0, count * height * width, height * width, device=images.device).view(count, 1, 1)
-    return images.flatten(2).gather(2, (source - first).long().expand(-1, channels, -1)).view(images.shape)
+    source[visited] = there
+    places = source.ravel().take(pointer).reshape(count, -1) - height * width * np.arange(count)[:, None]
+    planes = images.cpu().contiguous().numpy().reshape(count, channels, -1)
+    copied = np.stack([image.take(place, axis=1) for image, place in zip(planes, places, strict=True)])
+    return torch.from_numpy(copied.reshape(images.shape)).to(images.device)
 
 
 def glass_blur(images: Tensor, generators: Generators, sigma: float, offset: float, iterations: float) -> Tensor:
     largest_offset, times = max(1, round(offset)), round(iterations)  # between two severities they are no whole numbers
     visited = [max(0, side - 2 * largest_offset) for side in images.shape[-2:]]  # none of an image that is smaller
-    offsets = draw(
-        generators,
-        lambda generator: generator.integers(-largest_offset, largest_offset, size=(times, 2, *visited), dtype=np.int8),
-        images.device,
-    )
+    size = (times, 2, *visited)
+    offsets = np.stack([generator.integers(-largest_offset, largest_offset, size=size, dtype=np.int8) for generator in generators])
     shuffled = gaussian_blur(images, generators, sigma)
-    for rows, columns in offsets.int().permute(1, 2, 0, 3, 4):
+    for rows, columns in offsets.astype(np.int64).transpose(1, 2, 0, 3, 4):
         shuffled = copy_neighbours(shuffled, rows, columns, largest_offset)
     return gaussian_blur(shuffled, generators, sigma)
 

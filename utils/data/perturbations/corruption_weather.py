@@ -16,7 +16,6 @@ from torch import Tensor
 from undegrade.utils.data.perturbations.corruption_functions import (
     Array,
     Generators,
-    draw,
     magnify,
     motion_smear,
     smooth,
@@ -87,37 +86,42 @@ def frost(images: Tensor, generators: Generators, image_weight: float, frost_wei
     return images.float().mul_(image_weight).add_(torch.stack(layers).to(images.device).float(), alpha=frost_weight)
 
 
-def height_map(uniform: Tensor, side: int, decay: float) -> Tensor:
+def height_map(uniform: Array, side: int, decay: float) -> Array:
     """Fractal landscapes [n, side, side] in [0, 1]: diamond-square algorithm on a torus; `side` is
     a power of two.
 
     At each scale the new points are the mean of four neighbours plus uniform noise of amplitude
     w^2, with w = 100 at the coarsest scale and divided by `decay` at each finer one. `uniform`
-    holds the noise, [n, side^2 - 1] in [-1, 1].
+    holds the noise, float32 [n, side^2 - 1] in [-1, 1].
     """
-    heights = uniform.new_zeros(len(uniform), side, side)
-    step, wobble = side, 100.0
-    while step >= 2:
-        half = step // 2
-        points = (side // step) ** 2
-        noise, uniform = uniform[:, : 3 * points] * wobble**2, uniform[:, 3 * points :]
-        rough = noise.view(len(noise), 3, side // step, side // step)
-        corner = heights[:, ::step, ::step].contiguous()
-        below, beside = corner + corner.roll(-1, 1), corner + corner.roll(-1, 2)
-        centre = (below + below.roll(-1, 2)) / 4 + rough[:, 0]
-        heights[:, half::step, half::step] = centre
-        heights[:, ::step, half::step] = (centre + centre.roll(1, 1) + beside) / 4 + rough[:, 1]
-        heights[:, half::step, ::step] = (centre + centre.roll(1, 2) + below) / 4 + rough[:, 2]
-        step, wobble = half, wobble / decay
-    heights -= heights.amin(dim=(1, 2), keepdim=True)
-    return heights / heights.amax(dim=(1, 2), keepdim=True)
+    corner, wobble = np.zeros((len(uniform), 1, 1), dtype=np.float32), 100.0
+    while corner.shape[1] < side:
+        points = corner.shape[1] ** 2
+        noise, uniform = uniform[:, : 3 * points] * np.float32(wobble**2), uniform[:, 3 * points :]
+        rough = noise.reshape(len(noise), 3, *corner.shape[1:])
+        below, beside = corner + _rolled(corner, 1, 1), corner + _rolled(corner, 2, 1)
+        centre = (below + _rolled(below, 2, 1)) / 4 + rough[:, 0]
+        finer = np.empty((len(uniform), 2 * corner.shape[1], 2 * corner.shape[2]), dtype=np.float32)
+        finer[:, ::2, ::2], finer[:, 1::2, 1::2] = corner, centre
+        finer[:, ::2, 1::2] = (centre + _rolled(centre, 1, -1) + beside) / 4 + rough[:, 1]
+        finer[:, 1::2, ::2] = (centre + _rolled(centre, 2, -1) + below) / 4 + rough[:, 2]
+        corner, wobble = finer, wobble / decay
+    corner -= corner.min(axis=(1, 2), keepdims=True)
+    return corner / corner.max(axis=(1, 2), keepdims=True)
+
+
+def _rolled(planes: Array, axis: int, first: int) -> Array:
+    """Planes [n, H, W] that begin with row or column `first`, the ones before it at their end."""
+    parts = (planes[:, first:], planes[:, :first]) if axis == 1 else (planes[..., first:], planes[..., :first])
+    return np.concatenate(parts, axis)  # many times faster than numpy.roll
 
 
 def fog(images: Tensor, generators: Generators, amount: float, decay: float) -> Tensor:
     height, width = images.shape[-2:]
     side = max(2, 1 << (max(height, width) - 1).bit_length())
-    uniform = draw(generators, lambda generator: generator.random(side**2 - 1, dtype=np.float32), images.device)
-    layer = height_map(uniform * 2 - 1, side, decay)[:, None, :height, :width]
+    uniform = np.stack([generator.random(side**2 - 1, dtype=np.float32) for generator in generators])
+    heights = height_map(uniform * 2 - 1, side, decay)[:, None, :height, :width]
+    layer = torch.from_numpy(heights).to(images.device)
     brightest = images.amax(dim=(1, 2, 3), keepdim=True) / 255
     return (images + layer * (255 * amount)).mul_(brightest / (brightest + amount))
 

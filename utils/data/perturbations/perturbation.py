@@ -244,7 +244,10 @@ class Perturbation(abc.ABC):
 
     def _checked(self, level: Tensor | float, count: int) -> Tensor:
         """Float64 [B], or [B, n] for n stages, each level checked."""
-        levels, several = decimals(level), len(self.stages) > 1
+        several = len(self.stages) > 1
+        if isinstance(level, (int, float)) and not several:  # the usual case, and the quickest
+            return torch.full((count,), self.check(round(float(level), 6)), dtype=torch.float64)
+        levels = decimals(level)
         shape = [count, len(self.stages)] if several else [count]
         if levels.ndim == 0 and not several:
             levels = levels.expand(shape)

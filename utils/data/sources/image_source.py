@@ -93,9 +93,7 @@ class ImageSource:
     @property
     def frame(self) -> str:
         """Which part of a file an image shows, for caches."""
-        if self.resize is None:
-            return f"{self.image_size}"
-        return f"{self.image_size} of {self.resize.side}, {self.resize.interpolation}"
+        return frame_words(self.image_size, self.resize)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -208,6 +206,11 @@ class ImageSource:
                 "on where it was stopped, without --limit or --num_samples), or evaluate with the same --limit"
             )
         return self.subset([place[key] for key in keys])
+
+
+def frame_words(size: int, resize: Resize | None) -> str:
+    """Which part of a file an image of `size` pixels shows (`ImageSource.frame`)."""
+    return f"{size}" if resize is None else f"{size} of {resize.side}, {resize.interpolation}"
 
 
 def _first_known(line: str, place: Mapping[str, int]) -> int | None:
