@@ -18,6 +18,7 @@ from undegrade.evaluation.fitted.rule import Gate
 from undegrade.evaluation.results import percent
 
 _CANDIDATES = 100  # thresholds that are tested
+_FIRST = 0.95  # share of the images that the first of them leaves as they are: of fewer nothing could be shown
 _ALWAYS = 50.0  # log odds
 
 
@@ -121,7 +122,7 @@ def guaranteed(
         return max(loss_p_value(lost(threshold), max_loss), mean_p_value(mean_losses(threshold), max_loss) if rows else 0.0)
 
     every = np.concatenate([odds, *(o for o, _, _ in rows)])
-    tested = sorted({0.0, *np.quantile(every, np.linspace(0, 1, _CANDIDATES)).round(6).tolist()}, reverse=True)
+    tested = sorted({0.0, *np.quantile(every, np.linspace(0, _FIRST, _CANDIDATES)).round(6).tolist()}, reverse=True)
     passed = [threshold for threshold in harmless(tested, p_value, confidence) if threshold >= 0]
     threshold = min(passed) if passed else None
     promise: dict[str, Any] = {"max_loss": max_loss, "confidence": confidence, "images": count}
