@@ -12,8 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.measure import Peaks, Row
-from undegrade.evaluation.report.plots import RIGHT, WRONG
-from undegrade.utils.figures import INK, new_figure, tidy
+from undegrade.utils.figures import INK, RIGHT, WRONG, new_figure, tidy
 from undegrade.utils.files import write_atomic
 from undegrade.utils.provenance import provenance
 

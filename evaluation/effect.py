@@ -37,7 +37,7 @@ def check_keys_of_prediction(config: EvaluationConfig, given: Tree, system: str 
     config = expand(config)
     chosen = config.systems.get(system or list(config.systems)[-1])
     used = set(members_of(chosen, Cell(CLEAN, 0), config.members)) if chosen else set(config.members)
-    kept = ("data", "members", "systems", "views", "batch_size")  # of the data: see check_prediction
+    kept = ("data", "members", "systems", "views", "rules", "batch_size")  # of the data: see check_prediction
     others = {key: "--predict writes the classes of images alone" for key in given if key not in kept}
     check_effect(given, others | _of_members(config, used, out=""))
 

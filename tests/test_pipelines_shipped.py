@@ -23,8 +23,8 @@ from undegrade.utils.stages import PipelineConfig, commands
             ["configs/diffusion/Imagenet/conditional.yaml does not exist; ", "diffusion has CIFAR10/conditional, ",
              "configs/generate/Imagenet/conditional.yaml does not exist; ", "Imagenet/dit"],
         ),
-        (("--ddpm", "ddpm_smal", "--dataset", "photos"), ["did you mean configs/diffusion/ImageFolder/ddpm_small.yaml?"]),
-        (("--arch", "ResNet18", "--dataset", "CIFAR10"), ["configs/sda/CIFAR10/ResNet18.yaml", "sda has CIFAR10/ResNet20"]),
+        (("--ddpm", "ddpm_smal", "--dataset", "some/photos"), ["did you mean configs/diffusion/ImageFolder/ddpm_small.yaml?"]),
+        (("--arch", "ResNet18", "--dataset", "CIFAR10"), ["did you mean configs/sda/CIFAR10/ResNet20.yaml?"]),
     ],
 )  # fmt: skip
 def test_a_missing_configuration_is_reported_with_what_there_is(
