@@ -58,15 +58,15 @@ class Observed:
 
 def fit_gate(cells: Sequence[Observed], names: Sequence[str]) -> Gate:
     """A gate by logistic regression of "the true class gains", where an image counts as much as its
-    class gains or loses, and each cell the same.
+    class gains or loses.
 
     Args:
-        cells: what was observed.
+        cells: what was observed, of the same images in each.
         names: of the signals.
     """
     signals = torch.cat([cell.signals for cell in cells]).double().numpy()
     gains = torch.cat([cell.gain for cell in cells]).double().numpy()
-    weights = np.abs(gains) * np.concatenate([np.full(len(cell.labels), 1 / len(cell.labels)) for cell in cells])
+    weights = np.abs(gains)
     weights *= len(gains) / max(weights.sum(), 1e-12)  # so that the strength of the penalty is that of n images
     means, scales = signals.mean(0), signals.std(0)
     scales[scales < 1e-6] = 1.0  # a signal that is the same everywhere

@@ -1,8 +1,8 @@
 """Thresholds with a finite-sample guarantee: learn, then test (Angelopoulos et al., "Learn then
 Test", 2021).
 
-Thresholds are tested one after the other, from the one that changes nothing on, until the first
-that cannot be shown to be harmless ("fixed sequence testing"): with the confidence that is asked
+Thresholds are tested one after the other, from the most careful on, until the first that cannot be
+shown to be harmless ("fixed sequence testing"): with the confidence that is asked
 for, all that passed are.
 """
 

@@ -193,7 +193,7 @@ class FolderTree:
         if differing:
             raise ValueError(
                 f"{self.folder(cell)} was adapted from images that were corrupted otherwise ({'; '.join(differing)}): corrupt "
-                "them so here, too (data.seed, data.corruption_constants, ...), or adapt them anew"
+                "them so here, too (data.seed, data.constants, ...), or adapt them anew"
             )
 
     def _manifest(self, cell: Cell) -> list[dict[str, Any]]:
