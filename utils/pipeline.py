@@ -2,9 +2,11 @@
 configs/pipelines/diffaud.yaml --dataset Digits`.
 
 A stage is a command line that a user could type. Finished stages are skipped, so the same command
-goes on where it was stopped. A stage's identity covers its command, its configurations and all
-stages before it: what has changed is run again, and all that follows. SIGTERM, SIGINT and SIGUSR1
-are passed on to the stage that runs; when it has ended, the pipeline ends with the status 75.
+goes on where it was stopped. A stage's identity covers its command, its configurations and the
+stages that it needs: what has changed is run again, and all that needs it. With `--jobs 2` two
+stages that do not need each other run side by side, each on its half of the cores, and write into
+`<out>/stages/<name>.log`. SIGTERM, SIGINT and SIGUSR1 are passed on to the stages that run; when
+they have ended, the pipeline ends with the status 75.
 """
 
 from __future__ import annotations
@@ -13,20 +15,11 @@ import undegrade.utils.quick_start  # noqa: F401  before the rest
 
 # isort: split
 import argparse
-import contextlib
 import dataclasses
-import json
 import logging
-import os
 import shlex
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import psutil
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import check_effect, typed
@@ -34,17 +27,14 @@ from undegrade.utils.composition import find_config
 from undegrade.utils.config import build, read_all, read_yaml
 from undegrade.utils.cost_table import USUAL_SPEED, plan
 from undegrade.utils.data.sources.registry import DENSE, TEST_ONLY, check_dataset
-from undegrade.utils.errors import Stopped, run_main
-from undegrade.utils.files import read_object, write_atomic
-from undegrade.utils.interruption import STATUS, Interrupted, Interruption, parse_duration
-from undegrade.utils.processes import TORCHRUN
-from undegrade.utils.ranges import Positive
+from undegrade.utils.errors import run_main
+from undegrade.utils.interruption import Interruption, parse_duration
+from undegrade.utils.ranges import Count, Positive
+from undegrade.utils.stage_runs import StageRuns
 from undegrade.utils.stages import COUNTS, SCRIPTS, Command, PipelineConfig, all_variables, commands, escaped, unused
 from undegrade.utils.weights import how_to_download, located
 
 log = logging.getLogger("pipeline")
-
-_LOOK = 0.2  # seconds between looks at whether it is time to stop
 
 
 def check_files(config: PipelineConfig, stages: Sequence[Command], family: str = "") -> None:
@@ -81,68 +71,6 @@ def missing_weights(stages: Sequence[Command]) -> dict[str, str]:
     return {path: config for path, config in named.items() if not located(path).exists()}
 
 
-def run_stages(stages: Sequence[Command], out: Path, interruption: Interruption) -> dict[str, float]:
-    """Run what is not finished; seconds by stage, those of earlier calls included.
-
-    Raises:
-        Stopped: a stage failed; names it and its command.
-        Interrupted: the end was asked for, or a stage was stopped on purpose.
-    """
-    seconds: dict[str, float] = {}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    # threads that wait asleep: spinning ones make a stage many times slower as soon as anything
-    # else uses the cores
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"PATH": path}
-    for number, stage in enumerate(stages, 1):
-        marker = out / "stages" / f"{stage.name}.json"
-        done = read_object(marker, "remove it, and the stage runs again") if marker.is_file() else {}
-        if done.get("identity") == stage.identity and isinstance(done.get("seconds"), (int, float)):
-            seconds[stage.name] = done["seconds"]
-            log.info("[%d/%d] %s: done before (%.0f s)", number, len(stages), stage.name, done["seconds"])
-            continue
-        if interruption.due:
-            raise Interrupted(f"{interruption.reason} before stage {stage.name!r}")
-        log.info("[%d/%d] %s: %s", number, len(stages), stage.name, shlex.join(stage.words))
-        start = time.perf_counter()
-        status = _run(stage.words, environment, interruption)
-        if status == STATUS or status and interruption.due:
-            raise Interrupted(
-                f"{interruption.reason or 'it was stopped'} in stage {stage.name!r}, which ended with status {status}"
-            )
-        if status:
-            raise Stopped(
-                f"stage {stage.name!r} failed with status {status}; the same command goes on from there. "
-                f"It ran: {shlex.join(stage.words)}"
-            )
-        seconds[stage.name] = round(time.perf_counter() - start, 1)
-        write_atomic(marker, json.dumps({"identity": stage.identity, "seconds": seconds[stage.name]}) + "\n")
-    return seconds
-
-
-def _run(words: Sequence[str], environment: Mapping[str, str], interruption: Interruption) -> int:
-    """Status of a command, in a session of its own, so that a Ctrl-C of the terminal reaches it
-    through this process alone. When it is time to stop it is told so, and waited for.
-    """
-    process = subprocess.Popen(words, env=environment, start_new_session=True)
-    told = False
-    try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(_LOOK)
-            if interruption.due and not told:
-                # torchrun would end at once on SIGUSR1, and leave its processes behind
-                own = interruption.received in ("SIGINT", "SIGUSR1") and TORCHRUN[1] not in words
-                process.send_signal(getattr(signal, str(interruption.received)) if own else signal.SIGTERM)
-                told = True
-    except KeyboardInterrupt:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            first = psutil.Process(process.pid)
-            for one in [*first.children(recursive=True), first]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.kill()
-        raise
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     p = argparse.ArgumentParser(
@@ -158,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--dry_run", action="store_true", help="print the commands and what they come to, and stop")
     p.add_argument("--speed", type=typed(Positive), help="with --dry_run: of a device, TFLOP a second, for the hours (default: "
                    f"{USUAL_SPEED:g})")  # fmt: skip
+    p.add_argument("--jobs", type=typed(Count), default=1, help="processes at once, of stages that do not need each other (default 1)")
     p.add_argument("--max_time", help="stop after so much time, such as 3h50m, with what is done, and the status 75")
     args, rest = p.parse_known_args(argv)
     if args.speed and not args.dry_run:
@@ -186,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lacking = ", ".join(f"{path} (see {file})" for path, file in missing.items())
         raise FileNotFoundError(f"nothing was run, since published weights are not there: {lacking}{how_to_download(*missing)}")
     with interruption.listening("SIGHUP"):
-        seconds = run_stages(stages, out, interruption)
+        seconds = StageRuns(stages, out, args.jobs).run(interruption)
     slowest = sorted(seconds.items(), key=lambda item: -item[1])[:3]
     log.info("all %d stages done in %.0f s (longest: %s) -> %s", len(stages), sum(seconds.values()),
              ", ".join(f"{name} {s:.0f} s" for name, s in slowest), out)  # fmt: skip

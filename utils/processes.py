@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,11 @@ _BATCH, _ACCUMULATE = ("--data.batch_size", "--batch_size", "--bs"), ("--loop.ac
 
 _DRIVERS = ("nvidia*", "nvhost*", "kfd", "dxg")  # files in /dev: NVIDIA's, those of its boards, AMD's, Windows' for Linux
 _COUNT = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+
+
+def available_cores() -> int:
+    """Logical cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> int:

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from undegrade.utils.processes import available_cores
 
 # those whose version can change a number
 LIBRARIES = (
@@ -46,7 +47,7 @@ def provenance() -> dict[str, Any]:
         "libraries": library_versions(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "gpu": _gpu_models(),
     }
 

@@ -57,6 +57,9 @@ class StageConfig:
         once: run it a single time, after all repetitions of the pipeline's `repeat`; the repeated
             variable stands for itself in its command (`{seed}`), as a pattern of what the
             repetitions left.
+        needs: stages that it takes something from; for one that is left out, those that it needs.
+            Null: all before it. What it does not need may run beside it (`--jobs`), and may
+            change without its being run again.
         when: a text with variables; where it comes out empty the stage is left out.
     """
 
@@ -68,6 +71,7 @@ class StageConfig:
     recipe_processes: str | Count = 1
     each: list[str] | dict[str, str] = field(default_factory=list)
     once: bool = False
+    needs: list[str] | None = None
     when: str = "always"
 
 
@@ -99,8 +103,16 @@ class PipelineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A stage's command with all variables filled in: its words, those of them that follow the
-    script, and the identity of the pipeline up to it.
+    """A stage's command with all variables filled in.
+
+    Attributes:
+        name: of the stage, with its repetition and its value of `each`.
+        script, configs: of the stage.
+        words: what is typed.
+        arguments: those of the words that follow the script.
+        identity: digest of the command and of all that it needs.
+        needs: names of the commands that must have ended before.
+        processes: that it starts.
     """
 
     name: str
@@ -109,6 +121,8 @@ class Command:
     arguments: list[str]
     configs: list[str]
     identity: str
+    needs: list[str]
+    processes: int = 1
 
 
 class Variables(dict[str, str]):
@@ -179,22 +193,31 @@ def commands(config: PipelineConfig, given: Mapping[str, str], variables: Variab
     out: list[Command] = []
     for key, value in repetitions or [("", "")]:
         stages = {n: stage for n, stage in config.stages.items() if not (repetitions and stage.once)}
-        out += _chain(config, stages, variables.also({key: value} if key else {}), f"{key}{value}/" if key else "", "")
+        out += _stages(config, stages, variables.also({key: value} if key else {}), f"{key}{value}/" if key else "")
     last = {n: stage for n, stage in config.stages.items() if repetitions and stage.once}
     patterns = {key: f"{{{{{key}}}}}" for key in config.repeat}
-    out += _chain(config, last, variables.also(patterns), "", "".join(command.identity for command in out))
+    out += _stages(config, last, variables.also(patterns), "", out)
     variables.used -= {key for key, _ in repetitions}
     return out
 
 
-def _chain(
-    config: PipelineConfig, stages: Mapping[str, StageConfig], variables: Variables, prefix: str, before: str
+def _stages(
+    config: PipelineConfig, stages: Mapping[str, StageConfig], variables: Variables, prefix: str, before: Sequence[Command] = ()
 ) -> list[Command]:
-    """Commands of stages that follow each other."""
+    """Commands of the stages of a repetition, whose names begin with `prefix`; those `before` are
+    of the repetitions, which the first of these needs.
+    """
     out: list[Command] = []
+    needed = dict[str, list[Command]]()  # stage -> what those that need it wait for
     for name, stage in stages.items():
+        for other in stage.needs or []:
+            check_choice(other, needed, "stage before it", f"stage {name!r} needs")
+        parents = [*before, *out] if stage.needs is None else [c for other in stage.needs for c in needed[other]]
+        parents = list({command.name: command for command in parents}.values())
+        needed[name] = parents
         if not variables.fill(stage.when, name):
             continue
+        needed[name] = []
         args, owner = dict(stage.args), dict[str, str]()
         for group in [*stage.overrides, *({name} & config.overrides.keys())]:
             check_choice(group, config.overrides, "group of arguments", f"stage {name!r}")
@@ -210,13 +233,16 @@ def _chain(
             empty = {key for key, text in filled.items() if text == "null" and args[key] not in ("null", None)}  # by a variable
             words += [word for key, text in filled.items() if key not in empty for word in (f"--{key}", text)]
             recipe = here.fill(str(stage.recipe_processes), name)
-            before = _identity([stage.script, *words, *([recipe] if recipe != "1" else [])], configs, before)
-            words = [word.replace(_STAGE_ID, before) for word in words]
+            own = [stage.script, *words, *([recipe] if recipe != "1" else [])]
+            identity = _identity(own, configs, "".join(command.identity for command in parents))
+            words = [word.replace(_STAGE_ID, identity) for word in words]
             full = prefix + (f"{name}-{value}" if value else name)
             processes, ranks = 1, here["ranks"] if stage.mpi else ""
             if SCRIPTS.get(stage.script) == "train":
                 processes, words = shared_out(full, words, configs, int(here["processes"]), int(recipe))
-            out.append(Command(full, stage.script, [*_program(stage, ranks, processes), *words], words, configs, before))
+            typed, needs = [*_program(stage, ranks, processes), *words], [command.name for command in parents]
+            needed[name].append(Command(full, stage.script, typed, words, configs, identity, needs, int(ranks or processes)))
+        out += needed[name]
     return out
 
 
@@ -283,8 +309,8 @@ def unused(config: PipelineConfig, given: Mapping[str, str], used: set[str]) -> 
 
 
 def _identity(words: Sequence[str], configs: Sequence[str], before: str) -> str:
-    """Digest of a command, the contents of its configurations and the identity of the stage
-    before.
+    """Digest of a command, the contents of its configurations and the identities of those that it
+    needs.
     """
     parts = [before, *words]
     for path in configs:
