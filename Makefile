@@ -1,4 +1,4 @@
-# make demo   the whole DiffAUD pipeline on the embedded Digits data (12 minutes on 2 CPU cores) -> runs/demo/report.html
+# make demo   the whole DiffAUD pipeline on the embedded Digits data (MINUTES minutes on 2 CPU cores) -> runs/demo/report.html
 # make table-fusiondistill DATASET=Digits SEEDS=3   every approach of FusionDistill's table, over three seeds -> runs/fusiondistill/Digits
 # make table-diffaud DATASET=CIFAR10   source, DDA, the two distilled classifiers, DiffAUD -> runs/diffaud/CIFAR10
 # make table-sda DATASET=Digits   the same and SDA: the classifier fine-tuned on generated images -> runs/sda/Digits
@@ -26,7 +26,7 @@ READY   := $(VENV)/.ready
 .PHONY: demo table-fusiondistill table-diffaud table-sda table-decorruptor table-repfusion table-repfusion-start table-tta table-adapters bench test test-all lint install clean
 
 demo: $(READY)
-	$(BIN)/python utils/pipeline.py -c configs/pipelines/diffaud.yaml --dataset $(DATASET) --out $(OUT) --run $(OUT) --seeds 123 $(ARGS)
+	$(BIN)/python utils/pipeline.py -c configs/pipelines/demo.yaml --dataset $(DATASET) --out $(OUT) --jobs 2 $(ARGS)
 
 # what is trained for which data set is said in configs/pipelines
 table-fusiondistill table-diffaud table-sda table-decorruptor table-repfusion table-repfusion-start table-tta table-adapters: $(READY)

@@ -115,6 +115,7 @@ class EvaluationConfig:
         members: by name; `MemberConfig` keys. A member whose name has `{deg}` in it stands for one
             a degradation.
         systems: by the name shown in tables; `SystemConfig` keys.
+        only: the systems that are evaluated; empty: all.
         degradations: for `{deg}`.
         views: short names of views; `{dataset}` and `{arch}` are replaced here and in the members'
             checkpoints.
@@ -136,6 +137,7 @@ class EvaluationConfig:
 
     members: dict[str, MemberConfig]
     systems: dict[str, SystemConfig]
+    only: list[str] = field(default_factory=list)
     degradations: list[str] = field(default_factory=list)
     views: dict[str, str] = field(default_factory=dict)
     arch: str = "ResNet20"
@@ -173,7 +175,11 @@ def expand(config: EvaluationConfig) -> EvaluationConfig:
         for name, checkpoint in zip(each(key), each(member.checkpoint), strict=True)
     }
     systems = {}
+    for name in config.only:
+        check_choice(name, config.systems, "system", "only")
     for name, system in config.systems.items():
+        if config.only and name not in config.only:
+            continue
         if not system.members:
             raise ValueError(f"system {name!r} has no members: name some of {', '.join(members)}")
         listed = [member for text in system.members for member in each(text)]

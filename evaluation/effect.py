@@ -66,8 +66,10 @@ def _of_members(config: EvaluationConfig, used: Iterable[str], out: str) -> dict
     """Of the members in use, what stands for them, and the rest."""
     views = {config.members[name].view for name in used}
     texts = [out, *(config.members[name].checkpoint for name in used), *(config.views.get(view, view) for view in views)]
-    reasons = {f"members.{name}": "no system has this member here" for name in config.members if name not in used}
-    reasons |= {f"views.{name}": "no member looks at this view" for name in config.views if name not in views}
+    reasons = dict[str, str]()
+    if not config.only:  # the rest of a configuration may be of the systems that are left out
+        reasons |= {f"members.{name}": "no system has this member here" for name in config.members if name not in used}
+        reasons |= {f"views.{name}": "no member looks at this view" for name in config.views if name not in views}
     adapting = any(config.members[name].predictor.get("name", "frozen") != "frozen" for name in used)
     reasons["protocol"] = "" if adapting else "all members are frozen, they answer alike in whatever order (test.py --tta adapts)"
     reasons["rules"] = "" if any(system.fitted for system in config.systems.values()) else "no system has a fitted rule"

@@ -80,6 +80,7 @@ def test_a_key_without_effect_is_refused_with_the_reason(tmp_path: Path, given: 
         ({"members": {"jpeg": {"checkpoint": "x"}}, "batch_size": 3, "cache": False, "overwrite": True}, {}),
         ({"arch": "X"}, {"out": "runs/{arch}"}),
         ({"degradations": ["jpeg"], "systems": {"second": {"members": ["jpeg"]}}}, {}),
+        ({"only": ["all"], "views": {"shown": "y"}, "members": {"other": {"std": [1]}}}, {}),
     ],
 )
 def test_keys_with_an_effect_pass(tmp_path: Path, given: Tree, changes: Tree) -> None:

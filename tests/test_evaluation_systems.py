@@ -72,6 +72,16 @@ def test_a_member_a_degradation_is_written_once_and_stands_for_all(tmp_path: Pat
     assert expand(config) == config
 
 
+def test_only_some_systems_are_evaluated_without_opening_the_members_of_others(root: Path, tmp_path: Path) -> None:
+    tree = tree_of(root, tmp_path, "clean")
+    tree["members"]["untrained"] = {"checkpoint": "not/there"}
+    tree["systems"]["later"] = {"members": ["untrained"]}
+    found = evaluation(tree, only=[VOTE, "only noise"])
+    assert {row.system for row in found.rows} == {VOTE, "only noise"}
+    with pytest.raises(ValueError, match="unknown system 'latre' in only: did you mean 'later'"):
+        evaluation(tree, only=["latre"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,4 +1,4 @@
-"""Stages that need only some of those before them: what is run again, and what runs side by side."""
+"""Stages that need only some of those before them: what runs again, and what runs side by side."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def test_stages_that_do_not_need_each_other_run_side_by_side(caplog: pytest.LogC
     assert len(run("--jobs", "2")) == 8
     events = _events()
     assert events[:2] == ["begins clean", "begins diffusion"] or events[:2] == ["begins diffusion", "begins clean"]
-    for first, then in (("clean", "specialist_blur"), ("specialist_noise", "student"), ("student", "evaluate"), ("evaluate", "table")):
+    orders = (("clean", "specialist_blur"), ("specialist_noise", "student"), ("student", "evaluate"), ("evaluate", "table"))
+    for first, then in orders:
         assert events.index(f"ends {first}") < events.index(f"begins {then}")
     alone = events[events.index("begins adapt") :]  # which is two processes
     assert alone[1] == "ends adapt"
@@ -91,7 +92,8 @@ def test_stages_that_do_not_need_each_other_run_side_by_side(caplog: pytest.LogC
 def test_a_failed_stage_is_told_with_its_last_lines_after_those_beside_it_have_ended(caplog: pytest.LogCaptureFixture) -> None:
     Path("stage.py").write_text(SLOW)
     Path("fail_clean").touch()
-    with pytest.raises(Stopped, match=r"stage 'clean' failed with status 1(?s:.*)stages/clean\.log\n    threads \d+\n    no images"):
+    ending = r"stage 'clean' failed with status 1(?s:.*)stages/clean\.log\n    threads \d+\n    no images"
+    with pytest.raises(Stopped, match=ending):
         run("--jobs", "2")
     assert _events() == ["begins diffusion", "ends diffusion"]
     assert "stage 'clean' has failed; waiting for the end of diffusion" in caplog.text

@@ -58,6 +58,7 @@ def test_published_weights_that_are_not_there_are_reported_before_anything_runs(
 
 UNFIT = {
     "diffaud": ("CIFAR100", "TinyImagenet"),
+    "demo": ("CIFAR100", "TinyImagenet"),
     "sda": ("CIFAR100", "TinyImagenet"),
     "decorruptor": ("CIFAR100", "TinyImagenet", "Imagenet"),
     "repfusion": ("CIFAR100", "TinyImagenet", "Imagenet"),

@@ -92,7 +92,8 @@ class LoopConfig:
             (highest) and loss (lowest) of classifiers, loss of diffusion models; ties go to the
             later epoch.
         patience: stop after so many validations without a better value (null: never).
-        mixed_precision: no | bf16 | fp16 autocast.
+        mixed_precision: no | bf16 | fp16 autocast; auto: bf16 where the device multiplies in it
+            (utils.device.fast_precision), else no.
         accumulate: steps over which gradients are added up before the optimiser steps.
         clip_norm: largest gradient norm (null: no clipping).
         save_every: within an epoch the state is saved after so much time, such as 10m or 2h, or
@@ -109,7 +110,7 @@ class LoopConfig:
     validate_every: Count = 1
     monitor: str = "accuracy"
     patience: Count | None = None
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     accumulate: Count = 1
     clip_norm: Positive | None = None
     save_every: Count | str | None = "10m"

@@ -36,7 +36,7 @@ from undegrade.utils.data.perturbations.degradations import COMBINED
 from undegrade.utils.data.perturbations.registry import find_perturbation
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.training import DataConfig
-from undegrade.utils.device import choose_device
+from undegrade.utils.device import choose_device, fast_precision
 from undegrade.utils.files import write_atomic
 from undegrade.utils.interruption import STATUS, Interrupted, Interruption, parse_duration
 from undegrade.utils.provenance import made_by
@@ -136,9 +136,10 @@ def run(
     method_config: Any = build(kind.method, config.method, "method")
     for name in config.data.degradations:
         find_perturbation(name)
+    chosen, precision = choose_device(device), config.loop.mixed_precision
     accelerator = Accelerator(
-        cpu=choose_device(device).type == "cpu",
-        mixed_precision=config.loop.mixed_precision,
+        cpu=chosen.type == "cpu",
+        mixed_precision=fast_precision(chosen) if precision == "auto" else precision,
         gradient_accumulation_steps=config.loop.accumulate,
     )
     seed_everything(config.seed)

@@ -200,7 +200,8 @@ class _Books:
         data = tree["data"]
         sizes, cells = self._sizes(data["dataset"]), _cells(data)
         degradations = tree.get("degradations", [])
-        members = [member for name, member in tree["members"].items() for _ in (degradations if "{deg}" in name else [name])]
+        asked = {member for system in tree.get("only", []) for member in tree["systems"][system]["members"]} or tree["members"]
+        members = [tree["members"][name] for name in asked for _ in (degradations if "{deg}" in name else [name])]
         predictors = [member.get("predictor", {}) for member in members]
         passes = [_ADAPTED.get(predictor.get("name", "frozen"), (1, 0)) for predictor in predictors]
         forward, backward = (sum(counts) for counts in zip(*passes, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from typing import Literal
 
 import torch
 
@@ -45,6 +46,16 @@ def choose_device(requested: str | None = None, local_rank: int = 0) -> torch.de
     else:
         keep_freed_memory()
     return device
+
+
+def fast_precision(device: torch.device) -> Literal["bf16", "no"]:
+    """bf16 where the device multiplies in it, which is about twice as fast as in float32: GPUs from
+    NVIDIA's Ampere on, CPUs with AVX512-BF16 or AMX.
+    """
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    asked = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
+    return "bf16" if any(supported() for supported in asked) else "no"
 
 
 def keep_freed_memory() -> bool:

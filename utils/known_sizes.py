@@ -30,6 +30,7 @@ NETWORKS = {
     "swin_tiny_patch4_window7_224": Network(8.98, 28.3, 224),
     "swin_base_patch4_window7_224": Network(30.9, 87.8, 224),
     # diffusion models by their channels and blocks a level, published ones by their file
+    "16-32-48 x1": Network(0.1502, 0.43, 32),
     "16-32-64 x1": Network(0.1846, 0.64, 32),
     "32-64-128 x1": Network(0.7326, 2.54, 32),
     "128-256-256-256 x2": Network(12.63, 37.1, 32),

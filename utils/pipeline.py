@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--dry_run", action="store_true", help="print the commands and what they come to, and stop")
     p.add_argument("--speed", type=typed(Positive), help="with --dry_run: of a device, TFLOP a second, for the hours (default: "
                    f"{USUAL_SPEED:g})")  # fmt: skip
-    p.add_argument("--jobs", type=typed(Count), default=1, help="processes at once, of stages that do not need each other (default 1)")
+    p.add_argument("--jobs", type=typed(Count), default=1, help="processes at once, of stages that do not need each other (1)")
     p.add_argument("--max_time", help="stop after so much time, such as 3h50m, with what is done, and the status 75")
     args, rest = p.parse_known_args(argv)
     if args.speed and not args.dry_run:
