@@ -15,7 +15,8 @@ from undegrade.utils import stages
 from undegrade.utils.config import build
 from undegrade.utils.errors import Stopped
 from undegrade.utils.pipeline import main
-from undegrade.utils.stages import PipelineConfig, commands, find_mpiexec
+from undegrade.utils.processes import find_mpiexec
+from undegrade.utils.stages import PipelineConfig, commands
 
 CONFIG = """
 variables:

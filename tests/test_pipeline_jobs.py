@@ -37,7 +37,7 @@ stages:
   diffusion: {script: stage.py, args: {name: diffusion, value: "{value}"}, needs: []}
   adapt: {script: stage.py, args: {name: adapt}, needs: [diffusion], mpi: true}
   evaluate: {script: stage.py, args: {name: evaluate}, needs: [adapt, student]}
-  table: {script: stage.py, args: {name: table}}
+  table: {script: stage.py, args: {name: table}, shown: true}
 """
 
 
@@ -73,7 +73,9 @@ def test_a_stage_cannot_need_one_that_does_not_come_before_it() -> None:
         texts({"stages": {"one": {"script": "a.py", "needs": ["too"]}, "two": {"script": "a.py"}}})
 
 
-def test_stages_that_do_not_need_each_other_run_side_by_side(caplog: pytest.LogCaptureFixture) -> None:
+def test_stages_that_do_not_need_each_other_run_side_by_side(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("stage.py").write_text(SLOW)
     caplog.set_level("INFO")
     assert len(run("--jobs", "2")) == 8
@@ -86,6 +88,7 @@ def test_stages_that_do_not_need_each_other_run_side_by_side(caplog: pytest.LogC
     assert alone[1] == "ends adapt"
     cores = len(os.sched_getaffinity(0))
     assert Path("runs/pipeline/stages/clean.log").read_text() == f"threads {max(1, cores // 2)}\n"
+    assert capsys.readouterr().out == f"threads {max(1, cores // 2)}\n\n"  # of the table, which is shown
     assert re.search(r"specialist-blur: done in \d+ s", caplog.text)
 
 

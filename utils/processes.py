@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,12 @@ _COUNT = "import torch; print(torch.cuda.device_count() if torch.cuda.is_availab
 def available_cores() -> int:
     """Logical cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def find_mpiexec() -> str | None:
+    """The mpiexec on the PATH, or the one of the `mpich` wheel beside this Python."""
+    beside = Path(sys.executable).parent / "mpiexec"
+    return shutil.which("mpiexec") or (str(beside) if beside.is_file() else None)
 
 
 def visible_gpus() -> int:

@@ -170,6 +170,8 @@ class StageRuns:
                 name = one.stage.name
                 self.seconds[name] = one.seconds
                 write_atomic(self.out / f"{name}.json", json.dumps({"identity": one.stage.identity, "seconds": one.seconds}) + "\n")
-                if self.jobs > 1:
+                if one.output is not None:
                     log.info("%s: done in %.0f s", name, one.seconds)
+                    if one.stage.shown:
+                        print(one.output.read_text(errors="replace"), flush=True)
         return ended

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import logging
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -17,7 +16,7 @@ from typing import Any
 from undegrade.utils.choices import check_choice, fill_names
 from undegrade.utils.config import dump_yaml, read_yaml
 from undegrade.utils.data.sources.registry import DATASETS
-from undegrade.utils.processes import TORCHRUN, shared_out, visible_gpus
+from undegrade.utils.processes import TORCHRUN, find_mpiexec, shared_out, visible_gpus
 from undegrade.utils.ranges import Count
 
 log = logging.getLogger("pipeline")
@@ -61,6 +60,8 @@ class StageConfig:
             Null: all before it. What it does not need may run beside it (`--jobs`), and may
             change without its being run again.
         when: a text with variables; where it comes out empty the stage is left out.
+        shown: its output is for the reader: beside other stages (`--jobs`), which write into files,
+            it is printed when the stage has ended.
     """
 
     script: str
@@ -72,6 +73,7 @@ class StageConfig:
     each: list[str] | dict[str, str] = field(default_factory=list)
     once: bool = False
     needs: list[str] | None = None
+    shown: bool = False
     when: str = "always"
 
 
@@ -113,6 +115,7 @@ class Command:
         identity: digest of the command and of all that it needs.
         needs: names of the commands that must have ended before.
         processes: that it starts.
+        shown: as in `StageConfig`.
     """
 
     name: str
@@ -123,6 +126,7 @@ class Command:
     identity: str
     needs: list[str]
     processes: int = 1
+    shown: bool = False
 
 
 class Variables(dict[str, str]):
@@ -163,12 +167,6 @@ class Variables(dict[str, str]):
 def escaped(text: str) -> str:
     """A text that is filled in as it stands, its braces included."""
     return text.replace("{", "{{").replace("}", "}}")
-
-
-def find_mpiexec() -> str | None:
-    """The mpiexec on the PATH, or the one of the `mpich` wheel beside this Python."""
-    beside = Path(sys.executable).parent / "mpiexec"
-    return shutil.which("mpiexec") or (str(beside) if beside.is_file() else None)
 
 
 def commands(config: PipelineConfig, given: Mapping[str, str], variables: Variables | None = None) -> list[Command]:
@@ -241,7 +239,8 @@ def _stages(
             if SCRIPTS.get(stage.script) == "train":
                 processes, words = shared_out(full, words, configs, int(here["processes"]), int(recipe))
             typed, needs = [*_program(stage, ranks, processes), *words], [command.name for command in parents]
-            needed[name].append(Command(full, stage.script, typed, words, configs, identity, needs, int(ranks or processes)))
+            count = int(ranks or processes)
+            needed[name].append(Command(full, stage.script, typed, words, configs, identity, needs, count, stage.shown))
         out += needed[name]
     return out
 
