@@ -70,7 +70,7 @@ def examples(evaluation: Evaluation, system: str | None = None) -> Figure:
     columns: dict[str, list[Picture]] = {}
     for number, cell in enumerate(evaluation.cells):
         right = [evaluation.correct[name][cell] for name in (first, second)]
-        pick = typical(*right, start=number * len(source) // len(evaluation.cells))
+        pick = typical(right[0], right[1], number * len(source) // len(evaluation.cells))
         shares = " → ".join(percent(100 * float(each.mean())) for each in right)
         label = int(source.labels[pick])
         pictures = [Picture(pixels_of(source.images([pick])[0]), words[label])]

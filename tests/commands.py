@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
+import undegrade.utils.downloads  # noqa: F401  else first imported, and changed for good, while a stop stands in its place
 from tests.editing import tiny_editor
 from tests.scripts import ROOT, run_script
 from undegrade.__main__ import COMMANDS
