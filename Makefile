@@ -8,6 +8,7 @@
 # make table-tta DATASET=Digits   test-time adaptation of classifiers, under several protocols -> runs/tta/Digits
 # make table-adapters DATASET=Digits   adapters of images by gain and cost, alone, summed, weighted, gated -> runs/adapters/Digits
 # make bench   every part against the reference way, 4 minutes on 2 CPU cores -> runs/bench
+# make docs   the documentation as a site with a search -> build/docs
 # make test   the test suite            make lint   style, format and types          make test-all   with the slow tests
 # Another data set: make demo DATASET=path/to/images OUT=runs/mine    Options of the pipeline: ARGS="--ranks 8" (docs/configuration.md)
 
@@ -22,8 +23,9 @@ BIN     := $(VENV)/bin
 # an MPI of the machine is used if there is one, else the one from PyPI
 MPI     := $(if $(shell command -v mpiexec 2>/dev/null),mpi,mpich)
 READY   := $(VENV)/.ready
+SITE    := $(VENV)/.docs
 
-.PHONY: demo table-fusiondistill table-diffaud table-sda table-decorruptor table-repfusion table-repfusion-start table-tta table-adapters bench test test-all lint install clean
+.PHONY: demo table-fusiondistill table-diffaud table-sda table-decorruptor table-repfusion table-repfusion-start table-tta table-adapters bench docs test test-all lint types install clean
 
 demo: $(READY)
 	$(BIN)/python utils/pipeline.py -c configs/pipelines/demo.yaml --dataset $(DATASET) --out $(OUT) --jobs 2 $(ARGS)
@@ -36,6 +38,10 @@ table-fusiondistill table-diffaud table-sda table-decorruptor table-repfusion ta
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS)
 
+docs: $(SITE)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/docs/index.html; with the search: $(BIN)/python -m http.server -d build/docs"
+
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --durations 10
 
@@ -45,6 +51,9 @@ test-all: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory types
+
+types: $(READY)
 	mkdir -p .links/undegrade
 	ln -sfn $(addprefix ../../,$(wildcard undegrade/*.py) utils models trainers image_adapt evaluation train.py train_all_deg.py test.py test_ensemble.py) .links/undegrade/
 	$(BIN)/mypy
@@ -58,5 +67,9 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install -qq --editable ".[dev,$(MPI)]"
 	touch $(READY)
 
+$(SITE): $(READY)
+	$(BIN)/python -m pip install -qq --editable ".[docs]"
+	touch $(SITE)
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .hypothesis .ruff_cache .mypy_cache .links
+	rm -rf $(VENV) runs build/docs .pytest_cache .hypothesis .ruff_cache .mypy_cache .links

@@ -4,7 +4,7 @@
     python evaluation/fit_command.py -c configs/ensemble/Digits/ResNet20_gate.yaml --views.adapted adapted/dda/Digits/validation \
         --max_loss 2.5 --signals image,change,members
 
-The adapted validation images are made before, under the same degradations (docs/restoration.md). Each rule is
+The adapted validation images are made before, under the same degradations (docs/systems/restoration.md). Each rule is
 written to the folder `rules` (--rules), where test_ensemble.py finds it.
 """
 

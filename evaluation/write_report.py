@@ -48,7 +48,7 @@ def write_evaluation_report(path: str | Path, evaluation: Evaluation) -> None:
     if shows_costs(evaluation.rows, evaluation.costs):
         costs = cost_plot(evaluation.rows, evaluation.costs)
         figures["Accuracy against what adaptation costs (side by side: the same costs)"] = costs
-    _, best = _first_and_best(evaluation.rows)
+    _, best = first_and_best(evaluation.rows)
     figures[_PICTURES.format(best.system)] = _pictures(evaluation, best.system)
     if gated(evaluation.rows):
         figures["What gates restore"] = restored_plot(evaluation.rows)
@@ -76,14 +76,14 @@ def write_evaluation_report(path: str | Path, evaluation: Evaluation) -> None:
     )
 
 
-def _first_and_best(rows: list[Result]) -> tuple[Result, Result]:
+def first_and_best(rows: list[Result]) -> tuple[Result, Result]:
     """Rows of the first system and of that in the headline: their means, where there are any."""
     means = [row for row in rows if row.corruption == MEAN] or rows
     return means[0], max(means, key=lambda row: row.accuracy)
 
 
 def _summary(rows: list[Result]) -> str:
-    first, best = _first_and_best(rows)
+    first, best = first_and_best(rows)
     if best.system == first.system:
         return f"{first.system} is best: {percent(100 * first.accuracy)} % of {first.n} predictions."
     best_accuracy, low, high = (percent(100 * share) for share in (best.accuracy, best.ci95_low, best.ci95_high))
@@ -113,7 +113,7 @@ def _pictures(evaluation: Evaluation, system: str) -> Figure:
     columns: dict[str, list[Picture]] = {}
     if source.listing_of is None:
         images = source.images(picks)
-        columns["clean"] = [Picture(_pixels(image), words[label]) for image, label in zip(images, true, strict=True)]
+        columns["clean"] = [Picture(pixels_of(image), words[label]) for image, label in zip(images, true, strict=True)]
     for view in dict.fromkeys(member_view(evaluation.config, name) for names in shown.values() for name in names):
         heading = "corrupted" if view == RAW or Path(view) == source.listing_of else "adapted"
         heading = f"{heading} ({Path(view).name})" if heading in columns else heading
@@ -121,7 +121,7 @@ def _pictures(evaluation: Evaluation, system: str) -> Figure:
             _seen(evaluation, cell, pick, [name for name in names if member_view(evaluation.config, name) == view], len(names) > 1)
             for (cell, names), pick in zip(shown.items(), picks, strict=True)
         ]
-    answers = [_answer(evaluation, system, cell, pick) for cell, pick in zip(shown, picks, strict=True)]
+    answers = [answer_of(evaluation, system, cell, pick) for cell, pick in zip(shown, picks, strict=True)]
     columns[f"{system} says"] = [Picture(None, words[k], k == label) for k, label in zip(answers, true, strict=True)]
     levels = [f"{cell.corruption}\nseverity {level_text(cell.severity)}" for cell in shown]
     return image_grid(columns, [f"{level}\ntrue: {words[label]}" for level, label in zip(levels, true, strict=True)])
@@ -132,7 +132,7 @@ def _seen(evaluation: Evaluation, cell: Cell, pick: int, names: list[str], sever
     if not names:
         return Picture(None)
     members = [evaluation.members[name] for name in names]
-    image = _pixels(members[0].view.source(cell).images([pick])[0])
+    image = pixels_of(members[0].view.source(cell).images([pick])[0])
     if not several:
         return Picture(image)
     words, label = class_words(evaluation.source.classes), int(evaluation.source.labels[pick])
@@ -141,7 +141,7 @@ def _seen(evaluation: Evaluation, cell: Cell, pick: int, names: list[str], sever
     return Picture(image, ", ".join(words[k] for k in said), right)
 
 
-def _answer(evaluation: Evaluation, system: str, cell: Cell, pick: int) -> int:
+def answer_of(evaluation: Evaluation, system: str, cell: Cell, pick: int) -> int:
     """The class that a system finds for an image."""
     chosen = evaluation.config.systems[system]
     members = [evaluation.members[name] for name in members_of(chosen, cell, evaluation.members)]
@@ -149,7 +149,7 @@ def _answer(evaluation: Evaluation, system: str, cell: Cell, pick: int) -> int:
     return int(torch.cat([part.argmax(1) for part in scores])[pick])
 
 
-def _pixels(image: torch.Tensor) -> np.ndarray:
+def pixels_of(image: torch.Tensor) -> np.ndarray:
     """[H,W,3] of [3,H,W]."""
     return image.permute(1, 2, 0).numpy()
 
@@ -171,7 +171,7 @@ def _decisions(evaluation: Evaluation, system: str) -> Figure:
         sides = zip(columns.values(), two_sides(rule.members, rule.pool, logits), (0, first_other(rule.members)), strict=True)
         for pictures, p, place in sides:
             image, said = members[place].view.source(cell).images([pick])[0], int(p[pick].argmax())
-            pictures.append(Picture(_pixels(image), words[said], said == label))
+            pictures.append(Picture(pixels_of(image), words[said], said == label))
         decision = "restored" if restored[pick] else "kept"
         labels.append(f"{cell.corruption}\ntrue: {words[label]}, {decision}")
     return image_grid(columns, labels)

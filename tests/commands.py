@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
+import undegrade.utils.downloads  # noqa: F401  else first imported, and changed for good, while a stop stands in its place
 from tests.editing import tiny_editor
 from tests.scripts import ROOT, run_script
 from undegrade.__main__ import COMMANDS
@@ -118,6 +119,7 @@ STOPS: dict[str, dict[str, Callable]] = {
     "evaluation/dense_table.py": {"undegrade.evaluation.approach_table.result_paths": _stop()},
     "evaluation/adapter_table.py": {"undegrade.evaluation.approach_table.result_paths": _stop()},
     "evaluation/site_command.py": {"undegrade.evaluation.leaderboard.find_results": _stop()},
+    "evaluation/examples_command.py": {"undegrade.evaluation.result_files.read_json": _stop()},
     "evaluation/fit_command.py": {"undegrade.evaluation.opening.needed_members": _stop()},
     "evaluation/protocol_table.py": {"undegrade.evaluation.approach_table.result_paths": _stop()},
     "evaluation/linear_probe.py": {"undegrade.utils.data.sources.registry.SourceConfig.open": _stop()},

@@ -247,7 +247,7 @@ PUBLISHED = {  # DiffAUD's: test_diffaud_configs.py, SDA's: test_fine_tuning.py
     "adapt/CIFAR10/dda": {**DDA, "dda.guidance_weight": 0.375, "model": "diffusion/{dataset}/ddpm"},
     "adapt/Imagenet/dda": {**DDA, "dda.guidance_weight": 3.0, "batch_size": 4, "model": "ckpt/256x256_diffusion_uncond"},
     "generate/Imagenet/dit": {"respacing": "250", "num_per_class": 50, "image_size": 256, "dataset": "Imagenet"},
-    # not published, but numbers of the README are of these
+    # not published, but numbers in docs/results are of these
     "ind/Digits/ResNet20_clean": {"optimizer.name": "AdamW", "optimizer.lr": 3e-3, "loop.epochs": 12, "data.batch_size": 64},
     "deg_all/Digits/ResNet20/adaptDistill": {"optimizer.lr": 2e-3, "loop.epochs": 6, "method.feature_weights": {"pooled": 1.0}},
     "adapt/Digits/dda": {"dda.respacing": "20", "dda.start_step": 7, "dda.guidance_weight": 0.0, "input.constants": "imagenet"},

@@ -24,6 +24,7 @@ COMMANDS = {  # word -> (module that has the `main`, what it does)
     "dense_table": ("evaluation.dense_table", "networks for masks or points, mean over seeds"),
     "protocol_table": ("evaluation.protocol_table", "systems under several protocols or batch sizes, mean over seeds"),
     "adapter_table": ("evaluation.adapter_table", "adapters of images by what they gain and cost"),
+    "examples": ("evaluation.examples_command", "a figure of test images, degraded and adapted, with what systems say"),
     "site": ("evaluation.site_command", "a leaderboard of all results below folders, as pages"),
     "pipeline": ("utils.pipeline", "run the stages of a pipeline YAML"),
 }

@@ -26,7 +26,7 @@ def list_methods() -> dict[str, str]:
 
 def list_predictors() -> dict[str, str]:
     """Name -> one line, of what adapts a classifier to the images that it sees:
-    `wrap(model).with_tta(name)` (docs/tta.md).
+    `wrap(model).with_tta(name)` (docs/systems/tta.md).
     """
     import undegrade.evaluation.tta  # noqa: F401  its methods are predictors
     from undegrade.evaluation.predictors import PREDICTORS

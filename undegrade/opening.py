@@ -179,8 +179,9 @@ def wrap(
         image_size: side of the images in pixels (default: as timm's weights want it, else 224).
         resize: side to which the shorter side of an image is brought before the centre is cut
             (default: as timm's weights want it, else `image_size`).
-        mean, std: of each of three channels, on the scale of [0,1], that the network's images are
-            normalised with (default: as timm's weights want it, else 0 and 1: the network takes
+        mean: of each of three channels, on the scale of [0,1], that the network's images are
+            normalised with (default: as timm's weights want it, else 0).
+        std: the deviations for that (default: as timm's weights want it, else 1: the network takes
             images in [0,1]).
         pretrained: of a timm name, whether its weights are loaded (downloaded once).
         device: "cpu", "cuda", "cuda:N" (default: a GPU if there is one).

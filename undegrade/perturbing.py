@@ -75,7 +75,8 @@ def degrade(
             (`list_perturbations()` says the units), or what has one level only ("strong_seq").
         level: JPEG quality 1..101, standard deviation in pixels 0..5 or in grey levels 0..50, share
             of values 0..0.25; one a stage of a sequence. None: drawn for each image.
-        seed, keys: see `corrupt`.
+        seed: see `corrupt`.
+        keys: see `corrupt`.
 
     Returns:
         What was given, of the same type, shape, dtype, range and device.

@@ -168,7 +168,7 @@ class System:
         this one stays as it is.
 
         Args:
-            method: of `list_predictors()`, such as "tent" (docs/tta.md).
+            method: of `list_predictors()`, such as "tent" (docs/systems/tta.md).
             training: data set or image folder whose clean training images some methods need.
             options: of the method.
 

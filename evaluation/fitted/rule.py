@@ -203,7 +203,7 @@ def read_rule(path: Path) -> FittedRule:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist: fit the rule on validation images by python evaluation/fit_command.py -c <config> with the "
-            "same members (docs/restoration.md)"
+            "same members (docs/systems/restoration.md)"
         )
     tree = read_object(path, _MEND)
     try:

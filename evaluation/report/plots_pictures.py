@@ -33,7 +33,7 @@ def image_grid(columns: Mapping[str, Sequence[Picture]], labels: Sequence[str], 
     a tick when the prediction is right, red with a cross when wrong.
 
     Args:
-        columns: heading -> one picture a row.
+        columns: heading, of one or more lines -> one picture a row.
         labels: the text left of each row, such as the corruption.
         side: pixels of the longer side of a picture at least wanted in the figure.
 
@@ -49,8 +49,9 @@ def image_grid(columns: Mapping[str, Sequence[Picture]], labels: Sequence[str], 
     cell = longest * math.ceil(side / longest)
     # Pixels throughout, so that every image pixel covers whole figure pixels. 11 pixels hold a
     # letter.
-    texts = [*columns, *(picture.text + "✓ " for pictures in columns.values() for picture in pictures)]
-    left, top, under = 24 + 11 * max(len(line) for label in labels for line in label.splitlines()), 36, 30
+    texts = [*"\n".join(columns).splitlines(), *(picture.text + "✓ " for pictures in columns.values() for picture in pictures)]
+    left, under = 24 + 11 * max(len(line) for label in labels for line in label.splitlines()), 30
+    top = 36 + 24 * max(heading.count("\n") for heading in columns)
     pitch = max(cell, 11 * max(map(len, texts))) + 14
     width, height = left + len(columns) * pitch, top + len(labels) * (cell + under)
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")

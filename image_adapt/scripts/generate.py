@@ -6,7 +6,7 @@ python image_adapt/scripts/generate.py -c configs/generate/Digits/conditional.ya
 mpiexec -n 8 python image_adapt/scripts/generate.py -c configs/generate/Imagenet/dit.yaml --vae ckpt/sd-vae-ft-ema
 mpiexec -n 8 python image_adapt/scripts/generate.py --ckpt ckpt/DiT-XL-2-256x256.pt --sample-dir data --num-fid-samples 50000
 
-docs/generation.md: models, files, settings, the published command line. Flags that take true or
+docs/generation.md: models, files, settings; docs/systems/sda.md: the published commands. Flags that take true or
 false also take yes, no, t, f, y, n, 1, 0; alone: true.
 """
 
