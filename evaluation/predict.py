@@ -134,8 +134,9 @@ def predict(
     if report is not None:
         from undegrade.evaluation.prediction_report import Labelled, write_prediction_report  # jinja2 and pictures take a while
 
+        left = len(files) - len(done) - len(broken) if stop is not None else 0
         shown = {member: (config.members[member].view, sources[views[member]]) for member in names}
-        write_prediction_report(report, Labelled(path, name, chosen.rule, shown, done, broken, len(files)))
+        write_prediction_report(report, Labelled(path, name, chosen.rule, shown, done, broken, left))
     if stop is not None:
         raise stop
     return done, len(broken)

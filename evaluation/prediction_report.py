@@ -42,7 +42,7 @@ class Labelled:
         members: name of its view and the images that it sees, by member.
         predictions: at least one.
         broken: what could not be read, and why.
-        total: images that there are; more than were looked at, if that was stopped.
+        left: images that were not looked at, since it was stopped.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class Labelled:
     members: Mapping[str, tuple[str, Pictures]]
     predictions: Sequence[Prediction]
     broken: Sequence[str]
-    total: int
+    left: int = 0
 
 
 def write_prediction_report(path: Path, labelled: Labelled) -> None:
@@ -148,9 +148,8 @@ def _notes(labelled: Labelled, several: bool) -> list[str]:
     if count > SHOWN:
         notes.append(f"The page shows {SHOWN} of {count} images: those of which members disagree, and the least confident ones. "
                      "The histogram and the classes are of all.")  # fmt: skip
-    left = labelled.total - count - len(labelled.broken)
-    if left:
-        notes.append(f"It was stopped before its end: {left} of {labelled.total} images were not looked at.")
+    if labelled.left:
+        notes.append(f"It was stopped before its end: {labelled.left} further images were not looked at.")
     if labelled.broken:
         notes.append(f"{len(labelled.broken)} images could not be read: {'; '.join(labelled.broken[:20])}")
     return notes

@@ -42,7 +42,6 @@ def main() -> object:
         word = completion.command_word()
         if word not in COMMANDS:
             completion.complete_words(COMMANDS)
-            return 0
         words = [word]
         completion.skip_command_word()
     if not words or words[0] in ("-h", "--help"):

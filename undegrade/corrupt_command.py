@@ -22,11 +22,12 @@ from pathlib import Path
 from PIL import Image
 
 from undegrade.perturbing import corrupt, degrade
+from undegrade.pictures import image_files
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.data.cells import GROUPS, level_text, parse_severities
 from undegrade.utils.data.perturbations.perturbation import Perturbation
 from undegrade.utils.data.perturbations.registry import find_perturbation
-from undegrade.utils.data.sources.image_files import keys_of, list_images
+from undegrade.utils.data.sources.image_files import keys_of
 from undegrade.utils.data.sources.images import BrokenImageError, read_image
 from undegrade.utils.errors import run_main
 from undegrade.utils.files import write_atomic
@@ -54,13 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, _ = p.parse(argv)
     wanted = _wanted(args.corruption, args.severity, args.level)
     path = Path(args.images)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give a folder of images, or an image")
     if path.is_dir() and Path(args.out).resolve().is_relative_to(path.resolve()):
         raise ValueError(f"--out {args.out} lies in {path}, whose images the next call would take: name a folder beside it")
-    files = list_images(path) if path.is_dir() else [path]
-    if not files:
-        raise ValueError(f"no images under {path}")
+    files = image_files(path)
     folder = path if path.is_dir() else path.parent
     keys = keys_of([file.relative_to(folder).as_posix() for file in files])
     interruption, broken, written = Interruption(), list[str](), 0

@@ -84,7 +84,11 @@ def packages() -> Iterator[Line]:
     needed = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
     unfit = [one for one in needed if not _fits(one)]
     for one in unfit:
-        yield Line(FAIL, one.name, f"{_version(one.name) or 'not installed'}, {one.specifier} is needed: pip install '{one}'")
+        yield Line(
+            FAIL,
+            one.name,
+            f"{_version(one.name) or 'not installed'}, {one.specifier or 'any version'} is needed: pip install '{one}'",
+        )
     if not unfit:
         yield Line(OK, "packages", ", ".join(f"{one.name} {_version(one.name)}" for one in needed))
     members: dict[str, list[str]] = {}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from undegrade.evaluation.results import percent
+from undegrade.evaluation.results import MEAN, percent
 from undegrade.scoring import evaluate
 from undegrade.system_flags import open_system, system_parser
 from undegrade.utils.command_line import typed
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table_text(table))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
+        table = table.convert_dtypes()  # severities are whole numbers where they can be
         write_atomic(out, table.to_csv(index=False) if out.suffix == ".csv" else table.to_json(orient="records", indent=1) + "\n")
         print(f"written: {out}")
 

@@ -32,10 +32,10 @@ from undegrade.evaluation.predictions import (
     stopped,
     write_csv,
 )
+from undegrade.pictures import image_files
 from undegrade.system import Seen, System
 from undegrade.system_flags import open_system, system_parser
 from undegrade.utils.command_line import typed
-from undegrade.utils.data.sources.image_files import find_images
 from undegrade.utils.data.views import RAW
 from undegrade.utils.errors import run_main
 from undegrade.utils.interruption import Interrupted, Interruption, parse_duration
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--report {args.report} is a folder: name a file in it, such as {Path(args.report) / 'report.html'}")
     interruption = Interruption(parse_duration(args.max_time) if args.max_time else None)
     paths = [Path(path) for path in args.images]
-    total = _count(paths)
+    total = sum(len(image_files(path, quietly=True)) for path in paths)
     with interruption.listening():
         system = open_system(args, keys)
         if args.top is not None and args.top > len(system.classes):
@@ -117,7 +117,9 @@ def label(
     if report is not None:
         members = {member: (system.views[member], shown.of(system.views[member])) for member in system.rule.members}
         path = Path(", ".join(path.name or str(path) for path in paths[:3]))
-        write_prediction_report(report, Labelled(path, system.name, system.rule.rule, members, done, broken, total))
+        write_prediction_report(
+            report, Labelled(path, system.name, system.rule.rule, members, done, broken, total - len(done) - len(broken))
+        )
     if stop is not None:
         raise stop
     print_summary(done)
@@ -125,14 +127,6 @@ def label(
     if report is not None:
         print(f"report: {report}")
     return int(bool(broken))
-
-
-def _count(paths: Sequence[Path]) -> int:
-    """Images there; FileNotFoundError for a path that is not."""
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist: give a folder of images, or images")
-    return sum(len(find_images(path)[0]) if path.is_dir() else 1 for path in paths)
 
 
 class _Shown:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import sys
 from collections.abc import Iterable
+from typing import NoReturn
 
 _ASKED = "_ARGCOMPLETE"  # argcomplete's: set by the shell; the words that stand before the arguments
 
@@ -26,18 +29,18 @@ def skip_command_word() -> None:
     os.environ[_ASKED] = "2"
 
 
-def complete(parser: argparse.ArgumentParser) -> None:
-    """Tell the shell what may follow in a command line of an argparse parser, and end the process;
-    nothing where argcomplete is not installed.
+def complete(parser: argparse.ArgumentParser) -> NoReturn:
+    """Tell the shell what may follow in a command line of an argparse parser, nothing where
+    argcomplete is not installed; and end the process.
     """
-    try:
+    with contextlib.suppress(ImportError):
         import argcomplete  # an extra
-    except ImportError:
-        return
-    argcomplete.autocomplete(parser)
+
+        argcomplete.autocomplete(parser)
+    sys.exit()
 
 
-def complete_words(words: Iterable[str]) -> None:
+def complete_words(words: Iterable[str]) -> NoReturn:
     """The same of a command line that begins with one of several words."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("command", choices=list(words))
