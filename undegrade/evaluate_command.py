@@ -1,7 +1,7 @@
 """Accuracies of one system under corruptions, with 95 % intervals.
 
     undegrade evaluate Digits --system ind/Digits/ResNet20_clean --corruption clean,all --severity 5
-    undegrade evaluate Imagenet --root path/to/imagenet --system resnet50.a1_in1k --corruption fog,snow --severity 1-5 --out table.csv
+    undegrade evaluate Imagenet --root path/to/imagenet --system resnet50.a1_in1k --corruption fog --severity 1-5 --out table.csv
 
 Adapted images are made as they are needed, nothing is stored. (`undegrade test` and `undegrade
 ensemble` store images and answers, compare several systems image by image, take stored adapted
