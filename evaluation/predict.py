@@ -4,14 +4,10 @@ folder, as a CSV and as a page.
 
 from __future__ import annotations
 
-import collections
-import csv
 import dataclasses
-import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +19,16 @@ from undegrade.evaluation.fitted.rule import FittedRule, first_other
 from undegrade.evaluation.fitted.signals import pixel_signals
 from undegrade.evaluation.opening import member_view
 from undegrade.evaluation.predict_inputs import image_frame, open_predictors, open_views
+from undegrade.evaluation.predictions import (
+    Answers,
+    Prediction,
+    best_classes,
+    csv_file,
+    print_summary,
+    say_broken,
+    stopped,
+    write_csv,
+)
 from undegrade.evaluation.predictors import Predictor
 from undegrade.evaluation.rules import RULES, combine, mixing_weights
 from undegrade.utils.choices import check_choice
@@ -30,42 +36,13 @@ from undegrade.utils.data.cells import CLEAN, Cell
 from undegrade.utils.data.pixels import to_unit
 from undegrade.utils.data.sources.class_names import class_words
 from undegrade.utils.data.sources.image_source import ImageSource
-from undegrade.utils.files import write_atomic
 from undegrade.utils.interruption import Interrupted, Interruption
 from undegrade.utils.progress import progress_bar
 from undegrade.utils.runs import find_checkpoint
 
 log = logging.getLogger(__name__)
 
-PREDICTIONS = "predictions.csv"
 _AS_THEY_ARE = Cell(CLEAN, 0)
-_SHOWN = 20  # classes of the table, files of a warning
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a system says of an image.
-
-    Attributes:
-        file: relative to its folder.
-        classes: the best ones with their shares of the scores in [0, 1], best first.
-        restored: of a system with a gate, whether the image was restored.
-        words: for each of `classes` (`class_words`).
-        members: the word of the best class of each member of the system, and its probability.
-        row: the image's place among those that every view has.
-    """
-
-    file: str
-    classes: list[tuple[str, float]]
-    restored: bool | None = None
-    words: list[str] = dataclasses.field(default_factory=list)
-    members: list[tuple[str, float]] = dataclasses.field(default_factory=list)
-    row: int = 0
-
-    @property
-    def agrees(self) -> bool:
-        """Whether every member says what the system says."""
-        return all(word == self.words[0] for word, _ in self.members)
 
 
 def predict(
@@ -99,11 +76,10 @@ def predict(
         system: its name (default: the last one of `config`).
         top: classes an image.
         interruption: asked after each batch.
-        report: HTML file that shows the images with what is said of them (None: none); written
-            when all images are done.
+        report: HTML file that shows the images with what is said of them (None: none).
 
     Raises:
-        Interrupted: `out` has the images so far.
+        Interrupted: `out` and `report` have the images so far.
         ValueError, FileNotFoundError: no image there, none that can be read, a system that is
             unknown or told the corruption, `top` beyond the classes, a checkpoint that does not say
             what it takes, and what `find_checkpoint` and `load_classifier` raise.
@@ -136,6 +112,7 @@ def predict(
     words = class_words(classes)
     done: list[Prediction] = []
     broken: list[str] = []
+    stop: Interrupted | None = None
     try:
         for predictor in predictors.values():
             predictor.reset()
@@ -143,24 +120,25 @@ def predict(
             seen = {m: images[views[m]] for m in predictors}
             logits = member_logits(predictors, seen)
             stacked = torch.stack([logits[member] for member in names])
-            answers = _Answers(stacked, *system_scores(chosen, predictors, seen, logits, names, rule))
-            done += _best(answers, rows, files, classes, words, top)
+            answers = Answers(stacked, *system_scores(chosen, predictors, seen, logits, names, rule))
+            done += best_classes(answers, rows, files, classes, words, top)
             if interruption is not None and interruption.due and len(done) + len(broken) < len(files):
-                stop = Interrupted(f"{interruption.reason} after {len(done)} of {len(files)} images, which are in {out}")
-                stop.go_on = "the same command begins anew"
-                raise stop
+                stop = stopped(interruption, len(done), len(files), out, report)
+                break
     finally:
         if done:
-            _write(out, done, top)
+            write_csv(out, done, top)
     if not done:
         raise ValueError(f"none of the {len(files)} images of --predict {path} can be read, e.g. {broken[0]}")
-    if broken:
-        log.warning("left out %d of %d images that cannot be read:\n  %s", len(broken), len(files), "\n  ".join(broken))
+    say_broken(broken, len(files))
     if report is not None:
         from undegrade.evaluation.prediction_report import Labelled, write_prediction_report  # jinja2 and pictures take a while
 
+        left = len(files) - len(done) - len(broken) if stop is not None else 0
         shown = {member: (config.members[member].view, sources[views[member]]) for member in names}
-        write_prediction_report(report, Labelled(path, name, chosen.rule, shown, done, broken))
+        write_prediction_report(report, Labelled(path, name, chosen.rule, shown, done, broken, left))
+    if stop is not None:
+        raise stop
     return done, len(broken)
 
 
@@ -187,16 +165,6 @@ def _batches(
             if rows:
                 yield rows, {view: images[[good.index(row) for row in rows]] for view, (good, images, _) in read.items()}
             bar.update(len(batch))
-
-
-class _Answers(NamedTuple):
-    """Of a system on a batch: logits [M,B,K] of its members, its scores [B,K], and bool [B], which
-    images a gate restored (None: there is no gate).
-    """
-
-    logits: Tensor
-    scores: Tensor
-    restored: Tensor | None = None
 
 
 def member_logits(predictors: Mapping[str, Predictor], images: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -234,52 +202,6 @@ def system_scores(
     return logits_of(names[0], predictors[names[0]], mixed).softmax(1), None
 
 
-def _best(
-    answers: _Answers, rows: Sequence[int], files: Sequence[str], classes: Sequence[str], words: Sequence[str], top: int
-) -> list[Prediction]:
-    """Of the images `rows`; `words` are those of `classes`."""
-    scores = answers.scores
-    values, order = (scores / scores.sum(1, keepdim=True)).sort(dim=1, descending=True, stable=True)
-    ways = [None] * len(rows) if answers.restored is None else answers.restored.tolist()
-    shares, said = answers.logits.softmax(2).max(2)
-    return [
-        Prediction(
-            files[row],
-            [(classes[k], p) for k, p in zip(best, found, strict=True)],
-            way,
-            [words[k] for k in best],
-            [(words[k], p) for k, p in zip(their_best, theirs, strict=True)],
-            row,
-        )
-        for row, best, found, way, their_best, theirs in zip(
-            rows, order[:, :top].tolist(), values[:, :top].tolist(), ways, said.T.tolist(), shares.T.tolist(), strict=True
-        )
-    ]
-
-
-def _write(out: Path, predictions: Sequence[Prediction], top: int) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    named = in_words(predictions)
-    columns = ("class", *(["wnid"] if named else []), "confidence")
-    gated = any(row.restored is not None for row in predictions)
-    further = [f"{name}_{place}" for place in range(2, top + 1) for name in columns]
-    writer.writerow(["file", *columns, *further, *(["restored"] if gated else [])])
-    for row in predictions:
-        cells = [
-            cell
-            for (name, share), word in zip(row.classes, row.words, strict=True)
-            for cell in (word, *([name] if named else []), f"{share:.6f}")
-        ]
-        writer.writerow([row.file, *cells, *([("no", "yes")[row.restored]] if row.restored is not None else [])])
-    write_atomic(out, text.getvalue())
-
-
-def in_words(predictions: Sequence[Prediction]) -> bool:
-    """Whether some class has a word that is not its name."""
-    return any(name != word for row in predictions for (name, _), word in zip(row.classes, row.words, strict=True))
-
-
 def print_predictions(
     config: EvaluationConfig,
     path: str,
@@ -298,21 +220,10 @@ def print_predictions(
         out: the CSV, or a folder for it (None: `predictions.csv` in the working folder).
         top: see `predict` (None: 1).
     """
-    file = Path(out or PREDICTIONS)
-    file = file / PREDICTIONS if file.is_dir() else file
+    file = csv_file(out)
     asked = system, 1 if top is None else top, interruption, None if report is None else Path(report)
     predictions, broken = predict(config, Path(path), file, device, *asked)
-    shares = collections.defaultdict(list)
-    for row in predictions:
-        shares[row.words[0], row.classes[0][0]].append(row.classes[0][1])
-    ordered = sorted(shares.items(), key=lambda item: -len(item[1]))
-    width = max(len("class"), *(len(word) for word, _ in shares))
-    named = in_words(predictions)
-    print(f"{'class'.ljust(width)}{'  wnid     ' * named}  images  mean confidence")
-    for (word, name), found in ordered[:_SHOWN]:
-        print(f"{word.ljust(width)}{f'  {name:9}' * named}  {len(found):6d}  {sum(found) / len(found):15.3f}")
-    if len(ordered) > _SHOWN:
-        print(f"... and {len(ordered) - _SHOWN} classes more")
+    print_summary(predictions)
     print(f"written: {file} ({len(predictions)} image{'s' * (len(predictions) != 1)})")
     if report is not None:
         print(f"report: {report}")

@@ -8,19 +8,27 @@ import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
-from undegrade.evaluation.predict import Prediction, in_words
+from undegrade.evaluation.predictions import Prediction, in_words
 from undegrade.evaluation.report.prediction_page import Page, PageRow, write_page
-from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.views import RAW
 from undegrade.utils.provenance import command, provenance
 
 SHOWN = 1000  # images: a page of more is slow to open, and 20 MB
 _SIDE = 192  # pixels of a picture's side at most; it is shown at two thirds of that
 _SMALL = 64  # pixels: smaller pictures are kept as they are, to the last digit
+
+
+class Pictures(Protocol):
+    """Images by their place (`Prediction.row`), as an `ImageSource` has them."""
+
+    def images(self, rows: Sequence[int]) -> Tensor:
+        """uint8 [B,3,S,S]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +42,16 @@ class Labelled:
         members: name of its view and the images that it sees, by member.
         predictions: at least one.
         broken: what could not be read, and why.
+        left: images that were not looked at, since it was stopped.
     """
 
     path: Path
     system: str
     rule: str
-    members: Mapping[str, tuple[str, ImageSource]]
+    members: Mapping[str, tuple[str, Pictures]]
     predictions: Sequence[Prediction]
     broken: Sequence[str]
+    left: int = 0
 
 
 def write_prediction_report(path: Path, labelled: Labelled) -> None:
@@ -55,7 +65,7 @@ def write_prediction_report(path: Path, labelled: Labelled) -> None:
     views: dict[str, list[str]] = {}
     for member, (view, _) in labelled.members.items():
         views.setdefault(view, []).append(member)
-    shown = sorted(_most_doubtful(labelled.predictions), key=lambda row: row.row)
+    shown = sorted(most_doubtful(labelled.predictions), key=lambda row: row.row)
     several, gated = len(labelled.members) > 1, shown[0].restored is not None
     page = Page(
         title=f"{len(labelled.predictions)} images of {labelled.path.name or labelled.path}",
@@ -76,7 +86,8 @@ def write_prediction_report(path: Path, labelled: Labelled) -> None:
     write_page(path, page)
 
 
-def _most_doubtful(predictions: Sequence[Prediction]) -> Sequence[Prediction]:
+def most_doubtful(predictions: Sequence[Prediction]) -> Sequence[Prediction]:
+    """The ones that a page of too many shows."""
     return sorted(predictions, key=lambda row: (row.agrees, row.classes[0][1]))[:SHOWN]
 
 
@@ -137,6 +148,8 @@ def _notes(labelled: Labelled, several: bool) -> list[str]:
     if count > SHOWN:
         notes.append(f"The page shows {SHOWN} of {count} images: those of which members disagree, and the least confident ones. "
                      "The histogram and the classes are of all.")  # fmt: skip
+    if labelled.left:
+        notes.append(f"It was stopped before its end: {labelled.left} further images were not looked at.")
     if labelled.broken:
         notes.append(f"{len(labelled.broken)} images could not be read: {'; '.join(labelled.broken[:20])}")
     return notes

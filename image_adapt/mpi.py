@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from undegrade.utils.errors import Stopped
+from undegrade.utils.extras import how_to_install
 from undegrade.utils.interruption import STATUS, Interrupted
 
 # environment variable of a launcher with the number of processes that it started; the last is
@@ -91,7 +92,7 @@ def connect() -> World:
         if launched > 1:
             raise ValueError(
                 f"launched as {launched} MPI ranks, but mpi4py cannot be loaded ({error}); install it against this MPI "
-                '(pip install "undegrade[mpi]", or "undegrade[mpich]" for an MPI from PyPI), or run without mpiexec'
+                f"({how_to_install('mpi')}, or {how_to_install('mpich')} for an MPI from PyPI), or run without mpiexec"
             ) from error
         return World()
     if launched > 1 and MPI.COMM_WORLD.Get_size() == 1:

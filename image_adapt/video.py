@@ -23,6 +23,7 @@ from torch import Tensor
 from undegrade.image_adapt.adapter import Adapter
 from undegrade.image_adapt.decorruptor import Decorruptor
 from undegrade.utils.data.pixels import from_signed, to_signed, to_unit
+from undegrade.utils.extras import import_extra
 from undegrade.utils.files import replacing
 from undegrade.utils.seeding import torch_generator
 
@@ -43,11 +44,7 @@ class Clip:
 
 
 def _av() -> Any:
-    try:
-        import av  # noqa: PLC0415  an extra
-    except ImportError as error:
-        raise ValueError("reading and writing videos needs the package av: pip install 'undegrade[video]'") from error
-    return av
+    return import_extra("av", "video", "reading and writing videos")
 
 
 def read_clip(path: str | Path, limit: int | None = None) -> Clip:

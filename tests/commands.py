@@ -123,6 +123,11 @@ STOPS: dict[str, dict[str, Callable]] = {
     "evaluation/fit_command.py": {"undegrade.evaluation.opening.needed_members": _stop()},
     "evaluation/protocol_table.py": {"undegrade.evaluation.approach_table.result_paths": _stop()},
     "evaluation/linear_probe.py": {"undegrade.utils.data.sources.registry.SourceConfig.open": _stop()},
+    "undegrade/predict_command.py": {"undegrade.pictures.image_files": _stop()},
+    "undegrade/corrupt_command.py": {"undegrade.pictures.image_files": _stop()},
+    "undegrade/evaluate_command.py": {"undegrade.system_flags.open_system": _stop()},
+    "undegrade/list_command.py": {},
+    "undegrade/doctor_command.py": {"undegrade.utils.stages.find_mpiexec": _stop()},
     "utils/download_command.py": {
         "undegrade.utils.weights.weights_folder": _stop(),
         "undegrade.utils.downloads.download": _stop(),
@@ -148,12 +153,21 @@ STOPS: dict[str, dict[str, Callable]] = {
 }
 
 
+QUICK = ("undegrade/list_command.py",)  # those that are run to their end
+
+
 @contextlib.contextmanager
 def _stopped(script: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for place, function in STOPS[script].items():
             stack.enter_context(mock.patch(place, function))
         yield
+
+
+def script_of(word: str) -> str:
+    """Path of the script behind a word of the command `undegrade`."""
+    path = f"{COMMANDS[word][0].replace('.', '/')}.py"
+    return path if (ROOT / path).is_file() else f"undegrade/{path}"
 
 
 def check_command(words: Sequence[str]) -> None:
@@ -166,7 +180,7 @@ def check_command(words: Sequence[str]) -> None:
         return None
     if program == "undegrade":
         assert rest[1] in COMMANDS, f"undegrade knows no {rest[1]}: {words}"
-        program, rest = "python", ["python", f"{COMMANDS[rest[1]][0].replace('.', '/')}.py", *rest[2:]]
+        program, rest = "python", ["python", script_of(rest[1]), *rest[2:]]
     if program in ("mpiexec", "torchrun"):
         place = next((i for i, word in enumerate(rest) if word.endswith(".py")), 0)
         launcher, rest = rest[:place], ["python", *rest[place:]]
@@ -183,7 +197,7 @@ def check_command(words: Sequence[str]) -> None:
             done = run_script(script, *arguments)
     except Understood:
         return None
-    finished = bool({"--dry_run", "--print_config"} & set(arguments)) and done.status == 0
+    finished = (script in QUICK or bool({"--dry_run", "--print_config"} & set(arguments))) and done.status == 0
     assert finished, f"{shlex.join(words)} ended with status {done.status}: {done.err}"
     return None
 

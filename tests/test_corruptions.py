@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import imagecorruptions
 import numpy as np
@@ -209,8 +210,17 @@ def test_images_of_the_wrong_kind_are_refused() -> None:
         corrupt(photo_like(1, 32).float() / 255, "fog", 1, keys=["a"], seed=0)
 
 
-def test_frost_without_photographs_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photographs_of_frost_are_the_downloaded_ones_or_it_is_said_how_to_bring_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = corruption_weather.frost_folder()
     corruption_weather._frost_photograph.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install imagecorruptions-imaug"):
+    monkeypatch.setenv("UNDEGRADE_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    message = r"frost needs photographs \(frost_photographs is not in .*undegrade download.*\); or pip install 'undegrade\[frost\]'"
+    with pytest.raises(ValueError, match=message):
         corrupt(photo_like(1, 32), "frost", 1, keys=["a"], seed=0)
+    (tmp_path / "frost_photographs").symlink_to(installed)
+    assert corruption_weather.frost_folder() == tmp_path / "frost_photographs"
+    corrupt(photo_like(1, 32), "frost", 1, keys=["a"], seed=0)

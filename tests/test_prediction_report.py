@@ -19,8 +19,8 @@ from tests.photo_like import photo_like, save_all
 from tests.scripts import Done, run_script
 from tests.test_report import Page
 from undegrade.evaluation import prediction_report
-from undegrade.evaluation.predict import Prediction
 from undegrade.evaluation.prediction_report import Labelled, write_prediction_report
+from undegrade.evaluation.predictions import Prediction
 from undegrade.evaluation.report.prediction_page import histogram
 from undegrade.utils.data.sources.folders import plain_source
 

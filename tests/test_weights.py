@@ -208,7 +208,7 @@ def test_what_is_downloaded_is_printed_with_the_command_that_follows(
     ("words", "message"),
     [
         (("ffdnet_colr",), "error: unknown published weights 'ffdnet_colr': did you mean 'ffdnet_color'? allowed: 256x256_dif"),
-        (("ffdnet_color", "--seed.x", "1"), "error: unknown section 'seed': this command has flags only, no configuration"),
+        (("ffdnet_color", "--seed.x", "1"), "error: unknown option '--seed.x': this command has flags only, no configuration"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_downloaded(words: tuple[str, ...], message: str) -> None:

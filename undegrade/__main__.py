@@ -5,11 +5,17 @@ from __future__ import annotations
 import importlib
 import sys
 
+from undegrade.utils import completion
 from undegrade.utils.choices import check_choice
 from undegrade.utils.errors import run_main
 from undegrade.utils.quick_start import start
 
 COMMANDS = {  # word -> (module that has the `main`, what it does)
+    "predict": ("predict_command", "label images: classes and confidences as a CSV and as a page"),
+    "evaluate": ("evaluate_command", "accuracies of one system under corruptions, with intervals"),
+    "corrupt": ("corrupt_command", "make images worse on purpose, as files"),
+    "list": ("list_command", "what there is: adapters, methods, rules, perturbations, predictors, weights, runs"),
+    "doctor": ("doctor_command", "what is installed here, and what a warning's mend is"),
     "download": ("utils.download_command", "weights that others published: what there is, and bringing it"),
     "train": ("trainers.entry", "train one network from a YAML"),
     "soup": ("trainers.soups", "average the weights of several runs"),
@@ -33,6 +39,12 @@ COMMANDS = {  # word -> (module that has the `main`, what it does)
 def main() -> object:
     """`undegrade <word> <arguments>`: what the script of that word returns."""
     words = sys.argv[1:]
+    if completion.asked():
+        word = completion.command_word()
+        if word not in COMMANDS:
+            completion.complete_words(COMMANDS)
+        words = [word]
+        completion.skip_command_word()
     if not words or words[0] in ("-h", "--help"):
         print("usage: undegrade <command> <arguments>; each has a --help of its own")
         print("\n".join(f"  {word.ljust(13)}{text}" for word, (_, text) in COMMANDS.items()))

@@ -19,7 +19,7 @@ class Prediction:
     Attributes:
         name: the image's file, below a folder relative to it; of other images their place.
         classes: numbers of the classes, from 0 on.
-        names: of the same classes.
+        names: of the same classes, in words (`System.words`).
         confidences: their shares of the system's scores, in [0, 1].
         way: what the answer was made of: "raw" (the image as it is), "adapted" (the adapted one),
             or "both". Of a system with a gate what the gate decided for this image.

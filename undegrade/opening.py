@@ -19,6 +19,7 @@ from undegrade.evaluation.predict_inputs import image_frame, open_predictors
 from undegrade.evaluation.predictors import Frozen
 from undegrade.models.classification.classifier import Classifier, check_timm_name, published_normalisation
 from undegrade.models.classification.inputs import timm_inputs
+from undegrade.models.classification.naming import named_parts
 from undegrade.models.classification.resnet import ARCHS
 from undegrade.system import System
 from undegrade.utils.choices import check_choice
@@ -60,8 +61,10 @@ def load(
             Of an ensemble the same, or one by name of each view; default: the YAML of configs/adapt
             that writes the folder which the view names.
         runs: root of the runs, for checkpoints and models by name.
-        arch: of a file of another program, which does not say it: a timm name.
-        classes: of such a file, `imagenet-1k` or a file with one class a line.
+        arch: of a file of another program, which does not say it: a timm name (default: the one
+            that the file is named after, `resnet50.a1_in1k.safetensors`, if the weights are its).
+        classes: of such a file, `imagenet-1k` or a file with one class a line (default:
+            `imagenet-1k` of a network with as many outputs whose timm weights have these classes).
         device: "cpu", "cuda", "cuda:N" (default: a GPU if there is one).
         batch_size: images that are classified at a time, at least 1; that many a step of predictors
             that adapt themselves.
@@ -73,13 +76,16 @@ def load(
         ValueError: an unknown system, adapter, key; a view without adapter; a rule that was fitted
             for other members or another adapter; a checkpoint that does not say what it takes.
     """
+    lone = Path(source).suffix not in (".yaml", ".yml")
+    if lone:
+        arch, classes = named_parts(find_checkpoint(str(source), str(runs)), arch, classes)
     given: Tree = {"runs": str(runs), "cache": False, "batch_size": batch_size, **({"arch": arch} if arch else {})}
     given = merge(given, {"data": {"classes": classes}} if classes else {})
-    if Path(source).suffix in (".yaml", ".yml"):
-        tree = merge(merge(read_yaml(source), given), dict(overrides or {}))
-    else:
+    if lone:
         tree = merge(merge(_of_checkpoint(source, str(runs), arch, adapter is not None), given), dict(overrides or {}))
         system = system or next(iter(tree["systems"]))
+    else:
+        tree = merge(merge(read_yaml(source), given), dict(overrides or {}))
     config = expand(build(EvaluationConfig, tree))
     name = check_choice(system or list(config.systems)[-1], config.systems, "system")
     chosen, on = config.systems[name], choose_device(device)
@@ -103,7 +109,7 @@ def load(
 
 def _of_checkpoint(source: str | Path, runs: str, arch: str | None, adapted: bool) -> Tree:
     """An evaluation of one checkpoint, or of its answers on images as they are and adapted ones."""
-    member = {"checkpoint": str(find_checkpoint(str(source), runs)), "arch": arch}
+    member = {"checkpoint": str(find_checkpoint(str(source), str(runs))), "arch": arch}
     if not adapted:
         return {"members": {"model": member}, "systems": {str(source): {"members": ["model"]}}}
     return {

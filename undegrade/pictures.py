@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from undegrade.utils.data.sources.image_files import list_images
+from undegrade.utils.data.sources.image_files import find_images, list_images
 from undegrade.utils.data.sources.images import BrokenImageError, read_image
 
 Images: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor | Iterable[Any]"
@@ -76,13 +76,28 @@ def _each(given: Any, broken: list[str], count: Iterator[int]) -> Iterator[Pictu
         raise ValueError(f"an image of type {type(given).__name__}: {_ACCEPTED}")
 
 
-def _files(path: Path, broken: list[str]) -> Iterator[Picture]:
+def image_files(path: Path, quietly: bool = False) -> list[Path]:
+    """The files that a path means: those of the images below a folder in sorted order, or the one
+    itself.
+
+    Args:
+        path: of a folder or a file.
+        quietly: do not say what else is in the folder.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: a folder without images.
+    """
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: {_ACCEPTED}")
-    files = list_images(path) if path.is_dir() else [path]
+        raise FileNotFoundError(f"{path} does not exist: give a folder of images, or an image")
+    files = [path] if path.is_file() else find_images(path)[0] if quietly else list_images(path)
     if not files:
-        raise ValueError(f"no images under {path}: {_ACCEPTED}")
-    for file in files:
+        raise ValueError(f"no images under {path}: give a folder of images, or an image")
+    return files
+
+
+def _files(path: Path, broken: list[str]) -> Iterator[Picture]:
+    for file in image_files(path):
         try:
             image = Image.fromarray(np.ascontiguousarray(read_image(file, None).transpose(1, 2, 0)))
         except BrokenImageError as error:

@@ -18,6 +18,7 @@ from undegrade.utils.config import build
 from undegrade.utils.data.cells import CLEAN, Cell
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.views import RAW, open_view
+from undegrade.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +37,7 @@ def evaluate(
     limit: int | None = None,
     constants: str | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> pd.DataFrame:
     """Accuracies of a system with 95 % intervals.
 
@@ -56,6 +58,7 @@ def evaluate(
         limit: class-balanced subset of so many images.
         constants: see `corrupt`.
         seed: of the corruption.
+        progress: show a bar on standard error.
 
     Returns:
         A row a cell, then the mean over all corrupted ones: corruption, severity (0: clean; None:
@@ -82,10 +85,13 @@ def evaluate(
             f"{len(system.classes)} ({', '.join(system.classes[:3])}, ...): name the system's classes as the data set does"
         )
     view, right, rows = open_view(RAW, source, config.seed, config), dict[Cell, np.ndarray](), list[Result]()
-    for cell in config.cells():
-        system.reset()
-        right[cell] = _right(system, view.source(cell))
-        rows.append(cell_result(system.name, source.name, *cell, system.rule.rule, right[cell]))
+    cells = config.cells()
+    with progress_bar(total=len(cells), unit="cell", desc="evaluating", disable=not progress) as bar:
+        for cell in cells:
+            system.reset()
+            right[cell] = _right(system, view.source(cell))
+            rows.append(cell_result(system.name, source.name, *cell, system.rule.rule, right[cell]))
+            bar.update()
     corrupted = {cell: found for cell, found in right.items() if cell.corruption != CLEAN}
     if len(corrupted) > 1:
         rows.append(mean_result(system.name, source.name, system.rule.rule, corrupted))

@@ -27,6 +27,7 @@ from undegrade.evaluation.surroundings import Surroundings
 from undegrade.pictures import Images, Picture, pictures
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.pixels import to_unit
+from undegrade.utils.data.sources.class_names import class_words
 from undegrade.utils.data.sources.images import Resize, center_crop
 from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.data.views import RAW
@@ -36,9 +37,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Seen:
-    """A batch, and what a system makes of it: images uint8 [B,3,S,S] by view, logits [B,K] by
-    member, scores [B,K] whose rows sum to 1, bool [B] of a gate.
+class Seen:
+    """A batch, and what a system makes of it.
+
+    Attributes:
+        batch: the images.
+        images: what the classifiers see, uint8 [B,3,S,S] by view.
+        logits: [B,K] by member.
+        scores: [B,K], rows that sum to 1.
+        restored: bool [B], of a system with a gate; else None.
     """
 
     batch: list[Picture]
@@ -54,6 +61,7 @@ class System:
     Attributes:
         name: of the system.
         classes: names of the classes; the number of a class is its place.
+        words: the same, in words where their names are numbers in WordNet (`class_words`).
         rule: how the members come to one answer, and their names in its order.
         members: what turns images into logits, by name.
         views: what each member looks at: "raw", or a key of `adapters`.
@@ -72,6 +80,7 @@ class System:
     ) -> None:  # fmt: skip
         check_rule(rule.rule, members, name)
         self.name, self.classes, self.rule, self.fitted = name, list(classes), rule, fitted
+        self.words = class_words(self.classes)
         self.members, self.views, self.adapters = dict(members), dict(views), dict(adapters)
         self.image_size, self.resize, self.batch_size = image_size, resize, batch_size
         self.reset()
@@ -104,7 +113,7 @@ class System:
         if top < 1:
             raise ValueError(f"top {top}: give at least 1")
         broken: list[str] = []
-        rows = [row for seen in self._through(images, broken) for row in self._best(seen.batch, seen.scores, seen.restored, top)]
+        rows = [row for seen in self.look(images, broken) for row in self._best(seen.batch, seen.scores, seen.restored, top)]
         if broken and not rows:
             raise ValueError(f"none of the images can be read, e.g. {broken[0]}")
         if broken:
@@ -206,9 +215,16 @@ class System:
             images: see `predict`.
             framed: they are squares that are cut already.
         """
-        return (seen.scores for seen in self._through(images, [], framed))
+        return (seen.scores for seen in self.look(images, [], framed))
 
-    def _through(self, images: Images, broken: list[str], framed: bool = False) -> Iterator[_Seen]:
+    def look(self, images: Images, broken: list[str], framed: bool = False) -> Iterator[Seen]:
+        """All that there is to know of the images, a batch at a time as it is asked for.
+
+        Args:
+            images: see `predict`.
+            broken: files that are no images are added to it, with the reason, and left out.
+            framed: they are squares that are cut already.
+        """
         return (self._see(batch, framed) for batch in self._batches(images, broken))
 
     def _batches(self, images: Images, broken: list[str]) -> Iterator[list[Picture]]:
@@ -218,7 +234,7 @@ class System:
         while batch := list(itertools.islice(stream, size)):
             yield batch
 
-    def _see(self, batch: list[Picture], framed: bool = False) -> _Seen:
+    def _see(self, batch: list[Picture], framed: bool = False) -> Seen:
         resize = None if framed else self.resize
         made = {RAW: [one.image for one in batch]} | {view: one.adapt(batch) for view, one in self.adapters.items()}
         images = {
@@ -228,7 +244,7 @@ class System:
         looked = {name: images[self.views[name]] for name in self.members}
         logits = member_logits(self.members, looked)
         scores, restored = system_scores(self.rule, self.members, looked, logits, self.rule.members, self.fitted)
-        return _Seen(batch, images, logits, scores / scores.sum(1, keepdim=True), restored)
+        return Seen(batch, images, logits, scores / scores.sum(1, keepdim=True), restored)
 
     def _best(self, batch: Sequence[Picture], scores: Tensor, restored: Tensor | None, top: int, way: str = "") -> list[Prediction]:
         values, order = scores.sort(dim=1, descending=True, stable=True)
@@ -236,11 +252,11 @@ class System:
         way = way or ("both" if len(looks) > 1 else "raw" if True in looks else "adapted")
         ways = [way] * len(batch) if restored is None else ["adapted" if yes else "raw" for yes in restored.tolist()]
         return [
-            Prediction(one.name, labels, [self.classes[k] for k in labels], shares, went)
+            Prediction(one.name, labels, [self.words[k] for k in labels], shares, went)
             for one, labels, shares, went in zip(batch, order[:, :top].tolist(), values[:, :top].tolist(), ways, strict=True)
         ]
 
-    def _gate(self, seen: _Seen) -> dict[str, float | None] | None:
+    def _gate(self, seen: Seen) -> dict[str, float | None] | None:
         if self.fitted is None or self.fitted.gate is None:
             return None
         gate, names = self.fitted.gate, self.rule.members

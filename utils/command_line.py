@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from undegrade.utils.choices import check_choice
+from undegrade.utils.completion import asked, complete
 from undegrade.utils.composition import Composition, find_config
 from undegrade.utils.config import Tree, check_value, dump_yaml, merge, parse_value, read_all, read_overrides
 
@@ -96,6 +97,8 @@ class ScriptParser(argparse.ArgumentParser):
             ValueError: an unknown flag (names the closest), a key without value, a word that
                 belongs to no flag.
         """
+        if asked():
+            complete(self)
         own, others = [], []
         words = list(sys.argv[1:] if argv is None else argv)
         while words:
@@ -114,6 +117,8 @@ class ScriptParser(argparse.ArgumentParser):
             if left[0].endswith(".yaml") and "--config" in self._option_string_actions and not known.config:
                 raise ValueError(f"{left[0]} stands alone, a configuration goes after -c: {self.prog} -c {left[0]} ...")
             raise ValueError(f"unexpected arguments {left}: {LISTS}; --help names the flags")
+        if others and not self.keys:
+            raise ValueError(f"unknown option {others[0]!r}: this command has flags only, no configuration keys; --help names them")
         overrides = read_overrides(others, self.keys)
         if known.print_config:
             for key in leaves(overrides):

@@ -32,9 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("names", nargs="*", help="of the list, or ids of the Hugging Face Hub that are in it")
     p.add_argument("--to", metavar="FOLDER", help=f"put the files there as they are (default: {FOLDER}, else the user's cache)")
     p.add_argument("--markdown", action="store_true", help="print the list as the table of docs/weights.md")
-    args, keys = p.parse(argv)
-    if keys:
-        raise ValueError(f"unknown section {next(iter(keys))!r}: this command has flags only, no configuration")
+    args, _ = p.parse(argv)
     if args.markdown or not args.names:
         print(markdown(registry().values()) if args.markdown else listing(registry().values()))
         return

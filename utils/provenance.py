@@ -22,6 +22,7 @@ from undegrade.utils.processes import available_cores
 # those whose version can change a number
 LIBRARIES = (
     "torch", "torchvision", "numpy", "scipy", "pillow", "accelerate", "timm", "diffusers", "safetensors", "opencv-python",
+    "opencv-python-headless",
     "scikit-learn", "imagedegrade", "imagecorruptions-imaug",
 )  # fmt: skip
 
@@ -54,7 +55,8 @@ def provenance() -> dict[str, Any]:
 
 def command() -> str:
     """The command line of this process, without the folders of this machine."""
-    return " ".join(["python", *map(without_folders, sys.argv)])
+    words = list(map(without_folders, sys.argv))
+    return " ".join(["python", *words] if words[0].endswith(".py") else words)  # else: undegrade <word>
 
 
 def without_folders(word: str) -> str:

@@ -1,10 +1,10 @@
 """Start-up without the libraries that a command does not need: imported first by every script.
 
-PyTorch and its like take seconds to import, and `--help` computes nothing with them, nor does the
-pipeline, which starts other programs. There they are replaced by stand-ins: modules of which every
-attribute is another stand-in, as base class nothing, as decorator what leaves a function as it is.
-Rows of other packages are code that is not known here: with entry points or `--include` the
-libraries are imported.
+PyTorch and its like take seconds to import, and `--help` computes nothing with them, nor do the
+lists, completion in the shell, and the pipeline, which starts other programs. There they are
+replaced by stand-ins: modules of which every attribute is another stand-in, as base class nothing,
+as decorator what leaves a function as it is. Rows of other packages are code that is not known
+here: with entry points or `--include` the libraries are imported.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from undegrade.utils.completion import asked
+
 HEAVY = (
     "accelerate", "cv2", "diffusers", "imagecorruptions", "imagedegrade", "matplotlib", "pandas", "scipy", "sklearn", "spandrel",
     "tensorboard", "timm", "torch", "torchvision", "transformers",
 )  # fmt: skip
 _GROUPS = "undegrade."  # of entry points
-_COMPUTES_NOTHING = ("utils/pipeline.py",)
+_COMPUTES_NOTHING = ("utils/pipeline.py", "list_command.py")
 
 
 class StandIn(types.ModuleType):
@@ -75,7 +77,7 @@ def needs_no_library(script: str, words: Sequence[str]) -> bool:
     """
     if any(word.partition("=")[0] == "--include" for word in words):
         return False
-    helps = any(word in ("-h", "--help") for word in words)
+    helps = asked() or any(word in ("-h", "--help") for word in words)
     return (helps or script.endswith(_COMPUTES_NOTHING)) and not any(g.startswith(_GROUPS) for g in entry_points().groups)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
+from undegrade.utils.extras import how_to_install
 from undegrade.utils.files import write_atomic
 
 if TYPE_CHECKING:
@@ -73,8 +74,21 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def _events(folder: Path) -> SummaryWriter | None:
+    """What writes TensorBoard's events, where that is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # an extra
+    except ImportError:
+        log.info(
+            "no events for TensorBoard, which is not installed (%s); metrics.jsonl has the numbers", how_to_install("tensorboard")
+        )
+        return None
+    return SummaryWriter(str(folder))
+
+
 class RunLog:
-    """metrics.jsonl and TensorBoard of one run; does nothing when `folder` is None (other ranks).
+    """metrics.jsonl, and TensorBoard where it is installed, of one run; does nothing when `folder`
+    is None (other ranks).
 
     On resume, rows of epochs that will be run again are dropped, so that each epoch stands in the
     file once.
@@ -92,9 +106,7 @@ class RunLog:
         write_rows(path, kept)
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(folder))
+            self._writer = _events(folder)
 
     def write(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         """One row: epoch (1-based), optimiser steps done, and the metrics (`train/loss`,

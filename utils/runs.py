@@ -75,6 +75,11 @@ def finished_runs(save_dir: str | Path, name: str) -> list[Path]:
     return sorted(runs, key=lambda run: ((run / DONE).stat().st_mtime_ns, run.name))
 
 
+def finished_names(save_dir: str | Path) -> list[str]:
+    """Names of all runs that have finished, in alphabetical order."""
+    return sorted({str(marker.parent.parent.relative_to(save_dir)) for marker in Path(save_dir).rglob(DONE)})
+
+
 def resolve_checkpoint(
     reference: str | Path, save_dir: str | Path = "runs", made_by: str | Callable[[], str] = "", run_id: str | None = None
 ) -> Path:
@@ -121,7 +126,7 @@ def resolve_checkpoint(
         raise FileNotFoundError(
             f"run {str(reference)!r} under {save_dir}/ has not finished; go on with it: python train.py -r {unfinished[-1].parent}"
         )
-    known = sorted({str(marker.parent.parent.relative_to(save_dir)) for marker in Path(save_dir).rglob(DONE)})
+    known = finished_names(save_dir)
     command = made_by if isinstance(made_by, str) else made_by()
     deeper = sorted({str(Path(save_dir) / name[: -len(f"/{reference}")]) for name in known if name.endswith(f"/{reference}")})
     meant = [f"--runs {' or '.join(deeper)} (in training --save_dir)"] if deeper else []

@@ -16,6 +16,7 @@ from typing import Any
 from undegrade.utils.choices import check_choice, fill_names
 from undegrade.utils.config import dump_yaml, read_yaml
 from undegrade.utils.data.sources.registry import DATASETS
+from undegrade.utils.extras import how_to_install
 from undegrade.utils.processes import TORCHRUN, find_mpiexec, shared_out, visible_gpus
 from undegrade.utils.ranges import Count
 
@@ -57,8 +58,7 @@ class StageConfig:
             variable stands for itself in its command (`{seed}`), as a pattern of what the
             repetitions left.
         needs: stages that it takes something from; for one that is left out, those that it needs.
-            Null: all before it. What it does not need may run beside it (`--jobs`), and may
-            change without its being run again.
+            Null: all before it. What it does not need may run beside it (`--jobs`), or change.
         when: a text with variables; where it comes out empty the stage is left out.
         shown: its output is for the reader: beside other stages (`--jobs`), which write into files,
             it is printed when the stage has ended.
@@ -182,7 +182,7 @@ def commands(config: PipelineConfig, given: Mapping[str, str], variables: Variab
     """
     variables = all_variables(config, given) if variables is None else variables
     if any(stage.mpi for stage in config.stages.values()) and not find_mpiexec():
-        log.warning("no mpiexec found: adaptation runs as a single process (pip install 'undegrade[mpich]' brings one)")
+        log.warning("no mpiexec found: adaptation runs as a single process (%s brings one)", how_to_install("mpich"))
     if (processes := variables.get("processes")) != "1":
         log.info("training runs on %s processes, which share each batch out (--processes)", processes)
     if len(config.repeat) > 1:

@@ -31,7 +31,8 @@ class Published:
         url: address of a single file.
         hub: in place of it, `<owner>/<name>` of the Hugging Face Hub.
         wheel: in place of both, `<package>==<version>` of PyPI.
-        member: the one file that is taken, of the wheel or of the repository.
+        member: the one file that is taken, of the wheel or of the repository; of a wheel also a
+            folder, with `/` at its end.
         file: its name here; "" for that of `url`, and for a folder, which has the name `name`.
         files: of a repository without `member`: patterns of what is taken.
         size: bytes, where they are known.

@@ -31,9 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--use_fp16", default="False", metavar="VALUE", help="round the convolutions to half precision")
     for flag in MODEL_FLAGS:
         p.add_argument(f"--{flag}", metavar="VALUE", help="of the network, as in the command that trained it")
-    args, keys = p.parse(argv)
-    if keys:
-        raise ValueError(f"unknown section {next(iter(keys))!r}: this script has flags only, no configuration")
+    args, _ = p.parse(argv)
     flags = {flag: getattr(args, flag) for flag in MODEL_FLAGS if getattr(args, flag) is not None}
     half = parse_flag("use_fp16", args.use_fp16, bool)
     denoiser = open_denoiser(diffusers_folder(args.model_path) or resolve_checkpoint(args.model_path), flags)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from undegrade.utils.extras import import_extra
+
 INSTRUCTION = "Clean the image"
 _LENGTH = 20  # tokens of the small encoder; the instruction has 15 letters and two marks
 
@@ -22,14 +24,8 @@ def transformers() -> Any:
     Raises:
         ValueError: it is not installed; names the extra.
     """
-    try:
-        import transformers  # noqa: PLC0415  importing it takes seconds
-    except ImportError as error:
-        raise ValueError(
-            "the text encoder of a latent editor needs the package transformers: pip install 'undegrade[editor]'. Folders "
-            "with prompt_embeds.safetensors and our own checkpoints run without it"
-        ) from error
-    return transformers
+    what = "the text encoder of a latent editor (there is none beside prompt_embeds.safetensors and in our own checkpoints)"
+    return import_extra("transformers", "editor", what)
 
 
 def embed(tokenizer: Any, encoder: Any, texts: list[str]) -> Tensor:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from undegrade.models.restoration.estimates import noise_level
 from undegrade.models.restoration.ffdnet import FFDNet
 from undegrade.utils.checkpoint import load_checkpoint
+from undegrade.utils.extras import import_extra
 
 log = logging.getLogger(__name__)
 
 KIND = "restorer"
 _FIRST = "model.0.weight"
+_EXTRA = "restoration"
 
 
 class Restorer(nn.Module):
@@ -108,7 +110,7 @@ def nafnet(width: int, blocks: Sequence[int]) -> Restorer:
     Raises:
         ValueError: spandrel is not installed.
     """
-    _spandrel("NAFNet is spandrel's")
+    import_extra("spandrel", _EXTRA, "NAFNet")
     from spandrel.architectures.NAFNet import NAFNet  # noqa: PLC0415  an extra
 
     network = NAFNet(width=width, middle_blk_num=1, enc_blk_nums=list(blocks), dec_blk_nums=[1] * len(blocks))
@@ -134,16 +136,8 @@ class _Spandrel(nn.Module):
         return self.descriptor(x)  # type: ignore[no-any-return]
 
 
-def _spandrel(why: str) -> Any:
-    try:
-        import spandrel  # noqa: PLC0415  an extra
-    except ImportError as error:
-        raise ValueError(f"{why}, and spandrel is not installed: pip install 'undegrade[restoration]'") from error
-    return spandrel
-
-
 def _by_spandrel(path: str | Path, state: dict[str, Tensor]) -> Any:
-    spandrel = _spandrel(f"{path} is no FFDNet; other networks are read by spandrel")
+    spandrel = import_extra("spandrel", _EXTRA, f"{path}, a network other than FFDNet,")
     try:
         found = spandrel.ModelLoader(device="cpu").load_from_state_dict(state)
     except spandrel.UnsupportedModelError as error:

@@ -22,8 +22,11 @@ from undegrade.utils.data.perturbations.corruption_functions import (
     zoom_crop,
 )
 from undegrade.utils.data.perturbations.opencv import cv2
+from undegrade.utils.extras import how_to_install
+from undegrade.utils.weights import located, registry
 
 # The published generators list six photographs and draw from the first five.
+_FROST = "frost_photographs"  # of the published files
 FROST_PHOTOGRAPHS = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
 
 WATER = np.array([175, 238, 238], dtype=np.float32)[:, None, None]
@@ -58,18 +61,36 @@ def snow(
     return clean * weight + torch.maximum(clean, grey * 1.5 + 127.5).mul_(1 - weight) + layer
 
 
+def frost_folder() -> Path:
+    """The folder of the photographs: that of the package imagecorruptions, where it is installed,
+    else the downloaded one; downloads it (2 MB), once, where there is neither.
+
+    Raises:
+        ValueError: it cannot be downloaded; says how to bring it.
+    """
+    package = importlib.util.find_spec("imagecorruptions")  # which does not import it
+    if package is not None and package.submodule_search_locations:
+        return Path(package.submodule_search_locations[0]) / "frost"
+    folder = located(_FROST)
+    if folder.is_dir():
+        return folder
+    from undegrade.utils.downloads import download  # here, since it is seldom needed
+
+    try:
+        return download(registry()[_FROST])
+    except (ValueError, OSError) as error:
+        raise ValueError(f"frost needs photographs ({error}); or {how_to_install('frost')}") from error
+
+
 @lru_cache(maxsize=16)
 def _frost_photograph(index: int, scale: float, height: int, width: int) -> Tensor:
     """RGB photograph, uint8 [3, > height, > width], resized by `scale`, or by more where it would
     not cover the image.
     """
-    package = importlib.util.find_spec("imagecorruptions")
-    if package is None or not package.submodule_search_locations:
-        raise ValueError("frost needs photographs that are not installed: pip install imagecorruptions-imaug")
-    path = Path(package.submodule_search_locations[0]) / "frost" / FROST_PHOTOGRAPHS[index]
+    path = frost_folder() / FROST_PHOTOGRAPHS[index]
     photograph = cv2.imread(str(path))
     if photograph is None:
-        raise ValueError(f"frost photograph {path} cannot be read: pip install --force-reinstall imagecorruptions-imaug")
+        raise ValueError(f"frost photograph {path} cannot be read: remove its folder, then {how_to_install('frost')}")
     scale = max(scale, (height + 1) / photograph.shape[0], (width + 1) / photograph.shape[1])
     resized = cv2.resize(cv2.cvtColor(photograph, cv2.COLOR_BGR2RGB), None, fx=scale, fy=scale)
     return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))

@@ -27,6 +27,7 @@ from torch import Tensor
 from undegrade.utils.checkpoint import file_digest
 from undegrade.utils.data.perturbations.image_batch import Image, map_images
 from undegrade.utils.data.perturbations.perturbation import PERTURBATIONS, Perturbation, PerturbationOptions
+from undegrade.utils.extras import how_to_install
 
 WATERMARK = "watermark"
 TEXT = "\u6377\u5f84" * 3
@@ -83,7 +84,7 @@ def font_file(font: str | None = None) -> Path:
     found = next((path for path in _installed() if path.is_file()), None)
     if found is None:
         raise FileNotFoundError(
-            "the watermark needs a font with Chinese characters, and none is installed: pip install 'undegrade[watermark]' (which "
+            f"the watermark needs a font with Chinese characters, and none is installed: {how_to_install('watermark')} (which "
             "has the published one), or the system package fonts-noto-cjk-extra, or name a font file with "
             "data.compat.watermark_font"
         )
