@@ -27,6 +27,7 @@ from undegrade.trainers.methods import METHODS
 from undegrade.trainers.origin import record_launch
 from undegrade.trainers.pauses import Pauses
 from undegrade.trainers.processes import from_first
+from undegrade.trainers.trackers import Trackers, check_trackers
 from undegrade.trainers.trainer import Trainer
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
@@ -136,6 +137,7 @@ def run(
     method_config: Any = build(kind.method, config.method, "method")
     for name in config.data.degradations:
         find_perturbation(name)
+    trackers = check_trackers(config.loop.trackers)
     accelerator = Accelerator(
         cpu=choose_device(device).type == "cpu",
         mixed_precision=config.loop.mixed_precision,
@@ -163,7 +165,7 @@ def run(
         from_first(accelerator, lambda: record_launch(folder, config.seed, accelerator.num_processes, context.weights, sources))
         trainer = Trainer(
             method, loaders["train"], loaders["validation"], config.optimizer, config.loop, accelerator, folder, config.seed,
-            pauses, made_by(to_tree(config)),
+            pauses, made_by(to_tree(config)), lambda step: Trackers(accelerator, trackers, folder, config.name, step, to_tree(config)),
         )  # fmt: skip
         try:
             best = trainer.fit()
