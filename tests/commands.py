@@ -125,6 +125,10 @@ STOPS: dict[str, dict[str, Callable]] = {
         "undegrade.utils.weights.weights_folder": _stop(),
         "undegrade.utils.downloads.download": _stop(),
     },
+    "undegrade/export_command.py": {
+        "undegrade.opening.load": _stop(),
+        "undegrade.measured.check_results": lambda path: None,
+    },
     "utils/pipeline.py": {"undegrade.utils.files.write_atomic": _stop()},
     "image_adapt/scripts/image_sample.py": {
         "undegrade.image_adapt.reverse.find_checkpoint": _checkpoint,
@@ -164,7 +168,8 @@ def check_command(words: Sequence[str]) -> None:
         return None
     if program == "undegrade":
         assert rest[1] in COMMANDS, f"undegrade knows no {rest[1]}: {words}"
-        program, rest = "python", ["python", f"{COMMANDS[rest[1]][0].replace('.', '/')}.py", *rest[2:]]
+        script = f"{COMMANDS[rest[1]][0].replace('.', '/')}.py"
+        program, rest = "python", ["python", script if (ROOT / script).is_file() else f"undegrade/{script}", *rest[2:]]
     if program in ("mpiexec", "torchrun"):
         place = next((i for i, word in enumerate(rest) if word.endswith(".py")), 0)
         launcher, rest = rest[:place], ["python", *rest[place:]]

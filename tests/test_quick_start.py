@@ -14,7 +14,7 @@ from undegrade.utils.quick_start import HEAVY, StandIn, needs_no_library
 
 SCRIPTS = sorted(
     path.relative_to(ROOT).as_posix()
-    for place in ("*.py", "utils/*.py", "trainers/*.py", "evaluation/*.py", "image_adapt/scripts/*.py")
+    for place in ("*.py", "utils/*.py", "trainers/*.py", "evaluation/*.py", "image_adapt/scripts/*.py", "undegrade/*_command.py")
     for path in ROOT.glob(place)
     if '\n    run_main(main)\n' in path.read_text(encoding="utf-8") and path.name != "errors.py"
 )  # fmt: skip

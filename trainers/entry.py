@@ -165,7 +165,8 @@ def run(
         from_first(accelerator, lambda: record_launch(folder, config.seed, accelerator.num_processes, context.weights, sources))
         trainer = Trainer(
             method, loaders["train"], loaders["validation"], config.optimizer, config.loop, accelerator, folder, config.seed,
-            pauses, made_by(to_tree(config)), lambda step: Trackers(accelerator, trackers, folder, config.name, step, to_tree(config)),
+            pauses, made_by(to_tree(config)),
+            lambda step: Trackers(accelerator, trackers, folder, config.name, step, to_tree(config)),
         )  # fmt: skip
         try:
             best = trainer.fit()

@@ -71,7 +71,7 @@ class Trackers:
         run: its folder.
         name: of the run without its id, such as `ind/Digits/ResNet20_clean`.
         step: optimiser steps that are done already.
-        configuration: of the run, as a tree; TensorBoard does without, since config.yaml lies there.
+        configuration: of the run, as a tree, for others than TensorBoard.
     """
 
     def __init__(

@@ -25,6 +25,7 @@ COMMANDS = {  # word -> (module that has the `main`, what it does)
     "protocol_table": ("evaluation.protocol_table", "systems under several protocols or batch sizes, mean over seeds"),
     "adapter_table": ("evaluation.adapter_table", "adapters of images by what they gain and cost"),
     "site": ("evaluation.site_command", "a leaderboard of all results below folders, as pages"),
+    "export": ("export_command", "a classifier or system for the Hub, timm, torch.export or ONNX"),
     "pipeline": ("utils.pipeline", "run the stages of a pipeline YAML"),
 }
 
