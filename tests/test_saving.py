@@ -269,6 +269,23 @@ def test_figures_of_another_system_are_refused(runs: Path, tmp_path: Path, chang
         system.generate_model_card(results=results, row="Best")
 
 
+def test_the_adapter_of_the_figures_is_that_of_the_system(runs: Path, tmp_path: Path) -> None:
+    system = undegrade.load(CLASSIFIERS[0], runs=runs, adapter="median_filter")
+    names = [*system.origins]
+    best = {"Best": {"members": names, "rule": "sum"}}
+    views = {names[0]: "raw", names[1]: "out/adapted"}
+    results = results_of(system, tmp_path / "results.json", systems=best, views=views, configuration={"out": "out"})
+    unchecked = "that this adapter made them was not checked"
+    assert unchecked in system.generate_model_card(results=results, row="Best").text
+    settings = tmp_path / "adapted/fog/5/settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps({**system.adapters["adapted"].facts, "seed": 0, "corruption": "fog"}))
+    assert unchecked not in system.generate_model_card(results=results, row="Best").text
+    settings.write_text(json.dumps({"adapter": "dda"}))
+    with pytest.raises(ValueError, match="the images in out/adapted were adapted by another adapter than that of"):
+        system.generate_model_card(results=results, row="Best")
+
+
 def test_a_file_of_another_program_can_be_saved(tmp_path: Path) -> None:
     save_random(tmp_path / "tiny.safetensors", arch=TINY, classes=("x", "y"))
     torch.save(Classifier.from_pretrained(_folder_of(tmp_path)).network.state_dict(), tmp_path / "foreign.pth")

@@ -114,11 +114,21 @@ def _check_views(path: Path, meta: Mapping[str, Any], name: str, system: System)
             raise ValueError(f"{path}: member {theirs!r} looked at {folder}, {own!r} of {system.name!r} at {system.views[own]}")
         if folder == RAW:
             continue
-        settings = next(iter(sorted(Path(folder).rglob(SETTINGS))), None) if Path(folder).is_dir() else None
+        settings = _settings_in(path, meta, folder)
         checked = checked and settings is not None
         if settings is not None and adapter_facts(read_settings(settings.parent)) != dict(system.adapters[system.views[own]].facts):
             raise ValueError(f"{path}: the images in {folder} were adapted by another adapter than that of {system.name!r}")
     return checked
+
+
+def _settings_in(path: Path, meta: Mapping[str, Any], folder: str) -> Path | None:
+    """File of the settings that the images of a view were adapted with: below the folder as it was
+    named, or as it lies beside the results where both were moved; None where they are gone.
+    """
+    places, out = [Path(folder)], Path(meta.get("configuration", {}).get("out", ""))
+    if Path(folder).is_relative_to(out):
+        places.append(path.parent / Path(folder).relative_to(out))
+    return next((file for place in places if place.is_dir() for file in sorted(place.rglob(SETTINGS))), None)
 
 
 def _of_row(configuration: Mapping[str, Any], name: str) -> dict[str, Any]:

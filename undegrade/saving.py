@@ -252,7 +252,7 @@ def system_card(system: System) -> Card:
         if classifier.about.get("configuration"):
             trees.append((f"The training's configuration of `{name}`", classifier.about["configuration"]))
     for view, one in system.adapters.items():
-        parts.append(f"view `{view}`: {one.facts['adapter']}, {one.adapter.passes.forward} passes of a network an image")
+        parts.append(f"view `{view}`: {one.facts['adapter']}, passes of a network an image: {one.adapter.passes.forward}")
         trees.append((f"The adapter's settings of view `{view}`", dict(one.facts)))
     frame = {"image_size": system.image_size, **(dict(zip(("resize", "interpolation"), system.resize or (), strict=False)))}
     limits = [f"Classifiers see {frame_words(frame)}."]
