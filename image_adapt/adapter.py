@@ -124,6 +124,12 @@ class Adapter:
         """A line for the plan that --dry_run prints; "" for none."""
         return ""
 
+    def network(self) -> nn.Module | None:
+        """All that `adapt` does as one module of images [B, 3, H, W] in [-1, 1], where that is a
+        single pass without noise, for export to other programs; None else.
+        """
+        return None
+
     def adapt(self, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Adapted images, same shape, about [-1, 1] (they are clamped when they are written).
 

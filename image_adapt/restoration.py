@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from undegrade.image_adapt.adapter import Adapter, Context, Passes
 from undegrade.models.restoration.estimates import noise_level
@@ -85,9 +85,17 @@ class Restoration(Adapter):
         """Which network it is."""
         return f"one pass of {self.restorer.name}"
 
+    def network(self) -> nn.Module:
+        """See `Adapter.network`."""
+        return _Pass(self)
+
     @torch.inference_mode()
     def adapt(self, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """See `Adapter.adapt`; nothing is drawn."""
+        return self.restored(x)
+
+    def restored(self, x: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1], restored."""
         unit, options = signed_to_unit(x).clamp(0, 1), self.options
         noise = None
         if self.restorer.takes_noise:
@@ -95,3 +103,14 @@ class Restoration(Adapter):
             noise = noise_level(unit) * options.noise_scale if given is None else given
         side, overlap = options.tile or max(unit.shape[-2:]), options.overlap
         return unit_to_signed(tiled(lambda part: self.restorer(part, noise), unit, side, overlap))
+
+
+class _Pass(nn.Module):
+    """The adapter as a module."""
+
+    def __init__(self, adapter: Restoration) -> None:
+        super().__init__()
+        self.restorer, self.adapter = adapter.restorer, adapter
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.adapter.restored(x)

@@ -132,6 +132,10 @@ STOPS: dict[str, dict[str, Callable]] = {
         "undegrade.utils.weights.weights_folder": _stop(),
         "undegrade.utils.downloads.download": _stop(),
     },
+    "undegrade/export_command.py": {
+        "undegrade.opening.load": _stop(),
+        "undegrade.measured.check_results": lambda path: None,
+    },
     "utils/pipeline.py": {"undegrade.utils.files.write_atomic": _stop()},
     "image_adapt/scripts/image_sample.py": {
         "undegrade.image_adapt.reverse.find_checkpoint": _checkpoint,

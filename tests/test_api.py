@@ -115,7 +115,7 @@ def test_explain_shows_views_and_members(runs: Path) -> None:
         system.explain(images(2))
 
 
-def gated(runs: Path, root: Path, threshold: float) -> undegrade.System:
+def gated(runs: Path, root: Path, threshold: float, adapter: str = "median_filter") -> undegrade.System:
     """A system that restores images whose logarithm of the noise level is above `threshold`."""
     checkpoint = str(find_checkpoint(CLASSIFIERS[0], runs))
     tree = {
@@ -125,7 +125,7 @@ def gated(runs: Path, root: Path, threshold: float) -> undegrade.System:
     }  # fmt: skip
     config = build(EvaluationConfig, {**tree, "cache": False})
     _, digests, classes = open_predictors(config, {name: Path(checkpoint) for name in config.members}, torch.device("cpu"))
-    plain = undegrade.load(CLASSIFIERS[0], runs=runs, adapter="median_filter")
+    plain = undegrade.load(CLASSIFIERS[0], runs=runs, adapter=adapter)
     members = {
         "own": FittedMember(digests["own"], kept=True),
         "other": FittedMember(digests["other"], dict(plain.adapters["adapted"].facts)),
@@ -133,7 +133,7 @@ def gated(runs: Path, root: Path, threshold: float) -> undegrade.System:
     gate = Gate(["noise", "disagreement"], [0.0, 0.0], [1.0, 1.0], [1.0, 0.0], 0.0, threshold)
     write_rule(root / "gate.json", FittedRule("gate", members, class_digest(classes), "32", {}, Pool([1.0, 1.0], [1.0, 1.0]), gate))
     (root / "gated.yaml").write_text(repr(tree).replace("'", '"'))
-    return undegrade.load(root / "gated.yaml", runs=runs, adapter="median_filter")
+    return undegrade.load(root / "gated.yaml", runs=runs, adapter=adapter)
 
 
 def test_a_gate_says_which_way_each_image_went(runs: Path, tmp_path: Path) -> None:

@@ -104,6 +104,9 @@ class LoopConfig:
             that n processes train as one with the n-fold batch; without effect for one process.
         channels_last: memory layout of the convolutions (faster on CPU and on tensor cores).
         compile: torch.compile the loss; falls back with a message where it does not work.
+        trackers: where curves go besides metrics.jsonl: tensorboard (into the run folder), another
+            tracker of accelerate (wandb, comet_ml, mlflow, aim, clearml, dvclive, swanlab,
+            trackio), one that an included module registers with it, a list of them, or none.
     """
 
     epochs: Whole = 10
@@ -118,6 +121,7 @@ class LoopConfig:
     sync_batchnorm: bool = True
     channels_last: bool = True
     compile: bool = False
+    trackers: str | list[str] = "tensorboard"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ from undegrade.trainers.methods import METHODS
 from undegrade.trainers.origin import record_launch
 from undegrade.trainers.pauses import Pauses
 from undegrade.trainers.processes import from_first
+from undegrade.trainers.trackers import Trackers, check_trackers
 from undegrade.trainers.trainer import Trainer
 from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
@@ -137,6 +138,7 @@ def run(
     for name in config.data.degradations:
         find_perturbation(name)
     chosen, precision = choose_device(device), config.loop.mixed_precision
+    trackers = check_trackers(config.loop.trackers)
     accelerator = Accelerator(
         cpu=chosen.type == "cpu",
         mixed_precision=fast_precision(chosen) if precision == "auto" else precision,
@@ -165,6 +167,7 @@ def run(
         trainer = Trainer(
             method, loaders["train"], loaders["validation"], config.optimizer, config.loop, accelerator, folder, config.seed,
             pauses, made_by(to_tree(config)),
+            lambda step: Trackers(accelerator, trackers, folder, config.name, step, to_tree(config)),
         )  # fmt: skip
         try:
             best = trainer.fit()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from undegrade.trainers.parts import Parts
 from undegrade.trainers.pauses import STOP, Pauses
 from undegrade.trainers.processes import largest
 from undegrade.trainers.state import Progress, RunState
+from undegrade.trainers.trackers import Trackers
 from undegrade.utils.checkpoint import save_checkpoint
 from undegrade.utils.data.batch_loader import BatchLoader
 from undegrade.utils.data.batches import Batch
@@ -54,6 +55,7 @@ class Trainer:
             epoch.
         pauses: when to save between the ends of epochs, and when to stop (None: never).
         origin: further entries for the description of the best checkpoint.
+        tracked: optimiser steps that are done -> the run's trackers, started (None: none).
 
     Raises:
         ValueError: the method trains what it does not name, or names what it does not train; a part
@@ -72,10 +74,11 @@ class Trainer:
         seed: int,
         pauses: Pauses | None = None,
         origin: Mapping[str, Any] | None = None,
+        tracked: Callable[[int], Trackers] | None = None,
     ) -> None:
         self.method, self.train_loader, self.validation_loader = method, train, validation
         self.loop, self.accelerator, self.run, self.seed = loop, accelerator, run, seed
-        self.pauses, self.origin = pauses or Pauses(), origin or {}
+        self.pauses, self.origin, self.tracked = pauses or Pauses(), origin or {}, tracked
         check_parts(method)
         self.kept = {name: getattr(method, name).requires_grad_(False) for name in method.kept}
         if loop.channels_last:
@@ -109,6 +112,7 @@ class Trainer:
             log.info("resuming %s %s", self.run, self.progress.words(self.loop.epochs, steps))
         finished = (self.run / DONE).is_file() and not self._is_work_left()
         self.log = RunLog(self.run if main else None, self.progress.epoch)
+        self.trackers = None if self.tracked is None or finished else self.tracked(self.progress.step)
         bar = progress_bar(
             total=self.loop.epochs * steps, initial=self.progress.epoch * steps + self.progress.batch, disable=not main,
             desc=self.run.parent.name, unit="step",
@@ -159,6 +163,8 @@ class Trainer:
             better = self._keep_if_best(epoch, metrics)
         self.progress.epoch, self.progress.batch = epoch, 0
         self.log.write(epoch, self.progress.step, metrics)
+        if self.trackers is not None:
+            self.trackers.write(self.progress.step, metrics)
         shown = {"loss": "train/loss", **{f"val_{name}": f"validation/{name}" for name in self.method.monitors}}
         bar.set_postfix({name: f"{metrics[key]:.4g}" for name, key in shown.items() if key in metrics})
         self._save()

@@ -32,6 +32,7 @@ COMMANDS = {  # word -> (module that has the `main`, what it does)
     "adapter_table": ("evaluation.adapter_table", "adapters of images by what they gain and cost"),
     "examples": ("evaluation.examples_command", "a figure of test images, degraded and adapted, with what systems say"),
     "site": ("evaluation.site_command", "a leaderboard of all results below folders, as pages"),
+    "export": ("export_command", "a classifier or system for the Hub, timm, torch.export or ONNX"),
     "pipeline": ("utils.pipeline", "run the stages of a pipeline YAML"),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,17 @@ from torch import nn
 
 from undegrade.evaluation.config import EvaluationConfig, SystemConfig, expand, fill_names, members_of
 from undegrade.evaluation.fitted.apply import fitted_members, read_rules
-from undegrade.evaluation.fitted.rule import FittedRule, adapter_facts
+from undegrade.evaluation.fitted.rule import FittedRule
 from undegrade.evaluation.opening import member_view
 from undegrade.evaluation.predict_inputs import image_frame, open_predictors
 from undegrade.evaluation.predictors import Frozen
 from undegrade.models.classification.classifier import Classifier, check_timm_name, published_normalisation
 from undegrade.models.classification.inputs import timm_inputs
+from undegrade.models.classification.loading import load_classifier
 from undegrade.models.classification.naming import named_parts
 from undegrade.models.classification.resnet import ARCHS
+from undegrade.origin import Origin
+from undegrade.saving import is_saved, open_saved
 from undegrade.system import System
 from undegrade.utils.choices import check_choice
 from undegrade.utils.config import Tree, build, merge, read_yaml
@@ -31,7 +33,7 @@ from undegrade.utils.data.sources.images import Resize
 from undegrade.utils.data.views import RAW
 from undegrade.utils.device import choose_device
 from undegrade.utils.runs import find_checkpoint
-from undegrade.view_adapter import ViewAdapter
+from undegrade.view_adapter import ViewAdapter, open_view_adapter
 
 _AS_THEY_ARE = Cell(CLEAN, 0)
 _ADAPTED = "adapted"
@@ -52,8 +54,9 @@ def load(
     """A system that is ready to predict.
 
     Args:
-        source: a checkpoint (a file, a run folder, the name of a run below `runs`), or the YAML of
-            an ensemble ("configs/ensemble/Digits/ResNet20_diffaud.yaml").
+        source: a checkpoint (a file, a run folder, the name of a run below `runs`), the YAML of an
+            ensemble ("configs/ensemble/Digits/ResNet20_diffaud.yaml"), or a folder that
+            `save_pretrained` wrote, which has all that the further arguments say, but the device.
         system: of an ensemble, its name (default: the last one of the YAML).
         adapter: what makes the adapted images. Of a checkpoint: a name of `list_adapters()` with
             its usual options, or an adaptation YAML ("configs/adapt/Digits/dda.yaml"); the answer
@@ -76,25 +79,21 @@ def load(
         ValueError: an unknown system, adapter, key; a view without adapter; a rule that was fitted
             for other members or another adapter; a checkpoint that does not say what it takes.
     """
-    lone = Path(source).suffix not in (".yaml", ".yml")
-    if lone:
-        arch, classes = named_parts(find_checkpoint(str(source), str(runs)), arch, classes)
-    given: Tree = {"runs": str(runs), "cache": False, "batch_size": batch_size, **({"arch": arch} if arch else {})}
-    given = merge(given, {"data": {"classes": classes}} if classes else {})
-    if lone:
-        tree = merge(merge(_of_checkpoint(source, str(runs), arch, adapter is not None), given), dict(overrides or {}))
-        system = system or next(iter(tree["systems"]))
-    else:
-        tree = merge(merge(read_yaml(source), given), dict(overrides or {}))
-    config = expand(build(EvaluationConfig, tree))
-    name = check_choice(system or list(config.systems)[-1], config.systems, "system")
+    if is_saved(source):
+        asked = {"system": system, "adapter": adapter, "arch": arch, "classes": classes, "overrides": overrides}
+        for name in [name for name, value in asked.items() if value is not None]:
+            raise ValueError(f"{source} is a saved system, which says itself what it consists of: leave {name}= out")
+        return open_saved(source, device)
+    config, name = chosen_system(source, system, adapter is not None, runs, arch, classes, batch_size, overrides)
     chosen, on = config.systems[name], choose_device(device)
     names = members_of(chosen, _AS_THEY_ARE, config.members)
     if not names:
         raise ValueError(f"system {name!r} is told the corruption of an image, which nobody knows here: choose another one")
     views = {member: config.members[member].view for member in names}
     adapters = {
-        view: _view_adapter(config, view, member_view(config, member), adapter, on) for member, view in views.items() if view != RAW
+        view: open_view_adapter(adapter_settings(config, view, member_view(config, member), adapter), on)
+        for member, view in views.items()
+        if view != RAW
     }
     checkpoints = {m: find_checkpoint(fill_names(config, config.members[m].checkpoint), config.runs) for m in views}
     first = next(iter(checkpoints))
@@ -104,7 +103,42 @@ def load(
     if rule is not None:
         _check_rule(rule, name, config, chosen, digests, adapters, found, frame_words(size, resize))
     rules = dataclasses.replace(chosen, members=names)
-    return System(name, found, rules, members, views, adapters, size, resize, rule, config.batch_size)
+    origins = {member: _origin(config, member, path, digests[member], found) for member, path in checkpoints.items()}
+    return System(name, found, rules, members, views, adapters, size, resize, rule, config.batch_size, origins)
+
+
+def _origin(config: EvaluationConfig, member: str, path: Path, digest: str, classes: Sequence[str]) -> Origin:
+    """Where a member comes from."""
+    given = config.members[member]
+
+    def opened() -> Classifier:
+        found = load_classifier(path, config.runs, classes, given.arch, given.mean, given.std)
+        return found.to(memory_format=torch.channels_last)  # as `evaluation.opening.member_predictor` has it
+
+    keys = ("dataset", "root", "image_size", "resize", "interpolation", "classes")
+    return Origin(opened, given.predictor, {key: getattr(config.data, key) for key in keys}, digest)
+
+
+def chosen_system(
+    source: str | Path, system: str | None, adapted: bool, runs: str | Path, arch: str | None, classes: str | None, batch_size: int,
+    overrides: Mapping[str, Any] | None,
+) -> tuple[EvaluationConfig, str]:  # fmt: skip
+    """(evaluation, name of its system) that the arguments of `load` mean; `adapted`: whether an
+    adapter is given. Nothing is opened.
+    """
+    lone = Path(source).suffix not in (".yaml", ".yml")
+    if lone:
+        arch, classes = named_parts(find_checkpoint(str(source), str(runs)), arch, classes)
+    given: Tree = {"runs": str(runs), "cache": False, "batch_size": batch_size, **({"arch": arch} if arch else {})}
+    given = merge(given, {"data": {"classes": classes}} if classes else {})
+    if not lone:
+        tree = merge(merge(read_yaml(source), given), dict(overrides or {}))
+    else:
+        tree = merge(merge(_of_checkpoint(source, str(runs), arch, adapted), given), dict(overrides or {}))
+        system = system or next(iter(tree["systems"]))
+    config = expand(build(EvaluationConfig, tree))
+    name = check_choice(system or list(config.systems)[-1], config.systems, "system")
+    return config, name
 
 
 def _of_checkpoint(source: str | Path, runs: str, arch: str | None, adapted: bool) -> Tree:
@@ -118,13 +152,12 @@ def _of_checkpoint(source: str | Path, runs: str, arch: str | None, adapted: boo
     }
 
 
-def _view_adapter(
-    config: EvaluationConfig, view: str, folder: str, given: str | Path | Mapping[str, str] | None, device: torch.device
-) -> ViewAdapter:
-    """What makes the images of a view, whose stored ones lie in `folder`."""
+def adapter_settings(config: EvaluationConfig, view: str, folder: str, given: str | Path | Mapping[str, str] | None) -> Any:
+    """Settings (`image_adapt.config.adapt_schema`) of what makes the images of a view, whose stored
+    ones lie in `folder`; `given` as `load` takes it.
+    """
     from undegrade.image_adapt.adapters import ADAPTERS  # here, since diffusion models take seconds to import
     from undegrade.image_adapt.config import adapt_schema
-    from undegrade.image_adapt.scripts.adapter_flags import open_adapter
 
     known = given.get(view) if isinstance(given, Mapping) else given
     parts = Path(folder).parts
@@ -142,11 +175,7 @@ def _view_adapter(
         if row.needs_model:
             raise ValueError(f"the adapter {known} has a model: give a YAML that names it, such as configs/adapt/Digits/dda.yaml")
         tree = {"adapter": str(known)}
-    settings = build(adapt_schema(), merge(tree, {"save_dir": folder, "runs": config.runs}))
-    opened = open_adapter(settings, {}, device)
-    own = {"adapter": settings.adapter, **opened.identity(), "precision": settings.precision, "rounding": settings.rounding}
-    facts = adapter_facts(json.loads(json.dumps(own)))
-    return ViewAdapter(opened, facts, settings.seed, settings.batch_size, settings.rounding, device)
+    return build(adapt_schema(), merge(tree, {"save_dir": folder, "runs": config.runs}))
 
 
 def _check_rule(

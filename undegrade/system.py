@@ -9,7 +9,8 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from undegrade.evaluation.fitted.signals import columns, member_signals, pixel_s
 from undegrade.evaluation.predict import member_logits, system_scores
 from undegrade.evaluation.predictors import Frozen, Predictor, build_predictor
 from undegrade.evaluation.surroundings import Surroundings
+from undegrade.origin import Origin
 from undegrade.pictures import Images, Picture, pictures
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.pixels import to_unit
@@ -31,7 +33,13 @@ from undegrade.utils.data.sources.class_names import class_words
 from undegrade.utils.data.sources.images import Resize, center_crop
 from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.data.views import RAW
+from undegrade.utils.saved_folder import SavedFolder
 from undegrade.view_adapter import ViewAdapter
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+    from undegrade.utils.model_card import Card
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +63,9 @@ class Seen:
     restored: Tensor | None
 
 
-class System:
-    """What `load` and `wrap` return.
+class System(SavedFolder):
+    """What `load` and `wrap` return. `save_pretrained`, `from_pretrained` and `push_to_hub` are
+    huggingface_hub's (docs/hub.md).
 
     Attributes:
         name: of the system.
@@ -71,18 +80,20 @@ class System:
             `image_size`.
         fitted: the rule's numbers, of the rules `gate` and `fitted`.
         batch_size: images that are classified at a time.
+        origins: where members come from, where that is known.
     """
 
     def __init__(
         self, name: str, classes: Sequence[str], rule: SystemConfig, members: Mapping[str, Predictor], views: Mapping[str, str],
         adapters: Mapping[str, ViewAdapter], image_size: int, resize: Resize | None = None, fitted: FittedRule | None = None,
-        batch_size: int = 64,
+        batch_size: int = 64, origins: Mapping[str, Origin] | None = None,
     ) -> None:  # fmt: skip
         check_rule(rule.rule, members, name)
         self.name, self.classes, self.rule, self.fitted = name, list(classes), rule, fitted
         self.words = class_words(self.classes)
         self.members, self.views, self.adapters = dict(members), dict(views), dict(adapters)
         self.image_size, self.resize, self.batch_size = image_size, resize, batch_size
+        self.origins = dict(origins or {})
         self.reset()
 
     def __repr__(self) -> str:
@@ -197,16 +208,53 @@ class System:
             return SourceConfig(dataset=training).open("train")
 
         members: dict[str, Predictor] = {}
+        origins: dict[str, Origin] = {}
         for name, predictor in self.members.items():
             if not isinstance(predictor, Frozen):
                 raise ValueError(f"member {name!r} of {self.name} adapts itself already")
             given = {"name": method, **options}
             classifier = copy.deepcopy(predictor.classifier)
             members[name], _ = build_predictor(given, f"with_tta({method!r})", classifier, Surroundings(open_training))
+            kept = predictor.classifier
+            origins[name] = Origin(lambda kept=kept: kept, given, None if training is None else {"dataset": training})  # type: ignore[misc]
         return System(
             f"{self.name} with {method}", self.classes, self.rule, members, self.views, self.adapters, self.image_size, self.resize,
-            None, self.batch_size,
+            None, self.batch_size, origins,
         )  # fmt: skip
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from undegrade.saving import save_system  # it opens systems, too
+
+        save_system(save_directory, self)
+
+    @classmethod
+    def open_folder(cls, folder: Path, device: str | None = None) -> System:  # type: ignore[override]
+        """What `save_pretrained` wrote; `device` as `load` takes it."""
+        from undegrade.saving import open_saved
+
+        return open_saved(folder, device)
+
+    def card(self) -> Card:
+        """What its folder says of itself."""
+        from undegrade.saving import system_card
+
+        return system_card(self)
+
+    def generate_model_card(self, *, results: str | Path | None = None, row: str | None = None, **options: Any) -> ModelCard:
+        """The model card, for `model_card_kwargs` of `save_pretrained` and `push_to_hub`.
+
+        Args:
+            results: results.json of an evaluation of this system; without it no figure is named.
+            row: name of the system there (default: this one's, or the only one of its members).
+            options: `licence`, `command`, `place`; see `utils.model_card.make_card`.
+
+        Raises:
+            ValueError: results of other weights, another rule or other adapted images.
+        """
+        from undegrade.measured import read_measured
+
+        measured = None if results is None else read_measured(Path(results), self, row)
+        return super().generate_model_card(measured=measured, **options)
 
     def scores(self, images: Images, framed: bool = False) -> Iterator[Tensor]:
         """Float64 [B,K] of batches of images, rows that sum to 1.

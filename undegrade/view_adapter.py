@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from undegrade.evaluation.fitted.rule import adapter_facts
 from undegrade.image_adapt.adapter import Adapter
 from undegrade.pictures import Picture
 from undegrade.utils.data.pixels import from_signed, to_signed
@@ -28,6 +30,7 @@ class ViewAdapter:
         batch_size: images at a time.
         rounding: of grey levels.
         device: where it works.
+        settings: configuration that it was opened with; None where that is not known.
     """
 
     adapter: Adapter
@@ -36,6 +39,7 @@ class ViewAdapter:
     batch_size: int
     rounding: str
     device: torch.device
+    settings: Any = None
 
     def adapt(self, given: Sequence[Picture]) -> list[Image.Image]:
         """The adapted images: squares of the adapter's size, or of those that take any size each at
@@ -51,3 +55,18 @@ class ViewAdapter:
         generators = [torch_generator(self.seed, "adapt", one.key) for one in batch]
         out = self.adapter.adapt(to_signed(pixels).to(self.device), generators)
         return (Image.fromarray(image) for image in from_signed(out, self.rounding).movedim(1, -1).cpu().numpy())
+
+
+def open_view_adapter(settings: Any, device: torch.device) -> ViewAdapter:
+    """The adapter of a configuration (`image_adapt.config.adapt_schema`).
+
+    Raises:
+        FileNotFoundError, ValueError: a model that is missing or does not fit; an option outside
+            its range.
+    """
+    from undegrade.image_adapt.scripts.adapter_flags import open_adapter  # here, since diffusion models take seconds to import
+
+    opened = open_adapter(settings, {}, device)
+    own = {"adapter": settings.adapter, **opened.identity(), "precision": settings.precision, "rounding": settings.rounding}
+    facts = adapter_facts(json.loads(json.dumps(own)))
+    return ViewAdapter(opened, facts, settings.seed, settings.batch_size, settings.rounding, device, settings)

@@ -115,7 +115,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
 
 def _read_safetensors(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt" if tensors else "np") as file:
             names = file.keys() if tensors else ()
             return {name: file.get_tensor(name) for name in names}, _described(path, (file.metadata() or {}).get(_META, "{}"))
     except SafetensorError as error:

@@ -21,11 +21,13 @@ from typing import Any
 from undegrade.utils.completion import asked
 
 HEAVY = (
-    "accelerate", "cv2", "diffusers", "imagecorruptions", "imagedegrade", "matplotlib", "pandas", "scipy", "sklearn", "spandrel",
+    "accelerate", "cv2", "diffusers", "huggingface_hub", "imagecorruptions", "imagedegrade", "matplotlib", "pandas",
+    "scipy", "sklearn", "spandrel",
     "tensorboard", "timm", "torch", "torchvision", "transformers",
 )  # fmt: skip
 _GROUPS = "undegrade."  # of entry points
 _COMPUTES_NOTHING = ("utils/pipeline.py", "list_command.py")
+_PLANS = ("export_command.py",)  # what computes nothing with --dry_run
 
 
 class StandIn(types.ModuleType):
@@ -78,7 +80,8 @@ def needs_no_library(script: str, words: Sequence[str]) -> bool:
     if any(word.partition("=")[0] == "--include" for word in words):
         return False
     helps = asked() or any(word in ("-h", "--help") for word in words)
-    return (helps or script.endswith(_COMPUTES_NOTHING)) and not any(g.startswith(_GROUPS) for g in entry_points().groups)
+    plans = "--dry_run" in words and script.endswith(_PLANS)
+    return (helps or plans or script.endswith(_COMPUTES_NOTHING)) and not any(g.startswith(_GROUPS) for g in entry_points().groups)
 
 
 def start(script: str, words: Sequence[str]) -> None:

@@ -1,26 +1,20 @@
-"""What a run writes while it goes: metrics.jsonl, TensorBoard events, and lines on the console
-above the progress bar.
+"""What a run writes while it goes: metrics.jsonl, and lines on the console above the progress
+bar.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from undegrade.utils.extras import how_to_install
 from undegrade.utils.files import write_atomic
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 
 log = logging.getLogger(__name__)
 
@@ -74,29 +68,15 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _events(folder: Path) -> SummaryWriter | None:
-    """What writes TensorBoard's events, where that is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # an extra
-    except ImportError:
-        log.info(
-            "no events for TensorBoard, which is not installed (%s); metrics.jsonl has the numbers", how_to_install("tensorboard")
-        )
-        return None
-    return SummaryWriter(str(folder))
-
-
 class RunLog:
-    """metrics.jsonl, and TensorBoard where it is installed, of one run; does nothing when `folder`
-    is None (other ranks).
+    """metrics.jsonl of one run; does nothing when `folder` is None (other ranks).
 
     On resume, rows of epochs that will be run again are dropped, so that each epoch stands in the
     file once.
     """
 
-    def __init__(self, folder: Path | None, resume_epoch: int = 0, tensorboard: bool = True) -> None:
+    def __init__(self, folder: Path | None, resume_epoch: int = 0) -> None:
         self._file: TextIO | None = None
-        self._writer: SummaryWriter | None = None
         if folder is None:
             return
         path = folder / "metrics.jsonl"
@@ -105,8 +85,6 @@ class RunLog:
             log.warning("%s lacks %d of the %d epochs that are done", path, resume_epoch - len(kept), resume_epoch)
         write_rows(path, kept)
         self._file = path.open("a", encoding="utf-8")
-        if tensorboard:
-            self._writer = _events(folder)
 
     def write(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         """One row: epoch (1-based), optimiser steps done, and the metrics (`train/loss`,
@@ -118,14 +96,8 @@ class RunLog:
         self._file.write(json.dumps(row, allow_nan=True) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())  # before the state that follows it
-        if self._writer is not None:
-            for name, value in metrics.items():
-                if math.isfinite(value):
-                    self._writer.add_scalar(name, value, step)
-            self._writer.flush()
 
     def close(self) -> None:
-        """Close the files."""
-        for handle in (self._file, self._writer):
-            if handle is not None:
-                handle.close()
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()

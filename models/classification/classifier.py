@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from torch.utils.hooks import RemovableHandle
 from undegrade.models.classification.resnet import ARCHS, build_small_network
 from undegrade.models.normalisation import NormalisedNetwork
 from undegrade.utils.choices import check_choice
+from undegrade.utils.model_card import Card
+from undegrade.utils.saved_folder import SavedFolder
 
 KIND = "classifier"
 
 
-class Classifier(NormalisedNetwork):
+class Classifier(NormalisedNetwork, SavedFolder):
     """Network that takes images in [0,1]: logits = network((x - mean) / std), of all its classes
     or of those that `restrict` names.
 
@@ -38,6 +41,9 @@ class Classifier(NormalisedNetwork):
         num_classes: K.
         mean, std: per channel, on the scale of [0,1].
 
+    Attributes:
+        about: what else its checkpoint says, such as its classes; saved with it.
+
     Raises:
         ValueError: mean or std is not three finite numbers, or a std is not positive.
     """
@@ -49,6 +55,7 @@ class Classifier(NormalisedNetwork):
         self.network = network
         self.arch = arch
         self.network_classes = num_classes
+        self.about: dict[str, Any] = {}
         self.register_buffer("outputs", None, persistent=False)
 
     @property
@@ -116,6 +123,30 @@ class Classifier(NormalisedNetwork):
     def features(self, x: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """The features of `forward_features` alone."""
         return self.forward_features(x, names)[1]
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from undegrade.models.classification.saved import save_classifier  # it builds classifiers
+
+        if self.outputs is not None:
+            raise ValueError(
+                f"{self.arch} answers with {len(self.outputs)} of its {self.network_classes} classes: save the whole system"
+            )
+        save_classifier(save_directory, self)
+
+    @classmethod
+    def open_folder(cls, folder: Path, **options: Any) -> Classifier:
+        """What `save_pretrained` wrote, in eval mode; what huggingface_hub takes for options is of
+        config.json, and the weights say it themselves.
+        """
+        from undegrade.models.classification.saved import open_classifier
+
+        return open_classifier(folder)
+
+    def card(self) -> Card:
+        """What its folder says of itself."""
+        from undegrade.models.classification.saved import classifier_card
+
+        return classifier_card(self)
 
 
 def as_map(classifier: Classifier, name: str, feature: Tensor) -> Tensor:

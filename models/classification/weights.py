@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from undegrade.models.classification import mmcls, option_a
-from undegrade.models.classification.classifier import KIND, Classifier, build_classifier, final_layers
+from undegrade.models.classification.classifier import KIND, Classifier, build_classifier, describe, final_layers
 from undegrade.utils.choices import check_choice
 
 # What wrappers put before every name: data parallel, this module's Classifier, torch.compile,
@@ -88,4 +88,5 @@ def from_description(meta: Mapping[str, Any], state_dict: Mapping[str, Tensor]) 
     check_choice(meta["kind"], [KIND], "kind of model")
     classifier = build_classifier(meta["arch"], meta["num_classes"], meta["mean"], meta["std"])
     load_network_state(classifier, state_dict)
+    classifier.about = {key: value for key, value in meta.items() if key not in describe(classifier)}
     return classifier
