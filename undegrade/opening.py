@@ -18,18 +18,20 @@ from undegrade.evaluation.opening import member_view
 from undegrade.evaluation.predict_inputs import image_frame, open_predictors
 from undegrade.evaluation.predictors import Frozen
 from undegrade.models.classification.classifier import Classifier, check_timm_name, published_normalisation
-from undegrade.models.classification.inputs import timm_inputs
+from undegrade.models.classification.inputs import described_inputs
 from undegrade.models.classification.resnet import ARCHS
 from undegrade.system import System
 from undegrade.utils.choices import check_choice
 from undegrade.utils.config import Tree, build, merge, read_yaml
 from undegrade.utils.data.cells import CLEAN, Cell
+from undegrade.utils.data.sources.class_names import timm_classes
 from undegrade.utils.data.sources.image_source import frame_words
-from undegrade.utils.data.sources.imagenet import IMAGENET_1K, read_classes
+from undegrade.utils.data.sources.imagenet import read_classes
 from undegrade.utils.data.sources.images import Resize
 from undegrade.utils.data.views import RAW
 from undegrade.utils.device import choose_device
 from undegrade.utils.runs import find_checkpoint
+from undegrade.utils.timm_folders import timm_frame
 from undegrade.view_adapter import ViewAdapter
 
 _AS_THEY_ARE = Cell(CLEAN, 0)
@@ -51,8 +53,11 @@ def load(
     """A system that is ready to predict.
 
     Args:
-        source: a checkpoint (a file, a run folder, the name of a run below `runs`), or the YAML of
-            an ensemble ("configs/ensemble/Digits/ResNet20_diffaud.yaml").
+        source: a checkpoint (a file, a run folder, the name of a run below `runs`), a folder that
+            timm saved, an id of the Hugging Face Hub ("timm/resnet18.a1_in1k",
+            "hf-hub:org/name@revision"), a name of timm ("resnet18.a1_in1k"), or the YAML of an
+            ensemble ("configs/ensemble/Digits/ResNet20_diffaud.yaml"). What is of the Hub is
+            downloaded into its cache, unless it is there.
         system: of an ensemble, its name (default: the last one of the YAML).
         adapter: what makes the adapted images. Of a checkpoint: a name of `list_adapters()` with
             its usual options, or an adaptation YAML ("configs/adapt/Digits/dda.yaml"); the answer
@@ -60,8 +65,10 @@ def load(
             Of an ensemble the same, or one by name of each view; default: the YAML of configs/adapt
             that writes the folder which the view names.
         runs: root of the runs, for checkpoints and models by name.
-        arch: of a file of another program, which does not say it: a timm name.
-        classes: of such a file, `imagenet-1k` or a file with one class a line.
+        arch: of a file of another program, which does not say it: a timm name (default: the one
+            with which the file's name begins).
+        classes: of such a file, `imagenet-1k` or a file with one class a line (default: of timm's
+            networks those of ImageNet, where their number says so).
         device: "cpu", "cuda", "cuda:N" (default: a GPU if there is one).
         batch_size: images that are classified at a time, at least 1; that many a step of predictors
             that adapt themselves.
@@ -116,19 +123,24 @@ def _view_adapter(
     config: EvaluationConfig, view: str, folder: str, given: str | Path | Mapping[str, str] | None, device: torch.device
 ) -> ViewAdapter:
     """What makes the images of a view, whose stored ones lie in `folder`."""
-    from undegrade.image_adapt.adapters import ADAPTERS  # here, since diffusion models take seconds to import
-    from undegrade.image_adapt.config import adapt_schema
-    from undegrade.image_adapt.scripts.adapter_flags import open_adapter
-
     known = given.get(view) if isinstance(given, Mapping) else given
     parts = Path(folder).parts
     if known is None and len(parts) > 2 and parts[0] == "adapted":
         known = f"configs/adapt/{Path(config.data.dataset).name}/{parts[1]}.yaml"
-    if known is None:
-        raise ValueError(
-            f"the system looks at other versions of the images (view {view!r}, {folder}), and what makes them is not known: give "
-            "adapter=..., a name of list_adapters() or an adaptation YAML such as configs/adapt/Digits/dda.yaml"
-        )
+    if known is not None:
+        return open_view_adapter(known, folder, config.runs, device)
+    raise ValueError(
+        f"the system looks at other versions of the images (view {view!r}, {folder}), and what makes them is not known: give "
+        "adapter=..., a name of list_adapters() or an adaptation YAML such as configs/adapt/Digits/dda.yaml"
+    )
+
+
+def open_view_adapter(known: str | Path, folder: str, runs: str, device: torch.device) -> ViewAdapter:
+    """What `known`, a name or an adaptation YAML, does, as if it wrote into `folder`."""
+    from undegrade.image_adapt.adapters import ADAPTERS  # here, since diffusion models take seconds to import
+    from undegrade.image_adapt.config import adapt_schema
+    from undegrade.image_adapt.scripts.adapter_flags import open_adapter
+
     if Path(known).suffix in (".yaml", ".yml"):
         tree = read_yaml(known)
     else:
@@ -136,7 +148,7 @@ def _view_adapter(
         if row.needs_model:
             raise ValueError(f"the adapter {known} has a model: give a YAML that names it, such as configs/adapt/Digits/dda.yaml")
         tree = {"adapter": str(known)}
-    settings = build(adapt_schema(), merge(tree, {"save_dir": folder, "runs": config.runs}))
+    settings = build(adapt_schema(), merge(tree, {"save_dir": folder, "runs": runs}))
     opened = open_adapter(settings, {}, device)
     own = {"adapter": settings.adapter, **opened.identity(), "precision": settings.precision, "rounding": settings.rounding}
     facts = adapter_facts(json.loads(json.dumps(own)))
@@ -175,8 +187,9 @@ def wrap(
         model: module, images [B,3,H,W] -> logits [B,K], which is put into eval mode and moved to
             the device; or a timm name ("resnet50.a1_in1k").
         classes: names of the K classes in their order, or `imagenet-1k`, or a file with one a line
-            (default: those of ImageNet for 1,000 classes of timm, else "0", "1", ...).
+            (default: those of ImageNet for 1,000 classes of a network of timm, else "0", "1", ...).
         image_size: side of the images in pixels (default: as timm's weights want it, else 224).
+            What timm made itself (`timm.create_model`) says that as its name does.
         resize: side to which the shorter side of an image is brought before the centre is cut
             (default: as timm's weights want it, else `image_size`).
         mean, std: of each of three channels, on the scale of [0,1], that the network's images are
@@ -190,9 +203,10 @@ def wrap(
         ValueError: an unknown timm name (with the closest), logits of another shape, as many names
             as there are no classes, unfit mean or std.
     """
-    named = isinstance(model, str)
     network, arch = (_timm(model, pretrained), model) if isinstance(model, str) else (model, type(model).__name__)
-    inputs = timm_inputs(arch) if named else None
+    published = getattr(network, "pretrained_cfg", None)  # of timm
+    named = isinstance(published, Mapping)
+    inputs = described_inputs(timm_frame(arch, published)) if isinstance(published, Mapping) else None
     size = image_size or (inputs.image_size if inputs else 224)
     if resize is None and inputs is not None and image_size in (None, inputs.image_size):
         frame = None if inputs.resize is None else Resize(inputs.resize, inputs.interpolation or "bilinear")
@@ -231,7 +245,7 @@ def _outputs(network: nn.Module, size: int, device: torch.device) -> int:
 
 def _names(classes: Sequence[str] | str | None, count: int, named: bool) -> list[str]:
     if classes is None:
-        return list(read_classes(IMAGENET_1K)) if named and count == 1000 else [str(number) for number in range(count)]
+        return (timm_classes(count) if named else None) or [str(number) for number in range(count)]
     names = list(read_classes(classes) if isinstance(classes, str) else classes)
     if len(names) != count:
         raise ValueError(f"{len(names)} names of classes for the {count} classes of the network: give one for each")

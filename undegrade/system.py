@@ -27,6 +27,7 @@ from undegrade.evaluation.surroundings import Surroundings
 from undegrade.pictures import Images, Picture, pictures
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.pixels import to_unit
+from undegrade.utils.data.sources.class_names import class_words, wordnet_numbers
 from undegrade.utils.data.sources.images import Resize, center_crop
 from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.data.views import RAW
@@ -54,6 +55,7 @@ class System:
     Attributes:
         name: of the system.
         classes: names of the classes; the number of a class is its place.
+        words: for the classes: other than their names where these are numbers in WordNet.
         rule: how the members come to one answer, and their names in its order.
         members: what turns images into logits, by name.
         views: what each member looks at: "raw", or a key of `adapters`.
@@ -74,6 +76,8 @@ class System:
         self.name, self.classes, self.rule, self.fitted = name, list(classes), rule, fitted
         self.members, self.views, self.adapters = dict(members), dict(views), dict(adapters)
         self.image_size, self.resize, self.batch_size = image_size, resize, batch_size
+        self.words = class_words(self.classes)
+        self._wnids = wordnet_numbers(self.classes, self.words)
         self.reset()
 
     def __repr__(self) -> str:
@@ -236,7 +240,9 @@ class System:
         way = way or ("both" if len(looks) > 1 else "raw" if True in looks else "adapted")
         ways = [way] * len(batch) if restored is None else ["adapted" if yes else "raw" for yes in restored.tolist()]
         return [
-            Prediction(one.name, labels, [self.classes[k] for k in labels], shares, went)
+            Prediction(
+                one.name, labels, [self.words[k] for k in labels], shares, went, [self._wnids[k] for k in labels if self._wnids]
+            )
             for one, labels, shares, went in zip(batch, order[:, :top].tolist(), values[:, :top].tolist(), ways, strict=True)
         ]
 
