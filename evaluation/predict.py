@@ -5,9 +5,7 @@ folder, as a CSV and as a page.
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
-import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +21,7 @@ from undegrade.evaluation.fitted.rule import FittedRule, first_other
 from undegrade.evaluation.fitted.signals import pixel_signals
 from undegrade.evaluation.opening import member_view
 from undegrade.evaluation.predict_inputs import image_frame, open_predictors, open_views
+from undegrade.evaluation.prediction_table import Prediction, in_words, write_table
 from undegrade.evaluation.predictors import Predictor
 from undegrade.evaluation.rules import RULES, combine, mixing_weights
 from undegrade.utils.choices import check_choice
@@ -30,7 +29,6 @@ from undegrade.utils.data.cells import CLEAN, Cell
 from undegrade.utils.data.pixels import to_unit
 from undegrade.utils.data.sources.class_names import class_words
 from undegrade.utils.data.sources.image_source import ImageSource
-from undegrade.utils.files import write_atomic
 from undegrade.utils.interruption import Interrupted, Interruption
 from undegrade.utils.progress import progress_bar
 from undegrade.utils.runs import find_checkpoint
@@ -40,32 +38,6 @@ log = logging.getLogger(__name__)
 PREDICTIONS = "predictions.csv"
 _AS_THEY_ARE = Cell(CLEAN, 0)
 _SHOWN = 20  # classes of the table, files of a warning
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a system says of an image.
-
-    Attributes:
-        file: relative to its folder.
-        classes: the best ones with their shares of the scores in [0, 1], best first.
-        restored: of a system with a gate, whether the image was restored.
-        words: for each of `classes` (`class_words`).
-        members: the word of the best class of each member of the system, and its probability.
-        row: the image's place among those that every view has.
-    """
-
-    file: str
-    classes: list[tuple[str, float]]
-    restored: bool | None = None
-    words: list[str] = dataclasses.field(default_factory=list)
-    members: list[tuple[str, float]] = dataclasses.field(default_factory=list)
-    row: int = 0
-
-    @property
-    def agrees(self) -> bool:
-        """Whether every member says what the system says."""
-        return all(word == self.words[0] for word, _ in self.members)
 
 
 def predict(
@@ -99,11 +71,10 @@ def predict(
         system: its name (default: the last one of `config`).
         top: classes an image.
         interruption: asked after each batch.
-        report: HTML file that shows the images with what is said of them (None: none); written
-            when all images are done.
+        report: HTML file that shows the images with what is said of them (None: none).
 
     Raises:
-        Interrupted: `out` has the images so far.
+        Interrupted: `out` and `report` have the images so far.
         ValueError, FileNotFoundError: no image there, none that can be read, a system that is
             unknown or told the corruption, `top` beyond the classes, a checkpoint that does not say
             what it takes, and what `find_checkpoint` and `load_classifier` raise.
@@ -136,6 +107,7 @@ def predict(
     words = class_words(classes)
     done: list[Prediction] = []
     broken: list[str] = []
+    stop: Interrupted | None = None
     try:
         for predictor in predictors.values():
             predictor.reset()
@@ -146,22 +118,31 @@ def predict(
             answers = _Answers(stacked, *system_scores(chosen, predictors, seen, logits, names, rule))
             done += _best(answers, rows, files, classes, words, top)
             if interruption is not None and interruption.due and len(done) + len(broken) < len(files):
-                stop = Interrupted(f"{interruption.reason} after {len(done)} of {len(files)} images, which are in {out}")
-                stop.go_on = "the same command begins anew"
-                raise stop
+                stop = _stopped(interruption, len(done), len(files) - len(broken), [out] if report is None else [out, report])
+                break
     finally:
         if done:
-            _write(out, done, top)
+            write_table(out, done, top)
     if not done:
-        raise ValueError(f"none of the {len(files)} images of --predict {path} can be read, e.g. {broken[0]}")
+        raise stop or ValueError(f"none of the {len(files)} images of --predict {path} can be read, e.g. {broken[0]}")
     if broken:
         log.warning("left out %d of %d images that cannot be read:\n  %s", len(broken), len(files), "\n  ".join(broken))
     if report is not None:
         from undegrade.evaluation.prediction_report import Labelled, write_prediction_report  # jinja2 and pictures take a while
 
         shown = {member: (config.members[member].view, sources[views[member]]) for member in names}
-        write_prediction_report(report, Labelled(path, name, chosen.rule, shown, done, broken))
+        write_prediction_report(report, Labelled(path, name, chosen.rule, shown, done, broken, len(files)))
+    if stop is not None:
+        raise stop
     return done, len(broken)
+
+
+def _stopped(interruption: Interruption, done: int, readable: int, files: Sequence[Path]) -> Interrupted:
+    """`readable`: images without those that were found broken."""
+    said = f"{interruption.reason} after {done} of {readable} images, which are in {' and '.join(map(str, files))}"
+    stop = Interrupted(f"{said}; {readable - done} are missing")
+    stop.go_on = "the same command begins anew"
+    return stop
 
 
 def _batch_size(config: EvaluationConfig, predictors: Mapping[str, Predictor], sources: Mapping[str, ImageSource]) -> int:
@@ -255,29 +236,6 @@ def _best(
             rows, order[:, :top].tolist(), values[:, :top].tolist(), ways, said.T.tolist(), shares.T.tolist(), strict=True
         )
     ]
-
-
-def _write(out: Path, predictions: Sequence[Prediction], top: int) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    named = in_words(predictions)
-    columns = ("class", *(["wnid"] if named else []), "confidence")
-    gated = any(row.restored is not None for row in predictions)
-    further = [f"{name}_{place}" for place in range(2, top + 1) for name in columns]
-    writer.writerow(["file", *columns, *further, *(["restored"] if gated else [])])
-    for row in predictions:
-        cells = [
-            cell
-            for (name, share), word in zip(row.classes, row.words, strict=True)
-            for cell in (word, *([name] if named else []), f"{share:.6f}")
-        ]
-        writer.writerow([row.file, *cells, *([("no", "yes")[row.restored]] if row.restored is not None else [])])
-    write_atomic(out, text.getvalue())
-
-
-def in_words(predictions: Sequence[Prediction]) -> bool:
-    """Whether some class has a word that is not its name."""
-    return any(name != word for row in predictions for (name, _), word in zip(row.classes, row.words, strict=True))
 
 
 def print_predictions(

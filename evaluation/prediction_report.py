@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from undegrade.evaluation.predict import Prediction, in_words
+from undegrade.evaluation.prediction_table import Prediction, in_words
 from undegrade.evaluation.report.prediction_page import Page, PageRow, write_page
 from undegrade.utils.data.sources.image_source import ImageSource
 from undegrade.utils.data.views import RAW
@@ -34,6 +34,7 @@ class Labelled:
         members: name of its view and the images that it sees, by member.
         predictions: at least one.
         broken: what could not be read, and why.
+        asked: number of images that were to be labelled: more, where the work was stopped.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Labelled:
     members: Mapping[str, tuple[str, ImageSource]]
     predictions: Sequence[Prediction]
     broken: Sequence[str]
+    asked: int
 
 
 def write_prediction_report(path: Path, labelled: Labelled) -> None:
@@ -126,7 +128,9 @@ def _summary(labelled: Labelled, several: bool, gated: bool) -> str:
 
 def _notes(labelled: Labelled, several: bool) -> list[str]:
     count = len(labelled.predictions)
-    notes = [
+    missing = labelled.asked - count - len(labelled.broken)
+    notes = [f"The work was stopped: {missing} of {labelled.asked} images are missing."] if missing else []
+    notes += [
         "Confidence is the share of the scores that the class has, as the networks give it. Nobody has checked it on images like "
         "these: networks are often too sure of themselves, most of all on degraded images.",
         "The pictures show what the classifier sees: the centre of the image, at its size.",
