@@ -32,7 +32,7 @@ from undegrade.evaluation.evaluate import evaluate, print_outcome
 from undegrade.evaluation.predict import print_predictions
 from undegrade.evaluation.predictors import PREDICTORS
 from undegrade.models.dense.loading import KINDS
-from undegrade.utils.checkpoint import read_description
+from undegrade.utils.checkpoint import read_description, split_entry
 from undegrade.utils.command_line import typed
 from undegrade.utils.config import Tree, build, merge, read_yaml
 from undegrade.utils.data.cells import sweep_cells
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.tta is not None:
         given = merge({"members": {"model": {"predictor": {"name": args.tta}}}}, given)
     own: Tree = {"runs": args.runs, "members": {"model": {"checkpoint": str(checkpoint), "arch": args.arch, "view": args.view}}}
-    tree = merge(tree | own | {"systems": {_shown(checkpoint): {"members": ["model"]}}}, given)
+    tree = merge(tree | own | {"systems": {_shown(args, checkpoint): {"members": ["model"]}}}, given)
     if args.predict is not None:
         check_keys_of_prediction(build(EvaluationConfig, tree), overrides, None)
         with interruption.listening():
@@ -104,7 +104,8 @@ def main(argv: list[str] | None = None) -> int:
     what = "-".join(dict.fromkeys(tree["data"].get("sweep", []) + tree["data"].get("corruptions", [])))
     what += "" if args.view == RAW else f"-{Path(args.view).name}"
     what += "" if args.tta is None else f"-{args.tta}"
-    tree["out"] = args.out or str(checkpoint.parent / args.mode / what)
+    home = Path(args.runs) / _reference(args) if _elsewhere(args, checkpoint) else checkpoint.parent
+    tree["out"] = args.out or str(home / args.mode / what)
     config = keys_of_view(build(EvaluationConfig, tree), "model", overrides)
     check_keys(config, given)
     if dense:
@@ -131,7 +132,18 @@ def _check_kind(args: argparse.Namespace, dense: bool) -> None:
         )
 
 
-def _shown(checkpoint: Path) -> str:
+def _elsewhere(args: argparse.Namespace, checkpoint: Path) -> bool:
+    """Whether it lies in a cache of downloads, which is no place for results."""
+    return not split_entry(args.resume)[0].exists() and not checkpoint.is_relative_to(args.runs)
+
+
+def _reference(args: argparse.Namespace) -> str:
+    return str(args.resume).removeprefix("hf-hub:").removeprefix("hf_hub:")
+
+
+def _shown(args: argparse.Namespace, checkpoint: Path) -> str:
     """`<...>/<method>/<dataset>/<name>/<run id>/best.safetensors` -> `<name>`."""
     parents = checkpoint.resolve().parents
+    if _elsewhere(args, checkpoint):
+        return Path(_reference(args)).name
     return parents[1].name if checkpoint.name == "best.safetensors" else checkpoint.stem

@@ -123,13 +123,13 @@ def predict(
             answers = Answers(stacked, *system_scores(chosen, predictors, seen, logits, names, rule))
             done += best_classes(answers, rows, files, classes, words, top)
             if interruption is not None and interruption.due and len(done) + len(broken) < len(files):
-                stop = stopped(interruption, len(done), len(files), out, report)
+                stop = stopped(interruption, len(done), len(files) - len(broken), out, report)
                 break
     finally:
         if done:
             write_csv(out, done, top)
     if not done:
-        raise ValueError(f"none of the {len(files)} images of --predict {path} can be read, e.g. {broken[0]}")
+        raise stop or ValueError(f"none of the {len(files)} images of --predict {path} can be read, e.g. {broken[0]}")
     say_broken(broken, len(files))
     if report is not None:
         from undegrade.evaluation.prediction_report import Labelled, write_prediction_report  # jinja2 and pictures take a while

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from undegrade.evaluation.config import EvaluationConfig
 from undegrade.evaluation.opening import member_predictor
 from undegrade.evaluation.predictors import Predictor
 from undegrade.models.classification.inputs import INPUT_KEYS, checkpoint_inputs, described_inputs
-from undegrade.utils.checkpoint import read_description
+from undegrade.models.classification.weights import network_of, outputs_of, unnamed
+from undegrade.utils.checkpoint import load_checkpoint, read_description
 from undegrade.utils.config import build
+from undegrade.utils.data.sources.class_names import timm_classes
 from undegrade.utils.data.sources.folders import plain_source
 from undegrade.utils.data.sources.image_files import list_images
 from undegrade.utils.data.sources.image_source import ImageSource
@@ -36,6 +38,8 @@ def image_frame(config: EvaluationConfig, checkpoint: Path, arch: str | None) ->
     data = config.data
     inputs = checkpoint_inputs(checkpoint, arch)
     if inputs is None and data.image_size is None:
+        if not read_description(checkpoint) and network_of(checkpoint, arch) is None and not run_data(checkpoint):
+            raise unnamed(checkpoint)
         inputs = described_inputs(_images_of_run(checkpoint))
     if inputs is not None:
         data = data.fitted(*inputs)
@@ -92,7 +96,8 @@ def open_predictors(
     config: EvaluationConfig, checkpoints: dict[str, Path], device: torch.device
 ) -> tuple[dict[str, Predictor], dict[str, str], Sequence[str]]:
     """The members, their digests (`Member.digest`), and the names of their classes: those of a
-    checkpoint, else of `data.classes`, else numbers.
+    checkpoint, else of `data.classes`, of files of timm's networks those of ImageNet where their
+    number says so, else numbers.
     """
     descriptions = {path: read_description(path) for path in checkpoints.values()}
     names, order = next(((d["classes"], f"as in {path}") for path, d in descriptions.items() if d.get("classes")), (None, None))
@@ -105,10 +110,7 @@ def open_predictors(
         names, order = listed, f"by data.classes {config.data.classes}"
     foreign = [path for path, description in descriptions.items() if not description]
     if foreign and names is None:
-        raise ValueError(
-            f"checkpoint {foreign[0]} does not say what its classes are: give --data.classes imagenet-1k or a file with one a line "
-            "(and its network: --arch, or `arch` of an ensemble's member)"
-        )
+        names, order = _classes_of_timm(config, {member: path for member, path in checkpoints.items() if path in foreign})
     opened = {m: member_predictor(config, m, path, names, device, order) for m, path in checkpoints.items()}
     found = {member: predictor for member, (predictor, _) in opened.items()}
     classes = names or [str(number) for number in range(next(iter(found.values())).num_classes)]
@@ -116,3 +118,18 @@ def open_predictors(
         if predictor.num_classes != len(classes):
             raise ValueError(f"checkpoint {checkpoints[member]} has {predictor.num_classes} classes, not {len(classes)} as needed")
     return found, {member: digest for member, (_, digest) in opened.items()}, classes
+
+
+def _classes_of_timm(config: EvaluationConfig, foreign: Mapping[str, Path]) -> tuple[Sequence[str], str]:
+    """(classes, what says so) of members whose files do not say them."""
+    member, path = next(iter(foreign.items()))
+    arch = network_of(path, config.members[member].arch)
+    count = None if arch is None else outputs_of(arch, load_checkpoint(path)[0])
+    names = None if count is None else timm_classes(count)
+    if names is None:
+        raise ValueError(
+            f"checkpoint {path} does not say what its classes are: give --data.classes imagenet-1k or a file with one a line "
+            "(and its network: --arch, or `arch` of an ensemble's member)"
+        )
+    log.info("checkpoint %s: its %d outputs are taken to be the classes of ImageNet (data.classes says otherwise)", path, count)
+    return names, f"by their WordNet numbers in sorted order, as ImageNet's {count:,} are"

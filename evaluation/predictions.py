@@ -121,12 +121,13 @@ def say_broken(broken: Sequence[str], total: int) -> None:
         log.warning("left out %d of %d images that cannot be read:\n  %s", len(broken), total, "\n  ".join(broken))
 
 
-def stopped(interruption: Interruption, done: int, total: int, out: Path, report: Path | None) -> Interrupted:
-    """What is raised when the labelling of images was stopped, and says where the `done` ones
-    are.
+def stopped(interruption: Interruption, done: int, readable: int, out: Path, report: Path | None) -> Interrupted:
+    """What is raised when the labelling of images was stopped, and says where the `done` ones of
+    those that were not found broken are.
     """
     places = " and ".join(str(place) for place in (out, report) if place is not None)
-    stop = Interrupted(f"{interruption.reason} after {done} of {total} images, which are in {places}")
+    said = f"{interruption.reason} after {done} of {readable} images, which are in {places}"
+    stop = Interrupted(f"{said}; {readable - done} are missing")
     stop.go_on = "the same command begins anew"
     return stop
 

@@ -21,7 +21,7 @@ from tests.checkpoints import save_random
 from tests.photo_like import photo_like, save_all
 from tests.scripts import Done, run_script
 from undegrade.evaluation import predictions
-from undegrade.models.classification.naming import named_parts
+from undegrade.models.classification.weights import network_of
 
 PREDICT = "undegrade/predict_command.py"
 NAMES = ["a.png", "b/c.png", "d.png", "é.png"]
@@ -103,32 +103,26 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_file_of_timm_gives_words_at_the_first_attempt(weights: Path, photos: Path, tmp_path: Path) -> None:
     done = predict(photos, "--system", weights, "--out", tmp_path / "p.csv").check()
-    assert f"{weights}: taken for timm's {TINY}, by its name; its weights fit" in done.err
-    assert f"{weights}: its 1,000 classes are taken to be ImageNet's (imagenet-1k)" in done.err
+    assert f"{weights}: by its name it holds timm's {TINY}" in done.err
+    assert f"{weights}: its 1000 outputs are taken to be the classes of ImageNet" in done.err
     row = next(csv.DictReader((tmp_path / "p.csv").open(encoding="utf-8")))
     assert row["wnid"].startswith("n") and row["class"][0] != "n0" and {"wnid_3", "confidence_3"} <= row.keys()
     given = undegrade.load(weights, arch=TINY, classes="imagenet-1k").predict(photos / "a.png", top=1)[0]
     assert row["class"] == given.names[0] and float(row["confidence"]) == pytest.approx(given.confidences[0], abs=1e-6)
 
 
-def test_names_that_are_taken(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = timm.create_model(TINY, pretrained=False).state_dict()
-    torch.save(state, tmp_path / "test_resnet-0123abcd.pth")
-    assert named_parts(tmp_path / "test_resnet-0123abcd.pth", None, None) == ("test_resnet", "imagenet-1k")
-    assert named_parts(weights, None, "list.txt") == (TINY, "list.txt")
-    url = timm.get_pretrained_cfg("resnet18.tv_in1k")
-    url.url = "https://somewhere/files/mine-of-tv.pth?download=1"
-    monkeypatch.setattr(timm, "list_pretrained", lambda: ["resnet18.tv_in1k"])
-    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: url)
-    torch.save(timm.create_model("resnet18", pretrained=False).state_dict(), tmp_path / "mine-of-tv.pth")
-    assert named_parts(tmp_path / "mine-of-tv.pth", None, None) == ("resnet18.tv_in1k", "imagenet-1k")
+def test_names_that_are_taken(weights: Path) -> None:
+    assert network_of(Path("test_resnet-0123abcd.pth"), None) == "test_resnet"
+    assert network_of(Path("resnet50_a1_0-14fe96d1.pth"), None) == "resnet50"
+    assert network_of(weights, None) == TINY and network_of(weights, "resnet18") == "resnet18"
+    assert network_of(Path("mine.pth"), None) is None
 
 
 @pytest.mark.parametrize(
     ("name", "classes", "message"),
     [
-        ("mine", 1000, "does not say what network it holds, and no network of timm is called so: name it: arch, a timm name"),
-        ("resnet18", 1000, "and its weights are not those of timm's resnet18: name it"),
+        ("mine", 1000, "does not say what network it holds"),
+        ("resnet18", 1000, "resnet18.safetensors"),
         (TINY, 10, "does not say what its classes are: give --data.classes imagenet-1k or a file with one a line"),
     ],
 )

@@ -130,7 +130,7 @@ def _exact(name: str, constant: float) -> np.ndarray:
 def test_noise_tables_hold_the_exact_probabilities(name: str, constants: str) -> None:
     table = getattr(corruption_noise, name.replace("noise", "table"))
     for (constant,) in CONSTANTS[name][constants]:
-        share, alias = (part.view(256, 256).numpy() for part in corruption_noise.alias_table(table, constant))
+        share, alias = (part.reshape(256, 256) for part in corruption_noise.alias_table(table, constant))
         kept = share / 2.0**32 + 0.5
         drawn = kept / 256
         rows = np.broadcast_to(np.arange(256)[:, None], alias.shape)

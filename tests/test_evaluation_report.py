@@ -59,14 +59,15 @@ def result(system: str, corruption: str, accuracy: float) -> Result:
 
 
 @needs_chromium
-def test_the_report_is_readable_at_every_width(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_report_is_readable_at_every_width(tmp_path: Path, dark: bool) -> None:
     systems = [f"a system with the number {number}" for number in range(12)]
     rows = [result(name, cell, 0.5) for name in systems for cell in ("fog", "elastic_transform", "mean")]
     figures = {"heat": heat_map(rows), "bars": severity_plot(rows)}
     facts = {"command": "python test.py " + 40 * "--a_word ", "commit": "a" * 120, "library": None}
     page = {"title": "T" * 80, "summary": "S " * 90, "rows": rows, "figures": figures, "configs": {"c": "a: " + "b" * 300}}
     write_report(tmp_path / "r.html", provenance=facts, notes=["n" * 200], **page)  # type: ignore[arg-type]
-    for look, width in zip(looks(tmp_path / "r.html", tmp_path), (1280, 390), strict=True):
+    for look, width in zip(looks(tmp_path / "r.html", tmp_path, dark=dark), (1280, 390), strict=True):
         assert (look.width, look.scroll, look.wide, look.faint) == (width, width, [], [])
 
 

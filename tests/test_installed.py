@@ -82,3 +82,39 @@ def test_the_command_names_the_closest_word(site: Path, tmp_path: Path) -> None:
     done = run(site, tmp_path, "-m", "undegrade", "tran")
     assert done.status == 2
     assert "'train'" in done.err
+
+
+TYPED = """
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import undegrade
+
+system = undegrade.load("timm/resnet18.a1_in1k", adapter="median_filter", batch_size=8)
+found: undegrade.Predictions = system.predict(Path("photos"), top=3)
+best: list[tuple[str, float]] = [(one.names[0], one.confidences[0]) for one in found]
+numbers: list[str] = found[0].wnids
+cleaned: list[Image.Image] = system.adapt([Image.new("RGB", (8, 8))])
+gate: dict[str, float | None] | None = system.explain("a.png").gate
+mine: undegrade.System = undegrade.wrap(torch.nn.Identity(), classes=["a", "b"]).with_tta("tent", lr=0.1)
+both = undegrade.ensemble({"a": mine, "b": "resnet18", "c": torch.nn.Identity()}, adapters={"b": "median_filter"})
+foggy: Image.Image = undegrade.corrupt(Image.new("RGB", (8, 8)), "fog", 3)
+noisy: torch.Tensor = undegrade.degrade(torch.zeros(3, 8, 8), "noise", 10.0)
+pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = np.zeros((8, 8, 3), np.uint8)
+same = undegrade.corrupt(pixels, "fog", 3, constants="cifar")
+lines: dict[str, str] = undegrade.list_adapters()
+print(undegrade.evaluate(both, "Digits", ["clean", "fog"], 5))
+"""
+
+
+@pytest.mark.slow
+def test_a_users_script_passes_a_strict_check_of_types(site: Path, tmp_path: Path) -> None:
+    assert (site / "undegrade" / "py.typed").is_file()
+    (tmp_path / "typed.py").write_text(TYPED)
+    (tmp_path / "wrong.py").write_text("import undegrade\n\nundegrade.load(5, batch_size='many')\n")
+    words = ("-m", "mypy", "--strict", "--ignore-missing-imports", "--cache-dir", str(tmp_path / "cache"))
+    assert "Success" in run(site, tmp_path, *words, "typed.py").out
+    assert "Found 2 errors" in run(site, tmp_path, *words, "wrong.py").out

@@ -239,6 +239,13 @@ def test_a_failing_stage_stops_the_pipeline_and_the_same_command_goes_on_from_th
     assert run() == ["second-blur", "third"]
 
 
+def test_a_configuration_that_stands_alone_is_said_to_need_its_flag(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"a pipeline's YAML goes after -c: .* -c pipeline\.yaml \.\.\."):
+        main(["pipeline.yaml", "--dry_run"])
+    with pytest.raises(ValueError, match=r"-c configs/pipelines/diffaud\.yaml --dataset Digits$"):
+        main([])
+
+
 def test_a_script_that_does_not_exist_is_reported_before_anything_runs(folder: Path) -> None:
     (folder / "pipeline.yaml").write_text("stages: {first: {script: stage.py}, only: {script: no_such.py}}")
     with pytest.raises(FileNotFoundError, match=r"^nothing was run, .*: script no_such\.py does not exist$"):
@@ -246,6 +253,9 @@ def test_a_script_that_does_not_exist_is_reported_before_anything_runs(folder: P
 
 
 def test_a_dry_run_prints_the_commands_and_runs_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(FileNotFoundError, match="^image folder photos/ does not exist; expected photos/"):
+        main(["-c", "pipeline.yaml", "--dry_run", "--dataset", "photos/"])
+    (folder / "photos").mkdir()
     before = sorted(p.name for p in folder.iterdir())
     main(["-c", "pipeline.yaml", "--dry_run", "--dataset", "photos/"])
     lines, _, planned = capsys.readouterr().out.partition("\n\n")

@@ -23,7 +23,7 @@ from undegrade.utils.stages import PipelineConfig, commands
             ["configs/diffusion/Imagenet/conditional.yaml does not exist; ", "diffusion has CIFAR10/conditional, ",
              "configs/generate/Imagenet/conditional.yaml does not exist; ", "Imagenet/dit"],
         ),
-        (("--ddpm", "ddpm_smal", "--dataset", "some/photos"), ["did you mean configs/diffusion/ImageFolder/ddpm_small.yaml?"]),
+        (("--ddpm", "ddpm_smal", "--dataset", "docs/figures"), ["did you mean configs/diffusion/ImageFolder/ddpm_small.yaml?"]),
         (("--arch", "ResNet18", "--dataset", "CIFAR10"), ["did you mean configs/sda/CIFAR10/ResNet20.yaml?"]),
     ],
 )  # fmt: skip

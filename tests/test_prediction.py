@@ -105,9 +105,12 @@ def test_the_next_classes_follow_with_top(network: Path, photos: Path, tmp_path:
 
 
 def test_a_prediction_that_is_stopped_keeps_what_it_has(network: Path, photos: Path, tmp_path: Path) -> None:
-    words = ("-r", network, "--predict", photos, "--out", tmp_path / "p.csv", "--batch_size", 2, "--max_time", 0.001)
-    done = run_script("test.py", *words)
-    assert done.status == 75 and "are over after 2 of 6 images, which are in" in done.err and "begins anew" in done.err
+    (photos / "a0.png").write_bytes(b"no image")
+    words = ("-r", network, "--predict", photos, "--out", tmp_path / "p.csv", "--batch_size", 3, "--max_time", 0.001)
+    done = run_script("test.py", *words, "--report", tmp_path / "p.html")
+    said = f"are over after 2 of 6 images, which are in {tmp_path}/p.csv and {tmp_path}/p.html; 4 are missing"
+    assert done.status == 75 and said in done.err and "begins anew" in done.err
+    assert "The work was stopped: 4 of 7 images are missing." in (tmp_path / "p.html").read_text()
     check(rows_of(tmp_path / "p.csv"), NAMES[:2], shares_of(network, photos, NAMES)[:2])
 
 

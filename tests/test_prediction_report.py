@@ -114,7 +114,7 @@ def test_of_many_images_the_doubtful_ones_are_shown(tmp_path: Path, monkeypatch:
     said = [prediction(0, 0.9, "cat"), prediction(1, 0.3, "cat"), prediction(2, 0.95, "dog"), prediction(3, 0.8, "cat")]
     monkeypatch.setattr(prediction_report, "SHOWN", 2)
     members = {"one": ("raw", source), "two": ("raw", source)}
-    write_prediction_report(tmp_path / "p.html", Labelled(tmp_path, "S", "sum", members, said, []))
+    write_prediction_report(tmp_path / "p.html", Labelled(tmp_path, "S", "sum", members, said, [], len(said)))
     page = Page((tmp_path / "p.html").read_text(encoding="utf-8"))
     assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == ["1.png, as it is", "2.png, as it is"]
     assert any("shows 2 of 4 images" in text for text in page.inside("li"))
@@ -127,7 +127,7 @@ def test_a_gate_tells_which_way_each_image_went(tmp_path: Path) -> None:
     save_all(tmp_path, ["0.png", "1.png"], photo_like(2, 20))
     members = {"one": ("raw", plain_source(tmp_path, 20, "raw")), "two": ("adapted", plain_source(tmp_path, 20, "raw"))}
     said = [prediction(0, 0.9, "dog", True), prediction(1, 0.8, "cat", False)]
-    write_prediction_report(tmp_path / "p.html", Labelled(tmp_path, "G", "gate", members, said, []))
+    write_prediction_report(tmp_path / "p.html", Labelled(tmp_path, "G", "gate", members, said, [], len(said)))
     text = (tmp_path / "p.html").read_text(encoding="utf-8")
     assert re.findall(r'data-restored="(\w+)"', text) == ["yes", "no"] and "it restores 1 of 2 images" in text
     assert [word for word in Page(text).inside("span") if word in ("restored", "kept as it is")] == ["restored", "kept as it is"]

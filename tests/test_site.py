@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import looks, needs_chromium
 from tests.scripts import run_script
 from undegrade.evaluation.leaderboard import AGREES, NOT_RUN, ledger, network_names, read_entries
 from undegrade.evaluation.published import PublishedConfig
@@ -81,3 +82,12 @@ def test_what_cannot_be_shown_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     done = run_script(SITE, tmp_path / "runs", "--out", tmp_path / "site")
     assert done.status == 2 and f"no results.json below {tmp_path}/runs" in done.err
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("page", ["index", "ledger"])
+def test_the_pages_are_readable_at_every_width(found: Path, tmp_path: Path, page: str, dark: bool) -> None:
+    run_script(SITE, tmp_path / "runs", "--out", tmp_path / "site").check()
+    for look, width in zip(looks(tmp_path / "site" / f"{page}.html", tmp_path, dark=dark), (1280, 390), strict=True):
+        assert (look.width, look.scroll, look.wide, look.faint) == (width, width, [], [])

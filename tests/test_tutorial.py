@@ -24,7 +24,7 @@ def test_the_blocks_of_the_tutorial_run_in_one_session(tmp_path: Path, monkeypat
     with contextlib.redirect_stdout(out):
         for block in blocks:
             exec(compile(block, "tutorial", "exec"), session)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     assert "(32, 32, 3) uint8" in out.getvalue()
     assert (tmp_path / "adapted.png").is_file()
     assert [*session["table"].corruption] == ["clean", "gaussian_noise", "fog", "mean"]  # type: ignore[attr-defined]

@@ -70,7 +70,9 @@ class Server(ThreadingHTTPServer):
             lfs = {"sha256": digest, "size": len(served.content), "pointerSize": 130} if large else None
             siblings.append({"rfilename": path, "size": len(served.content), "lfs": lfs})
         about = {"id": name, "modelId": name, "sha": REVISION, "siblings": siblings, "tags": [], "private": False, "downloads": 0}
-        self.files[f"/api/models/{name}"] = Served(json.dumps(about).encode(), kind="application/json")
+        tree = [{"type": "file", "path": one["rfilename"], "size": one["size"], "oid": "", "lfs": None} for one in siblings]
+        for place, answer in (("", about), ("/revision/main", about), (f"/tree/{REVISION}", tree)):
+            self.files[f"/api/models/{name}{place}"] = Served(json.dumps(answer).encode(), kind="application/json")
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from undegrade.answers import Explanation, Prediction, Predictions
+    from undegrade.joining import ensemble
     from undegrade.listing import list_adapters, list_methods, list_perturbations, list_predictors, list_rules
     from undegrade.opening import load, wrap
     from undegrade.perturbing import corrupt, degrade
@@ -30,14 +31,15 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "utils" / "config.p
     __path__.append(str(_checkout))  # in a checkout the packages lie beside this folder, installed they lie in it
 
 __all__ = [
-    "Explanation", "Prediction", "Predictions", "System", "corrupt", "degrade", "evaluate", "list_adapters", "list_methods",
-    "list_perturbations", "list_predictors", "list_rules", "load", "wrap",
+    "Explanation", "Prediction", "Predictions", "System", "corrupt", "degrade", "ensemble", "evaluate", "list_adapters",
+    "list_methods", "list_perturbations", "list_predictors", "list_rules", "load", "wrap",
 ]  # fmt: skip
 
 _MODULES = {
     **dict.fromkeys(("list_adapters", "list_methods", "list_perturbations", "list_predictors", "list_rules"), "listing"),
     **dict.fromkeys(("load", "wrap"), "opening"),
     **dict.fromkeys(("corrupt", "degrade"), "perturbing"),
+    "ensemble": "joining",
     "evaluate": "scoring",
     **dict.fromkeys(("Explanation", "Prediction", "Predictions"), "answers"),
     "System": "system",

@@ -19,10 +19,11 @@ class Prediction:
     Attributes:
         name: the image's file, below a folder relative to it; of other images their place.
         classes: numbers of the classes, from 0 on.
-        names: of the same classes, in words (`System.words`).
+        names: of the same classes; words, where they are called by their numbers in WordNet.
         confidences: their shares of the system's scores, in [0, 1].
         way: what the answer was made of: "raw" (the image as it is), "adapted" (the adapted one),
             or "both". Of a system with a gate what the gate decided for this image.
+        wnids: numbers in WordNet of the same classes ("n01440764"); empty for other classes.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Prediction:
     names: list[str]
     confidences: list[float]
     way: str
+    wnids: list[str] = dataclasses.field(default_factory=list)
 
 
 class Predictions(list[Prediction]):
@@ -44,14 +46,15 @@ class Predictions(list[Prediction]):
         self.broken = list(broken)
 
     def table(self) -> pd.DataFrame:
-        """A row an image: name, way, class_1, confidence_1, class_2, ..."""
+        """A row an image: name, way, class_1, (wnid_1,) confidence_1, class_2, ..."""
         import pandas as pd
 
         rows: list[dict[str, str | float]] = []
         for found in self:
             row: dict[str, str | float] = {"name": found.name, "way": found.way}
             for place, (name, share) in enumerate(zip(found.names, found.confidences, strict=True), 1):
-                row |= {f"class_{place}": name, f"confidence_{place}": share}
+                number = {f"wnid_{place}": found.wnids[place - 1]} if found.wnids else {}
+                row |= {f"class_{place}": name, **number, f"confidence_{place}": share}
             rows.append(row)
         return pd.DataFrame(rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,26 +18,29 @@ from undegrade.evaluation.opening import member_view
 from undegrade.evaluation.predict_inputs import image_frame, open_predictors
 from undegrade.evaluation.predictors import Frozen
 from undegrade.models.classification.classifier import Classifier, check_timm_name, published_normalisation
-from undegrade.models.classification.inputs import timm_inputs
+from undegrade.models.classification.inputs import described_inputs
 from undegrade.models.classification.loading import load_classifier
-from undegrade.models.classification.naming import named_parts
 from undegrade.models.classification.resnet import ARCHS
 from undegrade.origin import Origin
-from undegrade.saving import is_saved, open_saved
+from undegrade.saving import is_system, open_saved
 from undegrade.system import System
 from undegrade.utils.choices import check_choice
 from undegrade.utils.config import Tree, build, merge, read_yaml
 from undegrade.utils.data.cells import CLEAN, Cell
+from undegrade.utils.data.sources.class_names import timm_classes
 from undegrade.utils.data.sources.image_source import frame_words
-from undegrade.utils.data.sources.imagenet import IMAGENET_1K, read_classes
+from undegrade.utils.data.sources.imagenet import read_classes
 from undegrade.utils.data.sources.images import Resize
 from undegrade.utils.data.views import RAW
 from undegrade.utils.device import choose_device
+from undegrade.utils.hub import hub_folder, hub_id
 from undegrade.utils.runs import find_checkpoint
+from undegrade.utils.timm_folders import timm_frame
 from undegrade.view_adapter import ViewAdapter, open_view_adapter
 
 _AS_THEY_ARE = Cell(CLEAN, 0)
 _ADAPTED = "adapted"
+_YAML = (".yaml", ".yml")
 
 
 def load(
@@ -54,9 +58,13 @@ def load(
     """A system that is ready to predict.
 
     Args:
-        source: a checkpoint (a file, a run folder, the name of a run below `runs`), the YAML of an
-            ensemble ("configs/ensemble/Digits/ResNet20_diffaud.yaml"), or a folder that
-            `save_pretrained` wrote, which has all that the further arguments say, but the device.
+        source: a checkpoint (a file, a run folder, the name of a run below `runs`), a folder that
+            timm or `save_pretrained` wrote, an id of the Hugging Face Hub
+            ("timm/resnet18.a1_in1k", "hf-hub:org/name@revision"), a name of timm
+            ("resnet18.a1_in1k"), or the YAML of an ensemble
+            ("configs/ensemble/Digits/ResNet20_diffaud.yaml"). What is of the Hub is downloaded into
+            its cache, unless it is there. A saved system says itself all that the further
+            arguments say, but the device.
         system: of an ensemble, its name (default: the last one of the YAML).
         adapter: what makes the adapted images. Of a checkpoint: a name of `list_adapters()` with
             its usual options, or an adaptation YAML ("configs/adapt/Digits/dda.yaml"); the answer
@@ -65,9 +73,9 @@ def load(
             that writes the folder which the view names.
         runs: root of the runs, for checkpoints and models by name.
         arch: of a file of another program, which does not say it: a timm name (default: the one
-            that the file is named after, `resnet50.a1_in1k.safetensors`, if the weights are its).
-        classes: of such a file, `imagenet-1k` or a file with one class a line (default:
-            `imagenet-1k` of a network with as many outputs whose timm weights have these classes).
+            with which the file's name begins).
+        classes: of such a file, `imagenet-1k` or a file with one class a line (default: of timm's
+            networks those of ImageNet, where their number says so).
         device: "cpu", "cuda", "cuda:N" (default: a GPU if there is one).
         batch_size: images that are classified at a time, at least 1; that many a step of predictors
             that adapt themselves.
@@ -79,11 +87,11 @@ def load(
         ValueError: an unknown system, adapter, key; a view without adapter; a rule that was fitted
             for other members or another adapter; a checkpoint that does not say what it takes.
     """
-    if is_saved(source):
+    if (saved := _saved_system(source, runs)) is not None:
         asked = {"system": system, "adapter": adapter, "arch": arch, "classes": classes, "overrides": overrides}
         for name in [name for name, value in asked.items() if value is not None]:
             raise ValueError(f"{source} is a saved system, which says itself what it consists of: leave {name}= out")
-        return open_saved(source, device)
+        return open_saved(saved, device)
     config, name = chosen_system(source, system, adapter is not None, runs, arch, classes, batch_size, overrides)
     chosen, on = config.systems[name], choose_device(device)
     names = members_of(chosen, _AS_THEY_ARE, config.members)
@@ -107,6 +115,20 @@ def load(
     return System(name, found, rules, members, views, adapters, size, resize, rule, config.batch_size, origins)
 
 
+def _saved_system(source: str | Path, runs: str | Path) -> Path | None:
+    """The folder of a saved system, of the Hub's cache for an id of the Hub; None: it is something
+    else, which `find_checkpoint` finds or misses.
+    """
+    path, text = Path(source), str(source)
+    if path.exists() or path.suffix in _YAML or (Path(runs) / path).exists():
+        return path if is_system(path) else None
+    if "/" not in text or (of := hub_id(text)) is None:
+        return None
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return folder if is_system(folder := hub_folder(of)) else None
+    return None
+
+
 def _origin(config: EvaluationConfig, member: str, path: Path, digest: str, classes: Sequence[str]) -> Origin:
     """Where a member comes from."""
     given = config.members[member]
@@ -126,12 +148,9 @@ def chosen_system(
     """(evaluation, name of its system) that the arguments of `load` mean; `adapted`: whether an
     adapter is given. Nothing is opened.
     """
-    lone = Path(source).suffix not in (".yaml", ".yml")
-    if lone:
-        arch, classes = named_parts(find_checkpoint(str(source), str(runs)), arch, classes)
     given: Tree = {"runs": str(runs), "cache": False, "batch_size": batch_size, **({"arch": arch} if arch else {})}
     given = merge(given, {"data": {"classes": classes}} if classes else {})
-    if not lone:
+    if Path(source).suffix in _YAML:
         tree = merge(merge(read_yaml(source), given), dict(overrides or {}))
     else:
         tree = merge(merge(_of_checkpoint(source, str(runs), arch, adapted), given), dict(overrides or {}))
@@ -156,9 +175,6 @@ def adapter_settings(config: EvaluationConfig, view: str, folder: str, given: st
     """Settings (`image_adapt.config.adapt_schema`) of what makes the images of a view, whose stored
     ones lie in `folder`; `given` as `load` takes it.
     """
-    from undegrade.image_adapt.adapters import ADAPTERS  # here, since diffusion models take seconds to import
-    from undegrade.image_adapt.config import adapt_schema
-
     known = given.get(view) if isinstance(given, Mapping) else given
     parts = Path(folder).parts
     if known is None and len(parts) > 2 and parts[0] == "adapted":
@@ -168,14 +184,24 @@ def adapter_settings(config: EvaluationConfig, view: str, folder: str, given: st
             f"the system looks at other versions of the images (view {view!r}, {folder}), and what makes them is not known: give "
             "adapter=..., a name of list_adapters() or an adaptation YAML such as configs/adapt/Digits/dda.yaml"
         )
-    if Path(known).suffix in (".yaml", ".yml"):
+    return named_settings(known, folder, config.runs)
+
+
+def named_settings(known: str | Path, folder: str, runs: str) -> Any:
+    """Settings (`image_adapt.config.adapt_schema`) of an adapter by its name or adaptation YAML, as
+    if it wrote into `folder`.
+    """
+    from undegrade.image_adapt.adapters import ADAPTERS  # here, since diffusion models take seconds to import
+    from undegrade.image_adapt.config import adapt_schema
+
+    if Path(known).suffix in _YAML:
         tree = read_yaml(known)
     else:
         row = ADAPTERS.get_row(str(known))
         if row.needs_model:
             raise ValueError(f"the adapter {known} has a model: give a YAML that names it, such as configs/adapt/Digits/dda.yaml")
         tree = {"adapter": str(known)}
-    return build(adapt_schema(), merge(tree, {"save_dir": folder, "runs": config.runs}))
+    return build(adapt_schema(), merge(tree, {"save_dir": folder, "runs": runs}))
 
 
 def _check_rule(
@@ -210,8 +236,9 @@ def wrap(
         model: module, images [B,3,H,W] -> logits [B,K], which is put into eval mode and moved to
             the device; or a timm name ("resnet50.a1_in1k").
         classes: names of the K classes in their order, or `imagenet-1k`, or a file with one a line
-            (default: those of ImageNet for 1,000 classes of timm, else "0", "1", ...).
+            (default: those of ImageNet for 1,000 classes of a network of timm, else "0", "1", ...).
         image_size: side of the images in pixels (default: as timm's weights want it, else 224).
+            What timm made itself (`timm.create_model`) says that as its name does.
         resize: side to which the shorter side of an image is brought before the centre is cut
             (default: as timm's weights want it, else `image_size`).
         mean: of each of three channels, on the scale of [0,1], that the network's images are
@@ -226,9 +253,10 @@ def wrap(
         ValueError: an unknown timm name (with the closest), logits of another shape, as many names
             as there are no classes, unfit mean or std.
     """
-    named = isinstance(model, str)
     network, arch = (_timm(model, pretrained), model) if isinstance(model, str) else (model, type(model).__name__)
-    inputs = timm_inputs(arch) if named else None
+    published = getattr(network, "pretrained_cfg", None)  # of timm
+    named = isinstance(published, Mapping)
+    inputs = described_inputs(timm_frame(arch, published)) if isinstance(published, Mapping) else None
     size = image_size or (inputs.image_size if inputs else 224)
     if resize is None and inputs is not None and image_size in (None, inputs.image_size):
         frame = None if inputs.resize is None else Resize(inputs.resize, inputs.interpolation or "bilinear")
@@ -267,7 +295,7 @@ def _outputs(network: nn.Module, size: int, device: torch.device) -> int:
 
 def _names(classes: Sequence[str] | str | None, count: int, named: bool) -> list[str]:
     if classes is None:
-        return list(read_classes(IMAGENET_1K)) if named and count == 1000 else [str(number) for number in range(count)]
+        return (timm_classes(count) if named else None) or [str(number) for number in range(count)]
     names = list(read_classes(classes) if isinstance(classes, str) else classes)
     if len(names) != count:
         raise ValueError(f"{len(names)} names of classes for the {count} classes of the network: give one for each")

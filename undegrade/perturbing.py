@@ -98,14 +98,17 @@ def _perturbed(images: Any, row: Perturbation, level: Any, seed: int, keys: Sequ
             _perturbed(image, row, level, seed, None if keys is None else [keys[i]], constants) for i, image in enumerate(images)
         ]
     if isinstance(images, Image.Image):
-        rgb = np.asarray(images if images.mode == "RGB" else images.convert("RGB"))
-        return Image.fromarray(_perturbed(rgb, row, level, seed, keys, constants))
+        content = (images if images.mode == "RGB" else images.convert("RGB")).tobytes()
+        rgb = np.frombuffer(content, dtype=np.uint8).reshape(images.height, images.width, 3)
+        return Image.frombytes("RGB", images.size, _perturbed(rgb, row, level, seed, keys, constants).tobytes())
     if not isinstance(images, (Tensor, np.ndarray)):
         raise ValueError(f"an image of type {type(images).__name__}: give a Pillow image, a tensor, an array, or a list of these")
     pixels = uint8_images(images)
     names = [pixel_key(image) for image in pixels.numpy()] if keys is None else list(keys)
     if level is None:
         levels: Any = row.draw(names, seed)
+    elif row.by_severity and isinstance(level, int):
+        levels = level
     else:
         levels = torch.as_tensor(level, dtype=torch.float64)
         levels = levels.expand(len(pixels), len(row.stages)) if len(row.stages) > 1 else levels
@@ -115,9 +118,10 @@ def _perturbed(images: Any, row: Perturbation, level: Any, seed: int, keys: Sequ
 
 def _as_given(pixels: Tensor, images: Tensor | np.ndarray) -> Tensor | np.ndarray:
     """uint8 [B,3,H,W] as what it was made of."""
+    if isinstance(images, np.ndarray):
+        out = np.ascontiguousarray(pixels.numpy().transpose(0, 2, 3, 1))
+        out = out[0] if images.ndim == 3 else out
+        return out if images.dtype == np.uint8 else (out / 255).astype(images.dtype)
     if images.ndim == 3:
         pixels = pixels[0]
-    if isinstance(images, np.ndarray):
-        out = np.ascontiguousarray(pixels.movedim(-3, -1).numpy())
-        return out if images.dtype == np.uint8 else (out / 255).astype(images.dtype)
     return pixels.to(images.device) if images.dtype == torch.uint8 else (pixels / 255).to(images)

@@ -30,6 +30,8 @@ _ACCEPTED = (
     "point in [0,1]), or an iterable of these"
 )
 
+_CHANNELS_FIRST = {3: (2, 0, 1), 4: (0, 3, 1, 2)}  # of an array's axes, by their number
+
 
 class Picture(NamedTuple):
     """An image.
@@ -115,11 +117,13 @@ def uint8_images(given: Tensor | np.ndarray) -> Tensor:
     Raises:
         ValueError: another shape, dtype or range.
     """
-    pixels = torch.from_numpy(np.require(given, requirements=["C", "W"])) if isinstance(given, np.ndarray) else given.detach().cpu()
-    if isinstance(given, np.ndarray) and pixels.ndim in (3, 4):
-        pixels = pixels.movedim(-1, -3)
-    if pixels.ndim not in (3, 4) or pixels.shape[-3] != 3 or not pixels.numel():
+    channels = -1 if isinstance(given, np.ndarray) else -3
+    if given.ndim not in (3, 4) or given.shape[channels] != 3 or 0 in given.shape:
         raise ValueError(f"images of shape {list(given.shape)}: {_ACCEPTED}")
+    if isinstance(given, np.ndarray):
+        pixels = torch.from_numpy(given.transpose(_CHANNELS_FIRST[given.ndim]).copy())
+    else:
+        pixels = given.detach().cpu()
     if pixels.is_floating_point():
         low, high = pixels.aminmax()
         if not (low >= 0 and high <= 1):
@@ -132,4 +136,4 @@ def uint8_images(given: Tensor | np.ndarray) -> Tensor:
 
 def pixel_key(pixels: np.ndarray) -> str:
     """A name of the pixels, uint8 [3,H,W]: the same image has the same random numbers."""
-    return hashlib.blake2b(pixels.tobytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=8).hexdigest()

@@ -106,13 +106,13 @@ def label(
                     shown.add(seen, rows, done)
                 bar.update(len(done) + len(broken) - bar.n)
                 if interruption.due and bar.n < total:
-                    stop = stopped(interruption, len(done), total, out, report)
+                    stop = stopped(interruption, len(done), total - len(broken), out, report)
                     break
     finally:
         if done:
             write_csv(out, done, top)
     if not done:
-        raise ValueError(f"none of the {total} images of {', '.join(map(str, paths))} can be read, e.g. {broken[0]}")
+        raise stop or ValueError(f"none of the {total} images of {', '.join(map(str, paths))} can be read, e.g. {broken[0]}")
     say_broken(broken, total)
     if report is not None:
         members = {member: (system.views[member], shown.of(system.views[member])) for member in system.rule.members}

@@ -85,10 +85,11 @@ class SavedSystem:
 
 def is_saved(source: str | Path) -> bool:
     """Whether a path is a folder of `save_pretrained`: of a system, or of a classifier."""
-    return _is_system(Path(source)) or (Path(source) / WEIGHTS).is_file() and (Path(source) / CONFIG).is_file()
+    return is_system(Path(source)) or (Path(source) / WEIGHTS).is_file() and (Path(source) / CONFIG).is_file()
 
 
-def _is_system(folder: Path) -> bool:
+def is_system(folder: Path) -> bool:
+    """Whether it is a folder of a saved system."""
     return (folder / CONFIG).is_file() and _KEY in read_object(folder / CONFIG, _MEND)
 
 
@@ -164,7 +165,7 @@ def open_saved(folder: str | Path, device: str | None = None) -> System:
             to and not there, or that is another one by now.
     """
     folder, on = Path(folder), choose_device(device)
-    if not _is_system(folder):
+    if not is_system(folder):
         return _alone(folder, on)
     path = folder / CONFIG
     tree = read_object(path, _MEND)[_KEY]

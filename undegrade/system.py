@@ -29,7 +29,7 @@ from undegrade.origin import Origin
 from undegrade.pictures import Images, Picture, pictures
 from undegrade.utils.choices import check_choice
 from undegrade.utils.data.pixels import to_unit
-from undegrade.utils.data.sources.class_names import class_words
+from undegrade.utils.data.sources.class_names import class_words, wordnet_numbers
 from undegrade.utils.data.sources.images import Resize, center_crop
 from undegrade.utils.data.sources.registry import SourceConfig
 from undegrade.utils.data.views import RAW
@@ -94,6 +94,7 @@ class System(SavedFolder):
         self.members, self.views, self.adapters = dict(members), dict(views), dict(adapters)
         self.image_size, self.resize, self.batch_size = image_size, resize, batch_size
         self.origins = dict(origins or {})
+        self._wnids = wordnet_numbers(self.classes, self.words)
         self.reset()
 
     def __repr__(self) -> str:
@@ -300,7 +301,9 @@ class System(SavedFolder):
         way = way or ("both" if len(looks) > 1 else "raw" if True in looks else "adapted")
         ways = [way] * len(batch) if restored is None else ["adapted" if yes else "raw" for yes in restored.tolist()]
         return [
-            Prediction(one.name, labels, [self.words[k] for k in labels], shares, went)
+            Prediction(
+                one.name, labels, [self.words[k] for k in labels], shares, went, [self._wnids[k] for k in labels if self._wnids]
+            )
             for one, labels, shares, went in zip(batch, order[:, :top].tolist(), values[:, :top].tolist(), ways, strict=True)
         ]
 

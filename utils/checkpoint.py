@@ -20,6 +20,7 @@ from torch import Tensor
 
 from undegrade.utils.choices import check_choice
 from undegrade.utils.files import replacing
+from undegrade.utils.timm_folders import timm_description
 from undegrade.utils.weights import how_to_download
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ def split_entry(reference: str | Path) -> tuple[Path, str]:
 
 
 def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read `(state_dict, description)`; a foreign file without description gives `{}` for it.
+    """Read `(state_dict, description)`; a foreign file without description, and without the
+    config.json of timm beside it, gives `{}` for it.
 
     Args:
         path: `.safetensors`, or a PyTorch file of tensors (read with `weights_only=True`). Of one
@@ -94,6 +96,7 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
     if entry and path.suffix == ".safetensors":
         raise ValueError(f"{path}#{entry}: a safetensors file holds one state dict, leave out #{entry}")
     state, description = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path, entry), {})
+    description = description or timm_description(path)
     broken = not_finite(state)
     if broken is not None:
         raise ValueError(f"checkpoint {path}: {broken} holds NaN or infinite values: its training went wrong, take another one")
@@ -104,13 +107,10 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
-    """The description of a `.safetensors` checkpoint without its tensors; `{}` for a foreign
-    file.
-    """
+    """The description of a checkpoint without its tensors; `{}` for a foreign file."""
     path, _ = split_entry(path)
-    if path.suffix != ".safetensors":
-        return {}
-    return _read_safetensors(path, tensors=False)[1]
+    own = _read_safetensors(path, tensors=False)[1] if path.suffix == ".safetensors" else {}
+    return own or timm_description(path)
 
 
 def _read_safetensors(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:

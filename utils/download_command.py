@@ -3,6 +3,7 @@
     undegrade download                                      # the list
     undegrade download ffdnet_color sd-vae-ft-ema           # into the folder of downloads
     undegrade download 256x256_diffusion_uncond --to ckpt   # into a folder of your own
+    undegrade download timm/resnet18.a1_in1k --to ckpt      # any other model of the Hub
 
 Whatever opens weights finds them in the folder of downloads by their names (docs/weights.md).
 A download that was cut off goes on with the same command.
@@ -29,14 +30,14 @@ log = logging.getLogger("download")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; prints where each file lies, and nothing else, to stdout."""
     p = ScriptParser(__doc__)
-    p.add_argument("names", nargs="*", help="of the list, or ids of the Hugging Face Hub that are in it")
+    p.add_argument("names", nargs="*", help="of the list, or ids of the Hugging Face Hub, <owner>/<name>")
     p.add_argument("--to", metavar="FOLDER", help=f"put the files there as they are (default: {FOLDER}, else the user's cache)")
     p.add_argument("--markdown", action="store_true", help="print the list as the table of docs/weights.md")
     args, _ = p.parse(argv)
     if args.markdown or not args.names:
         print(markdown(registry().values()) if args.markdown else listing(registry().values()))
         return
-    wanted = [known(name) or registry()[check_choice(name, registry(), "published weights")] for name in args.names]
+    wanted = [known(name) or _of_hub(name) or _listed(name) for name in args.names]
     from undegrade.utils.downloads import download  # here, since the list does without
 
     for published in wanted:
@@ -45,6 +46,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(path, flush=True)
         if published.next:
             log.info("next: %s", published.next.replace("{path}", str(path)))
+
+
+def _listed(name: str) -> Published:
+    return registry()[check_choice(name, registry(), "published weights")]
+
+
+def _of_hub(name: str) -> Published | None:
+    """A model of the Hub that is not in the list."""
+    from undegrade.utils.hub import hub_id, page  # here, since the list does without
+
+    of = hub_id(name) if "/" in name else None
+    return of and Published(of.name.rpartition("/")[2], "", page(of), "see there", hub=of.name)
 
 
 def listing(rows: Iterable[Published]) -> str:

@@ -26,7 +26,7 @@ import requests
 from undegrade.utils.files import replacing
 from undegrade.utils.lock import locked
 from undegrade.utils.progress import progress_bar
-from undegrade.utils.weights import FOLDER, Published, weights_folder
+from undegrade.utils.weights import FOLDER, Published, hub_is_offline, weights_folder
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def download(published: Published, folder: Path | None = None) -> Path:
         _check(target, published.sha256, f"{published.name}, {published.stated}", "remove it, and download it again")
         log.info("%s is there", published.name)
         return target
-    if _offline():
+    if hub_is_offline():
         raise ValueError(f"{published.name} is not in {target.parent}, and HF_HUB_OFFLINE is set. {_carried(published)}")
     target.parent.mkdir(parents=True, exist_ok=True)
     log.info("%s: %s (licence: %s)", published.name, published.page, published.licence or "not stated")
@@ -65,11 +65,6 @@ def download(published: Published, folder: Path | None = None) -> Path:
     else:
         _from_url(published, target)
     return target
-
-
-def _offline() -> bool:
-    """As huggingface_hub reads it."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _carried(published: Published) -> str:

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "adaptation and --processes N for training (default: the GPUs that PyTorch sees, else 2 and 1), and any argument "
         "of its `overrides:` or of a stage: --group.argument value (--train.loop.epochs 1 --evaluate.batch_size 64)",
     )
-    p.add_argument("-c", "--config", required=True, help="pipeline YAML")
+    p.add_argument("-c", "--config", help="pipeline YAML (needed)")
     p.add_argument("--out", help="folder for everything that the pipeline writes")
     p.add_argument("--dry_run", action="store_true", help="print the commands and what they come to, and stop")
     p.add_argument("--speed", type=typed(Positive), help="with --dry_run: of a device, TFLOP a second, for the hours (default: "
@@ -89,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--jobs", type=typed(Count), default=1, help="processes at once, of stages that do not need each other (1)")
     p.add_argument("--max_time", help="stop after so much time, such as 3h50m, with what is done, and the status 75")
     args, rest = p.parse_known_args(argv)
+    if args.config is None:
+        mend = f"-c {rest[0]} ..." if rest and rest[0].endswith(".yaml") else "-c configs/pipelines/diffaud.yaml --dataset Digits"
+        raise ValueError(f"a pipeline's YAML goes after -c: {p.prog} {mend}")
     if args.speed and not args.dry_run:
         raise ValueError(f"--speed {args.speed:g} is for the hours that --dry_run prints: give both, or neither")
     interruption = Interruption(parse_duration(args.max_time) if args.max_time else None)
@@ -96,8 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         given["out"] = args.out
     variables = all_variables(config, given)
-    if "/" not in (dataset := given.get("dataset", "Digits")):  # a folder may be there by the time it is needed
-        check_dataset(dataset)
+    check_dataset(given.get("dataset", "Digits"))
     stages, out = commands(config, given, variables), Path(variables["out"])
     check_effect(given | arguments, unused(config, given | arguments, variables.used))
     check_files(config, stages, variables["family"])

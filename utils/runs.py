@@ -16,10 +16,13 @@ from pathlib import Path
 
 from undegrade.utils.checkpoint import read_description, split_entry
 from undegrade.utils.files import remove_litter
+from undegrade.utils.hub import hub_checkpoint, hub_id
 from undegrade.utils.lock import locked
 from undegrade.utils.published_commands import published_run
+from undegrade.utils.timm_folders import saved_weights
 from undegrade.utils.training_commands import training_command
 from undegrade.utils.weights import how_to_download, located
+from undegrade.utils.weights import known as known_weights
 
 BEST, CONFIG = "best.safetensors", "config.yaml"
 DONE = "DONE"
@@ -87,8 +90,10 @@ def resolve_checkpoint(
 
     Args:
         reference: a checkpoint file (`file.pth#entry` for one of several state dicts in it), a run
-            folder, the name of a run under `save_dir` (its latest finished run is taken;
-            `name/run_id` names one run), or downloaded weights (`utils.weights.located`).
+            folder, a folder that timm saved, the name of a run under `save_dir` (its latest
+            finished run is taken; `name/run_id` names one run), downloaded weights
+            (`utils.weights.located`), or a model of the Hugging Face Hub or of timm
+            (`utils.hub.hub_id`), which is downloaded unless it is in the Hub's cache.
         save_dir: where runs are stored.
         made_by: the command that makes it, for the message; or what finds that out, called when it
             is needed.
@@ -104,6 +109,8 @@ def resolve_checkpoint(
             return path
         if (path / BEST).is_file():
             return path / BEST
+        if saved := saved_weights(path):
+            return saved
     published = published_run(str(reference))
     if published:
         return resolve_checkpoint(published, save_dir, made_by, run_id)
@@ -131,10 +138,19 @@ def resolve_checkpoint(
     deeper = sorted({str(Path(save_dir) / name[: -len(f"/{reference}")]) for name in known if name.endswith(f"/{reference}")})
     meant = [f"--runs {' or '.join(deeper)} (in training --save_dir)"] if deeper else []
     meant = meant or difflib.get_close_matches(str(reference), known, n=1, cutoff=0.8)
+    asked = ""
+    if not (command or meant or known_weights(file)) and (of := hub_id(str(reference))):
+        try:
+            return hub_checkpoint(of)
+        except FileNotFoundError as error:
+            if str(reference) != of.name:
+                raise
+            asked = f"; {error}"
     raise FileNotFoundError(
         f"no checkpoint {str(reference)!r}: it is no file, no run folder and no finished run under {save_dir}/"
         + (f"; did you mean {meant[0]}?" if meant else "" if known else "; nothing has finished there")
         + (f"; make it with: {command}" if command else how_to_download(file))
+        + asked
         + (f"; finished there: {', '.join(known[:20])}" if known and not meant else "")
     )
 

@@ -75,6 +75,11 @@ def weights_folder() -> Path:
     return Path(os.environ.get(FOLDER) or cache / "undegrade")
 
 
+def hub_is_offline() -> bool:
+    """Whether the Hub may not be asked, as huggingface_hub reads it."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def known(reference: str | Path) -> Published | None:
     """The published weights that a name, an id of the Hub, or the last part of a path means."""
     text, last = str(reference), Path(reference).name

@@ -47,7 +47,7 @@ from undegrade.utils.choices import check_choice
 from undegrade.utils.command_line import ScriptParser
 from undegrade.utils.config import Tree, build, merge, nested
 from undegrade.utils.data.cells import parse_severities
-from undegrade.utils.data.sources.registry import DATASETS
+from undegrade.utils.data.sources.registry import DATASETS, check_dataset
 from undegrade.utils.device import choose_device
 from undegrade.utils.errors import run_main
 from undegrade.utils.key_help import key_help, key_values
@@ -169,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def adapt(config: AdaptConfig, model_flags: dict[str, str], world: World, args: argparse.Namespace, options: LaunchOptions) -> int:
     """Open the adapter, plan, adapt; a dry run prints the plan. Returns the exit status."""
     device = choose_device(args.device, world.local_rank)
+    if config.input.folder is None and "/" not in config.input.dataset:
+        check_dataset(config.input.dataset)  # before a model of it is looked for
     adapter = open_adapter(config, model_flags, device)
     edits = [(edit, plan_jobs(edit, adapter.image_size)) for edit in config.each_edit()]
     if args.dry_run:

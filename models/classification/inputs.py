@@ -4,19 +4,14 @@ interpolation.
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from undegrade.models.classification.resnet import ARCHS
-from undegrade.models.classification.weights import foreign_format, without_wrappers
+from undegrade.models.classification.weights import foreign_format, network_of, without_wrappers
 from undegrade.utils.checkpoint import load_checkpoint, read_description
-from undegrade.utils.data.sources.images import INTERPOLATIONS
-
-log = logging.getLogger(__name__)
-
+from undegrade.utils.timm_folders import timm_config, timm_frame
 
 INPUT_KEYS = "data.image_size, data.resize and data.interpolation change it"
 
@@ -38,19 +33,8 @@ def timm_inputs(arch: str) -> Inputs | None:
     """
     if arch in ARCHS:
         return None
-    import timm  # here, since it takes seconds and the CIFAR networks do without
-
-    published = timm.get_pretrained_cfg(arch) if timm.is_model(arch) else None
-    if published is None or published.input_size[1] != published.input_size[2]:
-        return None
-    size, share = published.input_size[1], published.crop_pct or 0.875
-    interpolation = published.interpolation if published.interpolation in INTERPOLATIONS else "bilinear"
-    if (published.crop_mode, published.interpolation) != ("center", interpolation):
-        log.warning(
-            "timm brings whole images for %s to a square (%s, %s); here their centre is cut (%s)",
-            arch, published.crop_mode, published.interpolation, interpolation,
-        )  # fmt: skip
-    return Inputs(size, math.floor(size / share), interpolation)
+    published = timm_config(arch)
+    return None if published is None else described_inputs(timm_frame(arch, published.to_dict()))
 
 
 def checkpoint_inputs(path: Path, arch: str | None) -> Inputs | None:
@@ -60,6 +44,7 @@ def checkpoint_inputs(path: Path, arch: str | None) -> Inputs | None:
     described = read_description(path)
     if described:
         return described_inputs(described)
+    arch = network_of(path, arch)
     inputs = None if arch is None else timm_inputs(arch)
     if inputs is None or foreign_format(without_wrappers(load_checkpoint(path)[0])) is not None:
         return None

@@ -13,7 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from undegrade.models.classification.classifier import Classifier, build_classifier, published_normalisation
-from undegrade.models.classification.weights import foreign_format, from_description, load_network_state, without_wrappers
+from undegrade.models.classification.weights import (
+    foreign_format,
+    from_description,
+    load_network_state,
+    network_of,
+    unnamed,
+    without_wrappers,
+)
 from undegrade.utils.checkpoint import load_checkpoint
 from undegrade.utils.runs import resolve_checkpoint
 
@@ -49,7 +56,8 @@ def load_classifier(
         classes: class names that the data set has; a checkpoint with others is refused.
         arch: name of the network (`models.classification.classifier.build_classifier`), for a file
             of another program, which does not say it: a state dict of timm, torchvision,
-            mm-classification or FusionDistill; `classes` is needed then.
+            mm-classification or FusionDistill; `classes` is needed then. None: as the file's name
+            says (`network_of`).
         mean, std: input normalisation per channel, in place of the one that the checkpoint has.
             Files of mm-classification have that program's, other files of timm networks have
             timm's.
@@ -68,11 +76,9 @@ def load_classifier(
     network_classes = classes
     if among is not None and list(description.get("classes", among)) != list(classes or ()):
         network_classes = among
+    arch = arch if description else network_of(path, arch)
     if not description and (arch is None or classes is None):
-        raise ValueError(
-            f"checkpoint {path} does not say what network it holds: name it (test.py --arch, or `arch` of an ensemble's member), "
-            "or start a run from it (model.arch and model.init_from in a training config), the run's own checkpoint will say it"
-        )
+        raise unnamed(path)
     if description:
         if "untrained" in description:
             log.warning("%s: %s is not trained yet; its classes mean nothing, its features do", path, description["untrained"])
@@ -141,7 +147,7 @@ def initialise_classifier(classifier: Classifier, reference: str | Path, save_di
 
 def _check_arch(path: Path, description: Mapping[str, Any], arch: str | None, what: str) -> None:
     found = description.get("arch", "network without name")
-    if description and arch is not None and found != arch:
+    if description and arch is not None and arch not in (found, f"{found}.{description.get('tag')}"):
         raise ValueError(f"checkpoint {path} holds a {found}, {what} is {arch}: make them equal")
 
 

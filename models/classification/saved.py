@@ -16,15 +16,15 @@ from undegrade.models.classification.weights import from_description
 from undegrade.utils.checkpoint import load_checkpoint, save_checkpoint
 from undegrade.utils.files import read_object, write_atomic
 from undegrade.utils.model_card import USAGE, Card, listed, training_lines
+from undegrade.utils.timm_folders import CONFIG, OWN
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS = "model.safetensors"
 _TIMM_USAGE = """import timm
 
 model = timm.create_model("{timm}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"""
 # of timm's own weights of that name, which these need not be
 _OF_OTHERS = ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "description", "test_input_size", "test_crop_pct")
-_OWN = "undegrade"  # key of config.json, of networks that timm does not have
 
 
 def is_timm(classifier: Classifier) -> bool:
@@ -58,7 +58,7 @@ def save_classifier(folder: Path, classifier: Classifier) -> None:
         _write_timm_config(folder / CONFIG, classifier, description)
     else:
         own = {"kind": "classifier", "architecture": classifier.arch, "num_classes": classifier.network_classes}
-        write_atomic(folder / CONFIG, json.dumps({_OWN: own}, indent=2) + "\n")
+        write_atomic(folder / CONFIG, json.dumps({OWN: own}, indent=2) + "\n")
 
 
 def classifier_card(classifier: Classifier) -> Card:

@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from undegrade.models.classification import mmcls, option_a
 from undegrade.models.classification.classifier import KIND, Classifier, build_classifier, describe, final_layers
+from undegrade.models.classification.resnet import ARCHS
+from undegrade.utils.checkpoint import split_entry
 from undegrade.utils.choices import check_choice
+from undegrade.utils.timm_folders import timm_config
 
+log = logging.getLogger(__name__)
 # What wrappers put before every name: data parallel, this module's Classifier, torch.compile,
 # Lightning modules.
 _WRAPPER_PREFIXES = ("module.", "network.", "_orig_mod.", "model.", "net.")
+
+
+def network_of(path: Path, arch: str | None) -> str | None:
+    """Name of the network that a file without description holds: `arch` if it is given, else the
+    one of timm with which the file's name begins (`resnet18.a1_in1k.safetensors`,
+    `resnet50_a1_0-14fe96d1.pth`); None where that says nothing.
+    """
+    if arch is not None:
+        return arch
+    stem = split_entry(path)[0].stem
+    words = stem.partition("-")[0].split("_")
+    for name in (stem, *("_".join(words[:count]) for count in range(len(words), 0, -1))):
+        if timm_config(name) is not None:
+            log.info("checkpoint %s: by its name it holds timm's %s (arch says otherwise)", path, name)
+            return name
+    return None
+
+
+def unnamed(path: Path) -> ValueError:
+    """The error of a file of which nothing says what network it holds."""
+    return ValueError(
+        f"checkpoint {path} does not say what network it holds: name it (--arch <timm name>, or `arch` of an ensemble's member), "
+        "or start a run from it (model.arch and model.init_from in a training config), the run's own checkpoint will say it"
+    )
 
 
 def load_network_state(classifier: Classifier, state_dict: Mapping[str, Tensor]) -> None:
@@ -27,10 +58,7 @@ def load_network_state(classifier: Classifier, state_dict: Mapping[str, Tensor])
         ValueError: weights of another architecture (names the first differing entries) or number of
             classes (found, expected); the classifier is then unchanged.
     """
-    state = without_wrappers(state_dict)
-    program = foreign_format(state)
-    if program is not None:
-        state = program.convert(state)
+    state = _by_our_names(state_dict)
     own = classifier.network.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
@@ -48,6 +76,24 @@ def load_network_state(classifier: Classifier, state_dict: Mapping[str, Tensor])
         found = "; ".join(f"{len(names)} {what}: {_first_few(names)}" for what, names in parts if names)
         raise ValueError(f"the weights are not those of {classifier.arch} but of another architecture ({found})")
     classifier.network.load_state_dict(dict(state))
+
+
+def outputs_of(arch: str, state_dict: Mapping[str, Tensor]) -> int | None:
+    """Number of classes that weights of a network of timm are for; None where the network is not
+    timm's, or does not say which layer is the last.
+    """
+    if arch in ARCHS:
+        return None
+    with torch.device("meta"):
+        network = build_classifier(arch, 2, (0.0,) * 3, (1.0,) * 3).network
+    state = _by_our_names(state_dict)
+    return next((len(state[f"{path}.weight"]) for path in final_layers(network) if f"{path}.weight" in state), None)
+
+
+def _by_our_names(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    state = without_wrappers(state_dict)
+    program = foreign_format(state)
+    return state if program is None else program.convert(state)
 
 
 def foreign_format(state: Mapping[str, Tensor]) -> Any:

@@ -5,11 +5,12 @@ and returns either uint8 of that shape or grey levels as floats, which
 `utils.data.perturbations.corruptions` clips to 0..255 and truncates, as the released sets were
 made. The constants and their order are those of `utils.data.perturbations.corruption_constants`.
 
-Random numbers are drawn on the CPU, image by image. The rest is tensor code on the images' device,
-but for the filters and JPEG: there OpenCV is several times faster than torch on a CPU, so images of
-another device are taken to the CPU and back. An image's bytes must not depend on the others of its
-batch: sums are exact, element by element, or image by image. Filters run in double precision: a
-mean of few levels is often a whole number, and the last bit decides whether it is truncated.
+Random numbers are drawn on the CPU, image by image, and what follows is numpy and OpenCV there,
+which take less time a call than torch (for one image of 32 pixels the calls are what counts);
+interpolation and matrix products alone are torch's. Images of another device are taken to the CPU
+and back. An image's bytes must not depend on the others of its batch: sums are exact, element by
+element, or image by image. Filters run in double precision: a mean of few levels is often a whole
+number, and the last bit decides whether it is truncated.
 """
 
 from __future__ import annotations
@@ -66,6 +67,15 @@ def defocus_blur(images: Tensor, generators: Generators, radius: float, alias_si
     return map_planes(images, lambda plane: cv2.filter2D(plane, -1, kernel))
 
 
+@lru_cache(maxsize=16)
+def _visited(count: int, height: int, width: int, margin: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Numbers of the pixels [count, height, width], and which of them are visited."""
+    pixels = np.arange(count * height * width).reshape(count, height, width)
+    inside = np.zeros(pixels.shape, dtype=bool)
+    inside[:, margin + 1 : height - margin + 1, margin + 1 : width - margin + 1] = True
+    return pixels, inside
+
+
 def copy_neighbours(images: Tensor, row_offset: Array, column_offset: Array, margin: int) -> Tensor:
     """Visit rows, and columns within a row, from size - margin down to margin + 1; each pixel
     copies a neighbour.
@@ -76,18 +86,16 @@ def copy_neighbours(images: Tensor, row_offset: Array, column_offset: Array, mar
     make it this one-way copy, and the released sets are made with it.
     """
     count, channels, height, width = images.shape
-    pixels = np.arange(count * height * width).reshape(count, height, width)
+    pixels, inside = _visited(count, height, width, margin)
     visited = np.s_[:, margin + 1 : height - margin + 1, margin + 1 : width - margin + 1]
     here = pixels[visited]
-    there = here + row_offset[:, ::-1, ::-1] * width + column_offset[:, ::-1, ::-1]
-    inside = np.zeros(pixels.shape, dtype=bool)
-    inside[visited] = True
+    there = (row_offset * width + column_offset)[:, ::-1, ::-1] + here
 
     # Visited earlier: `there` has a new value, to be followed to where it came from. Else its old
     # value is taken. Following the pointers, twice as far at each round, gives the sequential
     # result without a loop over pixels.
     pointer, source = pixels.copy(), pixels.copy()
-    pointer[visited] = np.where(inside.ravel().take(there) & (there > here), there, here)
+    pointer[visited] = np.where(inside.take(there) & (there > here), there, here)
     pointer = pointer.ravel()
     while not np.array_equal(followed := pointer.take(pointer), pointer):
         pointer = followed
@@ -109,6 +117,14 @@ def glass_blur(images: Tensor, generators: Generators, sigma: float, offset: flo
     return gaussian_blur(shuffled, generators, sigma)
 
 
+@lru_cache(maxsize=64)
+def _half_gaussian(radius: float, sigma: float) -> tuple[NDArray[np.int64], list[float]]:
+    """Steps along a smear, and the weight of each."""
+    steps = np.arange(2 * math.ceil(radius) + 1)
+    weights = np.exp(-(steps**2) / (2 * sigma**2))
+    return steps, (weights / weights.sum()).tolist()
+
+
 def motion_smear(image: Array, radius: float, sigma: float, angle: float) -> Image:
     """ImageMagick's motion blur of a uint8 image [H, W] or [H, W, C]: half a Gaussian along `angle`
     degrees.
@@ -117,15 +133,14 @@ def motion_smear(image: Array, radius: float, sigma: float, angle: float) -> Ima
     not truncate.
     """
     height, width = image.shape[:2]
-    steps = np.arange(2 * math.ceil(radius) + 1)
-    weights = np.exp(-(steps**2) / (2 * sigma**2))
+    steps, weights = _half_gaussian(radius, sigma)
     columns = np.ceil(steps * math.cos(math.radians(angle)) - 0.5).astype(int)
     rows = np.ceil(steps * math.sin(math.radians(angle)) - 0.5).astype(int)
     top, left = max(0, -rows.min()), max(0, -columns.min())
     border = (top, max(0, rows.max()), left, max(0, columns.max()))
     padded = cv2.copyMakeBorder(image, *border, cv2.BORDER_REPLICATE).astype(np.float32)
     total: Array = np.zeros(image.shape, dtype=np.float32)
-    for row, column, weight in zip((rows + top).tolist(), (columns + left).tolist(), weights / weights.sum(), strict=True):
+    for row, column, weight in zip((rows + top).tolist(), (columns + left).tolist(), weights, strict=True):
         total = cv2.scaleAdd(padded[row : row + height, column : column + width], weight, total, total)
     return np.asarray(cv2.convertScaleAbs(total), dtype=np.uint8)
 
@@ -170,17 +185,35 @@ def zoom_blur(images: Tensor, generators: Generators, stop: float, step: float) 
         channels *= batch
         stack = functional.pad(stack.view(1, channels, height, width), (0, 0, 0, 0, 0, -channels % 16))
     stack = stack.contiguous(memory_format=torch.channels_last)
-    factors = np.arange(1, stop, step).tolist()
+    factors = _zoom_factors(stop, step, height, width)
     total = stack * 2  # the first factor is 1, so the image itself counts twice
-    for factor in factors[1:]:
-        total += zoom(stack, factor)
-    return (total[:, :channels] / (len(factors) + 1)).reshape(images.shape)
+    for factor, times in factors:
+        zoomed = zoom(stack, factor)
+        for _ in range(times):
+            total += zoomed
+    return (total[:, :channels] / (2 + sum(times for _, times in factors))).reshape(images.shape)
+
+
+@lru_cache(maxsize=64)
+def _zoom_factors(stop: float, step: float, height: int, width: int) -> list[tuple[float, int]]:
+    """Factors above 1 in their order, and how many in a row give the same image, as they do for
+    small ones.
+    """
+    found: dict[tuple[int, ...], list[float]] = {}
+    for factor in np.arange(1, stop, step).tolist()[1:]:
+        crops = [zoom_crop(side, factor)[1] for side in (height, width)]
+        found.setdefault((*crops, *(round(crop * factor) for crop in crops)), []).append(factor)
+    return [(factors[0], len(factors)) for factors in found.values()]
 
 
 def contrast(images: Tensor, generators: Generators, factor: float) -> Tensor:
     height, width = images.shape[-2:]
-    mean = images.sum(dim=(2, 3), keepdim=True).double().div(height * width).float()
-    return (images.float() - mean).mul_(factor).add_(mean)
+    clean = images.cpu().numpy()
+    mean = (clean.sum(axis=(2, 3), keepdims=True, dtype=np.int64) / (height * width)).astype(np.float32)
+    grey = clean - mean
+    grey *= factor
+    grey += mean
+    return torch.from_numpy(grey).to(images.device)
 
 
 @lru_cache(maxsize=32)
@@ -189,18 +222,21 @@ def _smoothing_matrix(size: int, sigma: float) -> Tensor:
     return torch.from_numpy(ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0, mode="reflect", truncate=3)).float()
 
 
-def _sample(images: Tensor, rows: Tensor, columns: Tensor, *, repeat_edge: bool) -> Tensor:
+def _sample(images: Tensor, rows: Array, columns: Array, *, repeat_edge: bool) -> Tensor:
     """Linear interpolation of float images [n, C, H, W] at pixel positions [n, H, W]; beyond its
     edges an image is mirrored.
 
     The mirror stands at the outer edge of the last pixels (so they repeat), or at their centres.
     """
-    height, width = images.shape[-2:]
-    if repeat_edge:
-        grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)
-    else:
-        grid = torch.stack([2 * columns / max(1, width - 1) - 1, 2 * rows / max(1, height - 1) - 1], dim=-1)
-    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=not repeat_edge)
+    grid = np.empty((*rows.shape, 2), dtype=np.float32)
+    for places, at, size in ((columns, grid[..., 0], images.shape[-1]), (rows, grid[..., 1], images.shape[-2])):
+        np.multiply(places, 2, out=at)
+        if repeat_edge:
+            at += 1
+        at /= size if repeat_edge else max(1, size - 1)
+        at -= 1
+    where = torch.from_numpy(grid).to(images.device)
+    return functional.grid_sample(images, where, mode="bilinear", padding_mode="reflection", align_corners=not repeat_edge)
 
 
 def elastic_transform(images: Tensor, generators: Generators, displacement: float, sigma: float, shift: float) -> Tensor:
@@ -213,41 +249,40 @@ def elastic_transform(images: Tensor, generators: Generators, displacement: floa
         affine.append(cv2.getAffineTransform(moved, corners))
         if displacement:
             fields.append(generator.random((2, height, width), dtype=np.float32))
-    rows = torch.arange(height, device=images.device, dtype=torch.float32)[:, None]
-    columns = torch.arange(width, device=images.device, dtype=torch.float32)
-    x, y = (
-        a * columns + b * rows + c
-        for a, b, c in torch.from_numpy(np.stack(affine)).float().to(images.device)[..., None, None].permute(1, 2, 0, 3, 4)
-    )
+    rows, columns = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
+    x, y = (a * columns + b * rows + c for a, b, c in np.stack(affine).astype(np.float32)[..., None, None].transpose(1, 2, 0, 3, 4))
     warped = _sample(images.float(), y, x, repeat_edge=False)
     if not displacement:
         return warped
-    down, across = (_smoothing_matrix(size, sigma).to(images.device) for size in (height, width))
-    moves = [down @ (torch.from_numpy(field).to(images.device) * 2 - 1) @ across.T for field in fields]  # each of one shape
-    dx, dy = displacement * torch.stack(moves, dim=1)
+    down, across = (_smoothing_matrix(size, sigma) for size in (height, width))
+    moves = [(down @ torch.from_numpy(field * 2 - 1) @ across.T).numpy() for field in fields]  # each of one shape
+    dx, dy = np.float32(displacement) * np.stack(moves, axis=1)
     return _sample(warped, rows + dy, columns + dx, repeat_edge=True)
 
 
 @lru_cache(maxsize=64)
-def _box(size: int, small: int) -> Tensor:
-    """[small, size] of 0 and 1: which pixels Pillow's box filter averages to one of `small`."""
+def _box(size: int, small: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """[small, size] of 0 and 1, which pixels Pillow's box filter averages to one of `small`; how
+    many these are; and [size], which of the small ones is repeated at each place.
+    """
     scale = size / small
     offset = (np.arange(size) + 0.5 - (np.arange(small)[:, None] + 0.5) * scale) / scale
-    return torch.from_numpy((offset > -0.5) & (offset <= 0.5)).float()
+    box = ((offset > -0.5) & (offset <= 0.5)).astype(np.float32)
+    return box, box.sum(1), ((np.arange(size) + 0.5) * (small / size)).astype(np.int64)
 
 
 def pixelate(images: Tensor, generators: Generators, factor: float) -> Tensor:
-    height, width = images.shape[-2:]
-    down, across = (_box(size, max(1, int(size * factor))).to(images.device) for size in (height, width))
+    (down, rows, row), (across, columns, column) = (_box(size, max(1, int(size * factor))) for size in images.shape[-2:])
     # Sums of whole numbers, exact in any order. Pillow rounds after each axis, then repeats the
     # pixel below each centre.
-    small = (images.float() @ across.T).div_(across.sum(1)).add_(0.5).floor_()
-    small = (down @ small).div_(down.sum(1)[:, None]).add_(0.5).floor_()
-    row, column = (
-        ((torch.arange(size, device=images.device, dtype=torch.float64) + 0.5) * (len(box) / size)).long()
-        for size, box in ((height, down), (width, across))
-    )
-    return small.to(torch.uint8).index_select(3, column).index_select(2, row)
+    small = images.cpu().numpy().astype(np.float32) @ across.T
+    small /= columns
+    small += 0.5
+    small = down @ np.floor(small, out=small)
+    small /= rows[:, None]
+    small += 0.5
+    pixels = small.astype(np.uint8).take(column, axis=3).take(row, axis=2)
+    return torch.from_numpy(pixels).to(images.device)
 
 
 def jpeg_compression(images: Tensor, generators: Generators, quality: float) -> Tensor:

@@ -64,7 +64,7 @@ def shot_table(photons: float) -> Table:
 
 
 @lru_cache(maxsize=64)
-def alias_table(table: Callable[[float], Table], constant: float) -> tuple[Tensor, Tensor]:
+def alias_table(table: Callable[[float], Table], constant: float) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """Per level v and column c, both [65536] at 256 v + c: the share of the column that stays c,
     and the level for the rest.
 
@@ -82,7 +82,7 @@ def alias_table(table: Callable[[float], Table], constant: float) -> tuple[Tenso
         done[rows, poorest] = True
     threshold = np.rint((share.clip(0, 1) - 0.5) * (1 << _SHARE_BITS)).astype(np.int64) << (32 - _SHARE_BITS)
     threshold = threshold.clip(max=2**31 - 1).ravel()
-    return torch.from_numpy(threshold.astype(np.int32)), torch.from_numpy(alias.astype(np.uint8).ravel())
+    return threshold.astype(np.int32), alias.astype(np.uint8).ravel()
 
 
 def _random_words(generator: np.random.Generator, count: int) -> NDArray[np.int32]:
@@ -92,13 +92,17 @@ def _random_words(generator: np.random.Generator, count: int) -> NDArray[np.int3
 
 def redraw(images: Tensor, generators: Iterable[np.random.Generator], constant: float, table: Callable[[float], Table]) -> Tensor:
     """Each value v of uint8 [n, 3, H, W] replaced by a draw from the row v of `table(constant)`."""
-    share, alias = (part.to(images.device) for part in alias_table(table, constant))
-    words = np.stack([_random_words(generator, images[0].numel()) for generator in generators])
-    drawn = torch.from_numpy(words).to(images.device).view(images.shape)
-    place = images.int().mul_(LEVELS).add_(drawn & (LEVELS - 1)).flatten()
-    keep = (drawn < share.index_select(0, place).view(images.shape)).view(torch.uint8)
-    column, other = drawn.to(torch.uint8), alias.index_select(0, place).view(images.shape)
-    return (column - other).mul_(keep).add_(other)  # modulo 256: the column where it is kept
+    share, alias = alias_table(table, constant)
+    values = images.cpu().numpy()
+    drawn = np.stack([_random_words(generator, images[0].numel()) for generator in generators]).reshape(values.shape)
+    place = values.astype(np.int64)
+    place *= LEVELS
+    place += drawn & (LEVELS - 1)
+    column, other = drawn.astype(np.uint8), alias.take(place)
+    column -= other  # modulo 256: the column where it is kept
+    column *= (drawn < share.take(place)).view(np.uint8)
+    column += other
+    return torch.from_numpy(column).to(images.device)
 
 
 gaussian_noise = partial(redraw, table=gaussian_table)

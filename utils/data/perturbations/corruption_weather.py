@@ -50,15 +50,22 @@ def snow(
     for generator in generators:
         noise.append(generator.standard_normal(shape, dtype=np.float32))
         angles.append(generator.uniform(-135, -45))
-    flakes = magnify(torch.from_numpy(np.stack(noise)).to(images.device) * std + mean, factor, height, width)
-    flakes = (flakes.clamp(0, 1) * 255 * (flakes >= threshold)).to(torch.uint8).squeeze(1)
-    smeared = [motion_smear(one, radius, sigma, angle) for one, angle in zip(flakes.cpu().numpy(), angles, strict=True)]
-    layer = torch.from_numpy(np.stack(smeared)).to(images.device).float()
-    layer = (layer + layer.flip(-1, -2)).unsqueeze(1)
-    clean = images.float()
-    red, green, blue = clean.split(1, dim=1)
-    grey = red * 0.299 + green * 0.587 + blue * 0.114
-    return clean * weight + torch.maximum(clean, grey * 1.5 + 127.5).mul_(1 - weight) + layer
+    field = magnify(torch.from_numpy(np.stack(noise) * np.float32(std) + np.float32(mean)), factor, height, width).numpy()
+    flakes = (field.clip(0, 1) * 255 * (field >= threshold)).astype(np.uint8)
+    smeared = [motion_smear(one[0], radius, sigma, angle) for one, angle in zip(flakes, angles, strict=True)]
+    layer = np.stack(smeared)[:, None].astype(np.float32)
+    clean = images.cpu().numpy().astype(np.float32)
+    grey = clean[:, :1] * 0.299
+    grey += clean[:, 1:2] * 0.587
+    grey += clean[:, 2:] * 0.114
+    grey *= 1.5
+    grey += 127.5
+    white = np.maximum(clean, grey)
+    white *= 1 - weight
+    clean *= weight
+    clean += white
+    clean += layer + layer[..., ::-1, ::-1]
+    return torch.from_numpy(clean).to(images.device)
 
 
 def frost_folder() -> Path:
@@ -117,47 +124,63 @@ def height_map(uniform: Array, side: int, decay: float) -> Array:
     """
     corner, wobble = np.zeros((len(uniform), 1, 1), dtype=np.float32), 100.0
     while corner.shape[1] < side:
-        points = corner.shape[1] ** 2
-        noise, uniform = uniform[:, : 3 * points] * np.float32(wobble**2), uniform[:, 3 * points :]
-        rough = noise.reshape(len(noise), 3, *corner.shape[1:])
-        below, beside = corner + _rolled(corner, 1, 1), corner + _rolled(corner, 2, 1)
-        centre = (below + _rolled(below, 2, 1)) / 4 + rough[:, 0]
-        finer = np.empty((len(uniform), 2 * corner.shape[1], 2 * corner.shape[2]), dtype=np.float32)
+        here = corner.shape[1]
+        noise, uniform = uniform[:, : 3 * here**2] * np.float32(wobble**2), uniform[:, 3 * here**2 :]
+        rough = noise.reshape(-1, 3, here, here)
+        around = np.empty((len(corner), here + 1, here + 1), dtype=np.float32)  # with the first row and column at the end
+        around[:, :-1, :-1], around[:, -1, :-1], around[:, :, -1] = corner, corner[:, 0], around[:, :, 0]
+        below = around[:, :-1] + around[:, 1:]  # [n, here, here + 1], the last column the first one
+        beside = around[:, :-1, :-1] + around[:, :-1, 1:]
+        centres = np.empty_like(around)  # with the last row and column at the beginning
+        centre = centres[:, 1:, 1:]
+        np.add(below[..., :-1], below[..., 1:], out=centre)
+        centre /= 4
+        centre += rough[:, 0]
+        centres[:, 0, 1:], centres[:, 1:, 0] = centre[:, -1], centre[:, :, -1]
+        finer = np.empty((len(corner), 2 * here, 2 * here), dtype=np.float32)
         finer[:, ::2, ::2], finer[:, 1::2, 1::2] = corner, centre
-        finer[:, ::2, 1::2] = (centre + _rolled(centre, 1, -1) + beside) / 4 + rough[:, 1]
-        finer[:, 1::2, ::2] = (centre + _rolled(centre, 2, -1) + below) / 4 + rough[:, 2]
+        for place, before, edges, offset in (
+            (finer[:, ::2, 1::2], centres[:, :-1, 1:], beside, rough[:, 1]),
+            (finer[:, 1::2, ::2], centres[:, 1:, :-1], below[..., :-1], rough[:, 2]),
+        ):
+            mean = centre + before
+            mean += edges
+            mean /= 4
+            np.add(mean, offset, out=place)
         corner, wobble = finer, wobble / decay
     corner -= corner.min(axis=(1, 2), keepdims=True)
-    return corner / corner.max(axis=(1, 2), keepdims=True)
-
-
-def _rolled(planes: Array, axis: int, first: int) -> Array:
-    """Planes [n, H, W] that begin with row or column `first`, the ones before it at their end."""
-    parts = (planes[:, first:], planes[:, :first]) if axis == 1 else (planes[..., first:], planes[..., :first])
-    return np.concatenate(parts, axis)  # many times faster than numpy.roll
+    corner /= corner.max(axis=(1, 2), keepdims=True)
+    return corner
 
 
 def fog(images: Tensor, generators: Generators, amount: float, decay: float) -> Tensor:
     height, width = images.shape[-2:]
     side = max(2, 1 << (max(height, width) - 1).bit_length())
     uniform = np.stack([generator.random(side**2 - 1, dtype=np.float32) for generator in generators])
-    heights = height_map(uniform * 2 - 1, side, decay)[:, None, :height, :width]
-    layer = torch.from_numpy(heights).to(images.device)
-    brightest = images.amax(dim=(1, 2, 3), keepdim=True) / 255
-    return (images + layer * (255 * amount)).mul_(brightest / (brightest + amount))
+    uniform *= 2
+    uniform -= 1
+    layer = height_map(uniform, side, decay)[:, None, :height, :width] * np.float32(255 * amount)
+    clean = images.cpu().numpy()
+    brightest = clean.max(axis=(1, 2, 3), keepdims=True) / np.float32(255)
+    foggy = clean + layer
+    foggy *= brightest / (brightest + np.float32(amount))
+    return torch.from_numpy(foggy).to(images.device)
 
 
 def brightness(images: Tensor, generators: Generators, offset: float) -> Tensor:
     """HSV value plus `offset`; hue and saturation stay, so the three channels keep their ratios.
     Black becomes grey.
     """
-    clean = images.double().div_(255)
-    value = clean.amax(dim=1, keepdim=True)
-    black = (value == 0).double()
-    raised = (value + offset).clamp_(max=1)
+    clean = images.cpu().numpy() / 255
+    value = clean.max(axis=1, keepdims=True)
+    black = value == 0
     # Multiplied first: the brightest channel of a saturated pixel is then 1 exactly and survives
     # the truncation as 255.
-    return clean.add_(black).mul_(raised).div_(value + black).mul_(255)
+    clean += black
+    clean *= np.minimum(value + offset, 1)
+    clean /= value + black
+    clean *= 255
+    return torch.from_numpy(clean).to(images.device)
 
 
 def _water(drops: Array, strength: float) -> Array:

@@ -68,5 +68,5 @@ def map_planes(images: Tensor, function: Callable[[Plane], Plane]) -> Tensor:
     result = np.empty_like(planes)
     for index in np.ndindex(planes.shape[:2]):
         plane = function(planes[index].astype(np.float64))
-        result[index] = np.clip(plane, 0, 255, out=plane)
+        result[index] = plane.clip(0, 255, out=plane)
     return torch.from_numpy(result).to(images.device)

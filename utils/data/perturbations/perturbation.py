@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -246,7 +247,7 @@ class Perturbation(abc.ABC):
         """Float64 [B], or [B, n] for n stages, each level checked."""
         several = len(self.stages) > 1
         if isinstance(level, (int, float)) and not several:  # the usual case, and the quickest
-            return torch.full((count,), self.check(round(float(level), 6)), dtype=torch.float64)
+            return torch.from_numpy(np.full(count, self.check(round(float(level), 6))))  # float64
         levels = decimals(level)
         shape = [count, len(self.stages)] if several else [count]
         if levels.ndim == 0 and not several:

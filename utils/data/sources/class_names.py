@@ -1,4 +1,4 @@
-"""Words for classes that are called by their numbers in WordNet, such as n01440764."""
+"""Names of ImageNet's classes: numbers in WordNet, such as n01440764, and words for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ import re
 from collections.abc import Sequence
 
 _NUMBER = re.compile(r"n\d{8}")
+
+
+def timm_classes(count: int) -> list[str] | None:
+    """The classes of a network of timm with so many outputs, by their numbers in WordNet: those of
+    ImageNet-1k, -12k, -21k or -22k; None for other counts.
+    """
+    from timm.data import ImageNetInfo  # here, since it takes seconds
+    from timm.data.imagenet_info import infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": count})
+    return None if subset is None else list(ImageNetInfo(subset).label_names())
+
+
+def wordnet_numbers(classes: Sequence[str], words: Sequence[str]) -> list[str]:
+    """The classes, where one of them has a word (`class_words`) that is not its name; else none."""
+    return list(classes) if any(name != word for name, word in zip(classes, words, strict=True)) else []
 
 
 def class_words(classes: Sequence[str]) -> list[str]:
