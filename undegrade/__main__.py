@@ -48,7 +48,8 @@ def main() -> object:
         completion.skip_command_word()
     if not words or words[0] in ("-h", "--help"):
         print("usage: undegrade <command> <arguments>; each has a --help of its own")
-        print("\n".join(f"  {word.ljust(13)}{text}" for word, (_, text) in COMMANDS.items()))
+        width = max(map(len, COMMANDS)) + 2
+        print("\n".join(f"  {word.ljust(width)}{text}" for word, (_, text) in COMMANDS.items()))
         return 0
     module, _ = COMMANDS[check_choice(words[0], COMMANDS, "command")]
     start(f"{module.replace('.', '/')}.py", words[1:])
