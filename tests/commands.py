@@ -23,6 +23,7 @@ from undegrade.models.restoration.restorer import Restorer
 from undegrade.trainers.config import TrainConfig
 from undegrade.trainers.methods import METHODS
 from undegrade.utils.config import build
+from undegrade.utils.data.sources.registry import check_dataset
 
 PROGRAMS = ("python", "mpiexec", "torchrun", "make", "pip")
 
@@ -94,6 +95,12 @@ def _description(path: Path) -> dict[str, str]:
     return {"kind": {"segmentation": "segmenter", "landmark": "landmarks"}.get(path.parts[1], "classifier")}
 
 
+def _dataset(dataset: str) -> None:
+    """In place of `check_dataset`: folders of the documentation are not there."""
+    if "/" not in dataset:
+        check_dataset(dataset)
+
+
 # script -> what is put in the place of which function, so that it stops once its configuration is
 # complete
 _TRAINING = {"undegrade.trainers.entry.run": _stop(_check_training)}
@@ -136,7 +143,7 @@ STOPS: dict[str, dict[str, Callable]] = {
         "undegrade.opening.load": _stop(),
         "undegrade.measured.check_results": lambda path: None,
     },
-    "utils/pipeline.py": {"undegrade.utils.files.write_atomic": _stop()},
+    "utils/pipeline.py": {"undegrade.utils.files.write_atomic": _stop(), "undegrade.utils.pipeline.check_dataset": _dataset},
     "image_adapt/scripts/image_sample.py": {
         "undegrade.image_adapt.reverse.find_checkpoint": _checkpoint,
         "undegrade.models.diffusion.loading.load_denoiser": lambda path: _denoiser(),

@@ -85,7 +85,9 @@ def test_what_was_done_before_a_signal_is_kept_and_shown(
     report = tmp_path / "page.html"
     done = predict(photos, "--system", network, "--batch_size", 3, "--out", tmp_path / "p.csv", "--report", report)
     assert done.status == 75
-    assert f"SIGTERM was received after 3 of 4 images, which are in {tmp_path}/p.csv and {report}; the same" in done.err
+    assert (
+        f"SIGTERM was received after 3 of 4 images, which are in {tmp_path}/p.csv and {report}; 1 are missing; the same" in done.err
+    )
     assert len((tmp_path / "p.csv").read_text(encoding="utf-8").splitlines()) == 4
     assert "It was stopped before its end: 1 further images were not looked at." in report.read_text(encoding="utf-8")
 

@@ -46,4 +46,5 @@ def test_a_configuration_without_its_flag_is_named_with_it() -> None:
 def test_a_dry_run_knows_the_data_sets(tmp_path: Path) -> None:
     done = run_script(*PIPELINE, "Digts")
     assert done.status == 2 and "unknown dataset 'Digts': did you mean 'Digits'?" in done.err
-    assert "its images cannot be counted" in run_script(*PIPELINE, tmp_path / "none").check().out
+    done = run_script(*PIPELINE, tmp_path / "none")
+    assert done.status == 2 and f"image folder {tmp_path}/none does not exist; expected" in done.err

@@ -6,14 +6,12 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
 from tests.scripts import ROOT, launch
 from undegrade.__main__ import COMMANDS
 from undegrade.utils.extras import how_to_install, import_extra
-from undegrade.utils.run_log import RunLog
 
 FOLDERS = ("utils", "models", "trainers", "image_adapt", "evaluation", "undegrade")
 # imports of every module of the project in turn, without what the extras bring
@@ -86,19 +84,7 @@ def test_every_extra_that_is_named_exists() -> None:
     texts = {path: path.read_text(encoding="utf-8") for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
     named = {(path, name) for path, text in texts.items() for name in re.findall(r"how_to_install\([\"'](\w+)[\"']\)", text)}
     named |= {(path, name) for path, text in texts.items() for name in re.findall(r"import_extra\(\"\w+\", \"(\w+)\"", text)}
-    assert {name for _, name in named} >= {"video", "editor", "mpich", "watermark", "frost", "tensorboard"}
+    assert {name for _, name in named} >= {"video", "editor", "mpich", "watermark", "frost", "onnx"}
     assert {name for _, name in named} <= extras().keys()
     by_hand = [str(path) for path, text in texts.items() if "pip install 'undegrade[" in text and path.name != "extras.py"]
     assert not by_hand, "use utils/extras.py"
-
-
-def test_training_goes_on_without_tensorboard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with caplog.at_level("INFO"):
-        log = RunLog(tmp_path)
-    log.write(1, 10, {"train/loss": 0.5})
-    log.close()
-    assert "no events for TensorBoard, which is not installed (pip install 'undegrade[tensorboard]')" in caplog.text
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -85,7 +85,7 @@ def test_classes_are_not_compared_where_the_checkpoint_names_none(tmp_path: Path
 
 def test_a_classifier_without_description_cannot_be_loaded_but_says_how_to_use_it(tmp_path: Path) -> None:
     torch.save(make_classifier().network.state_dict(), tmp_path / "theirs.pth")
-    message = r"theirs\.pth does not say what network it holds: name it \(test\.py --arch.*start a run from it \(model\.arch and"
+    message = r"theirs\.pth does not say what network it holds: name it \(--arch.*start a run from it \(model\.arch and"
     with pytest.raises(ValueError, match=message):
         load_classifier(tmp_path / "theirs.pth")
 

@@ -110,7 +110,7 @@ def test_a_prediction_that_is_stopped_keeps_what_it_has(network: Path, photos: P
     done = run_script("test.py", *words, "--report", tmp_path / "p.html")
     said = f"are over after 2 of 6 images, which are in {tmp_path}/p.csv and {tmp_path}/p.html; 4 are missing"
     assert done.status == 75 and said in done.err and "begins anew" in done.err
-    assert "The work was stopped: 4 of 7 images are missing." in (tmp_path / "p.html").read_text()
+    assert "It was stopped before its end: 4 further images were not looked at." in (tmp_path / "p.html").read_text()
     check(rows_of(tmp_path / "p.csv"), NAMES[:2], shares_of(network, photos, NAMES)[:2])
 
 

@@ -107,4 +107,4 @@ def test_without_tensorboard_a_line_says_so(monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setattr("accelerate.tracking._available_trackers", [])
     with caplog.at_level(logging.INFO):
         assert check_trackers(["tensorboard"]) == []
-    assert "not installed (pip install tensorboard); metrics.jsonl has the numbers" in caplog.text
+    assert "not installed (pip install 'undegrade[tensorboard]'); metrics.jsonl has the numbers" in caplog.text

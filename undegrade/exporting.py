@@ -21,6 +21,7 @@ from undegrade.measured import read_measured
 from undegrade.one_pass import OnePass
 from undegrade.system import System
 from undegrade.utils.data.sources.images import Resize
+from undegrade.utils.extras import how_to_install
 from undegrade.utils.files import replacing
 from undegrade.utils.model_card import make_card
 from undegrade.utils.provenance import library_versions
@@ -158,7 +159,7 @@ def _description(system: System, pixels: Pixels) -> dict[str, Any]:
 def _check_onnx() -> None:
     missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"--format onnx needs {' and '.join(missing)}: pip install 'undegrade[onnx]'")
+        raise ValueError(f"--format onnx needs {' and '.join(missing)}: {how_to_install('onnx')}")
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, described: dict[str, Any]) -> None:
