@@ -48,7 +48,7 @@ def found(pipeline: str, dataset: str, **given: str) -> dict[str, Cost]:
 
 # images of stages, each with its number of passes forward and backward an image
 PUBLISHED = {
-    ("demo", "Digits"): {"table_clean": (5_385, 2, 0), "table_degraded": (5_385, 3, 0), "evaluate": (5_385, 7, 0)},
+    ("demo", "Digits"): {"table_clean": (3_600, 2, 0), "table_degraded": (3_600, 3, 0), "evaluate": (3_600, 7, 0)},
     # ImageNet-C at severity 5 is 15 x 50,000 images, DDA 50 passes of each kind; DiffAUD trains on
     # 50,000 images x 3 degradations; SDA on 50 of each of 1,000 classes: DiT 250 passes, the VAE 1
     ("diffaud", "Imagenet"): {
