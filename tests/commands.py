@@ -143,7 +143,10 @@ STOPS: dict[str, dict[str, Callable]] = {
         "undegrade.opening.load": _stop(),
         "undegrade.measured.check_results": lambda path: None,
     },
-    "utils/pipeline.py": {"undegrade.utils.files.write_atomic": _stop(), "undegrade.utils.pipeline.check_dataset": _dataset},
+    "utils/pipeline.py": {
+        "undegrade.utils.files.write_atomic": _stop(),
+        "undegrade.utils.data.sources.registry.check_dataset": _dataset,
+    },
     "image_adapt/scripts/image_sample.py": {
         "undegrade.image_adapt.reverse.find_checkpoint": _checkpoint,
         "undegrade.models.diffusion.loading.load_denoiser": lambda path: _denoiser(),
