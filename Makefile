@@ -1,4 +1,4 @@
-# make demo   the whole DiffAUD pipeline on the embedded Digits data (MINUTES minutes on 2 CPU cores) -> runs/demo/report.html
+# make demo   the whole DiffAUD pipeline on the embedded Digits data (7 minutes on 2 CPU cores) -> runs/demo/report.html
 # make table-fusiondistill DATASET=Digits SEEDS=3   every approach of FusionDistill's table, over three seeds -> runs/fusiondistill/Digits
 # make table-diffaud DATASET=CIFAR10   source, DDA, the two distilled classifiers, DiffAUD -> runs/diffaud/CIFAR10
 # make table-sda DATASET=Digits   the same and SDA: the classifier fine-tuned on generated images -> runs/sda/Digits

@@ -89,7 +89,7 @@ def load(
     """
     if (saved := _saved_system(source, runs)) is not None:
         asked = {"system": system, "adapter": adapter, "arch": arch, "classes": classes, "overrides": overrides}
-        for name in [name for name, value in asked.items() if value is not None]:
+        for name in [name for name, value in asked.items() if value]:
             raise ValueError(f"{source} is a saved system, which says itself what it consists of: leave {name}= out")
         return open_saved(saved, device)
     config, name = chosen_system(source, system, adapter is not None, runs, arch, classes, batch_size, overrides)
