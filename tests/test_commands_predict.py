@@ -92,6 +92,13 @@ def test_what_was_done_before_a_signal_is_kept_and_shown(
     assert "It was stopped before its end: 1 further images were not looked at." in report.read_text(encoding="utf-8")
 
 
+def test_a_saved_system_is_a_folder_that_predicts(network: Path, photos: Path, tmp_path: Path) -> None:
+    undegrade.load(network).save_pretrained(tmp_path / "saved")
+    for system, out in ((network, "before.csv"), (tmp_path / "saved", "after.csv")):
+        predict(photos, "--system", system, "--out", tmp_path / out).check()
+    assert (tmp_path / "after.csv").read_text(encoding="utf-8") == (tmp_path / "before.csv").read_text(encoding="utf-8")
+
+
 # --- weights of timm that say nothing themselves
 
 
